@@ -1,0 +1,49 @@
+"""The shape of a decoder: the numbers from which every tensor, FLOP and byte follows."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A resolved model: nothing in it is optional any more but what the family does not have."""
+
+    family: str  # "llama", "qwen3", …: the Hugging Face family whose names and config it has
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn: int
+    vocab: int  # rows of the embedding, padded to a multiple of 64
+    context: int  # tokens in a training row; the rotary table is as long
+    tie_embeddings: bool
+    qk_norm: bool
+    norm: str = "rms"  # or "layer"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None
+    sliding_window: int | None = None
+    bos_id: int | None = None
+    eos_id: int | None = None
+    # Mixture of experts; experts = 0 means a dense model.
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
+    shared_ffn: int = 0
+    dense_layers: int = 0
+    router: str = "softmax"
+    # Latent attention (MLA); kv_rank = 0 means ordinary grouped-query attention.
+    mla_q_rank: int = 0
+    mla_kv_rank: int = 0
+    mla_nope_dim: int = 0
+    mla_rope_dim: int = 0
+    mla_v_dim: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "ModelShape":
+        known = {field.name for field in fields(ModelShape)}
+        return ModelShape(**{name: value for name, value in values.items() if name in known})

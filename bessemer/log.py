@@ -1,0 +1,49 @@
+"""What a person sees while a job runs: lines on stderr, and one live line on a terminal.
+
+Data goes to stdout (the CLI prints it); everything here goes to stderr. A terminal gets a line that
+is rewritten in place; a pipe gets whole lines only, at most one per interval.
+"""
+
+import sys
+import time
+
+_PIPE_INTERVAL_S = 10.0
+
+
+class Console:
+    """Writes log lines and a live progress line to stderr without the two overwriting each other."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._live = ""
+        self._last_pipe_s = float("-inf")
+
+    def line(self, text: str) -> None:
+        """One whole line; the live line, if any, moves below it."""
+        if self._quiet:
+            return
+        if self._live:
+            sys.stderr.write("\r\x1b[2K")
+        sys.stderr.write(text + "\n" + self._live)
+        sys.stderr.flush()
+
+    def progress(self, text: str, *, last: bool = False) -> None:
+        """Rewrite the live line; in a pipe print at most one line per interval, and the last."""
+        if self._quiet:
+            return
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K" + text + ("\n" if last else ""))
+            self._live = "" if last else text
+        else:
+            now_s = time.monotonic()
+            if not last and now_s - self._last_pipe_s < _PIPE_INTERVAL_S:
+                return
+            self._last_pipe_s = now_s
+            sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+
+def bar(fraction: float, width: int = 20) -> str:
+    """A plain progress bar: `####----`."""
+    full = round(max(0.0, min(1.0, fraction)) * width)
+    return "#" * full + "-" * (width - full)

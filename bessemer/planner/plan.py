@@ -1,0 +1,97 @@
+"""The plan: every number that a run needs, decided once, before anything is allocated.
+
+`resolve` makes it; `build` and the reports read it. It is stored as `plan.json` in the run directory,
+and a run that goes on uses the stored one, so that a second measurement of the machine cannot change
+a run under way.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bessemer.formulas.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A value that the recipe left to us, and the rule it came from: printed, and kept."""
+
+    key: str
+    value: Any
+    rule: str
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A predicted quantity with its band. basis: measured, modelled or assumed."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    basis: str
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage, pre-training or fine-tuning, fully decided."""
+
+    steps: int
+    context: int  # tokens in a row
+    batch_rows: int  # rows per optimizer step, over all ranks
+    micro_batch: int  # rows per forward
+    lr: float
+    schedule: str
+    warmup: int
+    decay_steps: int  # wsd only
+    final_lr: float  # cosine only: share of the peak
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    grad_clip: float | None
+    dtype: str  # "bf16" or "fp32"
+    compile: bool | str  # "auto" is settled by train.build, which knows whether there is a compiler
+    recompute: str
+    validate_every: int
+    save_every: int
+    log_every: int
+    keep: int
+    optimizer: str = "adamw"
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_rows * self.context
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "StagePlan":
+        return StagePlan(**{**values, "betas": tuple(values["betas"])})
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    seed: int
+    shape: ModelShape
+    params: int
+    params_active: int
+    pretrain: StagePlan
+    device: str
+    layout: dict[str, Any]
+    predicted: dict[str, Estimate]
+    derived: list[Derived] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Plan":
+        return Plan(
+            **{
+                **values,
+                "shape": ModelShape.from_json(values["shape"]),
+                "pretrain": StagePlan.from_json(values["pretrain"]),
+                "predicted": {name: Estimate(**row) for name, row in values["predicted"].items()},
+                "derived": [Derived(**row) for row in values["derived"]],
+            }
+        )

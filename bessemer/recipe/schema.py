@@ -1,0 +1,238 @@
+"""The recipe: every key, its type, its default, and what it affects.
+
+A key *affects* data, model, learning or execution. Stage hashes and the rule for changing the recipe
+of an existing run follow from that and from nothing else: execution keys may change with any attempt,
+`steps`/`tokens` may be raised, everything else needs a fork. "auto" is derived by
+`planner.resolve` and printed with its rule.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+from bessemer.units import parse_count
+
+Auto = Literal["auto"]
+Affects = Literal["data", "model", "learning", "execution", "nothing"]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+def key(default: Any, affects: Affects, text: str) -> Any:
+    """A recipe key. `...` as the default means that the key is required."""
+    return Field(default, description=text, json_schema_extra={"affects": affects})
+
+
+class Section(BaseModel):
+    """Strict and frozen: an unknown key is an error, and nothing changes after loading."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), strict=False
+    )
+
+
+class RopeScaling(Section):
+    """Llama 3's stretching of RoPE to longer contexts (rope_type "llama3"), or "linear", or "yarn"."""
+
+    rope_type: Literal["llama3", "linear", "yarn"] = key("llama3", "model", "kind of stretching")
+    factor: PositiveFloat = key(8.0, "model", "how many times longer")
+    low_freq_factor: PositiveFloat = key(1.0, "model", "llama3 only")
+    high_freq_factor: PositiveFloat = key(4.0, "model", "llama3 only")
+    original_max_position_embeddings: PositiveInt = key(8192, "model", "context before stretching")
+
+
+class Model(Section):
+    family: Literal["llama", "qwen3", "qwen3-moe", "mixtral", "gemma3", "phi3", "deepseek-v3", "gpt2"] = key(
+        "llama", "model", "naming and block layout, as the Hugging Face family of that name"
+    )
+    from_: str | None = Field(
+        None,
+        alias="from",
+        description="a Hugging Face directory or config.json: the shape, and for finetune the weights",
+        json_schema_extra={"affects": "model"},
+    )
+    size: str | None = key(None, "model", 'the one dial: about this many parameters, e.g. "30M"')
+    layers: PositiveInt | None = key(None, "model", "decoder blocks")
+    hidden: PositiveInt | None = key(None, "model", "width of the residual stream")
+    heads: PositiveInt | None = key(None, "model", "query heads")
+    kv_heads: PositiveInt | None = key(None, "model", "key and value heads; must divide heads")
+    head_dim: PositiveInt | None = key(None, "model", "size of a head; default hidden / heads")
+    ffn: PositiveInt | None = key(None, "model", "width of the feed-forward layer")
+    tie_embeddings: bool | Auto = key(
+        "auto", "model", "one matrix for embedding and head; auto: under 1B parameters"
+    )
+    qk_norm: bool | Auto = key("auto", "model", "RMSNorm on queries and keys; auto: as the family has it")
+    norm: Literal["rms", "layer"] | Auto = key("auto", "model", "normalisation; auto: as the family has it")
+    norm_eps: PositiveFloat = key(1e-5, "model", "epsilon inside the normalisation")
+    rope_theta: PositiveFloat = key(10000.0, "model", "base of the rotary frequencies")
+    rope_scaling: RopeScaling | None = key(None, "model", "stretching of RoPE to longer contexts")
+    sliding_window: PositiveInt | None = key(None, "model", "tokens a query looks back; none: all")
+    experts: PositiveInt | None = key(None, "model", "routed experts per MoE layer")
+    experts_per_token: PositiveInt | None = key(None, "model", "experts each token goes to")
+    expert_ffn: PositiveInt | None = key(None, "model", "width of one routed expert")
+    shared_ffn: PositiveInt | None = key(None, "model", "width of the always-on shared expert")
+    dense_layers: NonNegativeInt = key(0, "model", "first layers that are dense in an MoE model")
+    router: Literal["softmax", "sigmoid_bias"] = key("softmax", "model", "how experts are chosen")
+    mla_q_rank: PositiveInt | None = key(None, "model", "latent attention: query rank")
+    mla_kv_rank: PositiveInt | None = key(None, "model", "latent attention: key-value rank")
+    mla_nope_dim: PositiveInt | None = key(None, "model", "latent attention: head part without RoPE")
+    mla_rope_dim: PositiveInt | None = key(None, "model", "latent attention: head part with RoPE")
+    mla_v_dim: PositiveInt | None = key(None, "model", "latent attention: value head size")
+    context: PositiveInt = key(1024, "data", "tokens in a training row")
+
+    @field_validator("size")
+    @classmethod
+    def _size_is_a_count(cls, value: str | None) -> str | None:
+        if value is not None and value != "auto":
+            parse_count(value)
+        return value
+
+
+class Tokenizer(Section):
+    vocab: PositiveInt = key(8192, "data", "vocabulary to train; multiples of 64 train fastest")
+    path: str | None = key(None, "data", "a ready tokenizer.json instead of training one")
+
+
+SourceKind = Literal[
+    "text", "code", "html", "books", "warc", "jsonl", "parquet", "csv", "sql", "huggingface", "tokens"
+]
+
+
+class Source(Section):
+    name: str = key(..., "data", "name in reports")
+    kind: SourceKind = key(..., "data", "what the files are")
+    path: str | None = key(None, "data", "file, folder or glob; for sql a SQLite file")
+    url_env: str | None = key(None, "data", "sql: name of the environment variable that holds the DSN")
+    table: str | None = key(None, "data", "sql: table to read")
+    query: str | None = key(None, "data", "sql: query to read instead of a table")
+    text: str = key("text", "data", "column or field that holds the text")
+    id: str | None = key(None, "data", "column or field that names the document")
+    group: str | None = key(
+        None,
+        "data",
+        'documents of one group are held out together: a column or field, or for files "stem"',
+    )
+    licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
+    weight: PositiveFloat = key(1.0, "data", "times that its documents are read per epoch")
+
+
+class Clean(Section):
+    dedup: Literal["off", "exact", "minhash"] = key("exact", "data", "duplicate documents")
+    rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] = key("off", "data", "quality rules")
+    language: list[str] | None = key(None, "data", "languages to keep")
+    pii: Literal["off", "redact"] = key("off", "data", "personal data")
+    decontaminate: list[str] = key([], "data", "evaluation files whose passages are refused")
+
+
+class Data(Section):
+    validation: Fraction = key(0.01, "data", "share of documents held out, by hash of document or group")
+    gather: Literal["python-stdlib"] | None = key(
+        None, "data", "render this machine's Python library first; source paths are then relative to that"
+    )
+    source: list[Source] = key([], "data", "what to read; repeat [[data.source]]")
+    clean: Clean = key(Clean(), "data", "cleaning")
+
+
+class Optimization(Section):
+    """What pre-training and fine-tuning share."""
+
+    batch_tokens: PositiveInt | Auto = key("auto", "learning", "tokens per optimizer step, over all ranks")
+    micro_batch: PositiveInt | Auto = key("auto", "execution", "rows per rank and forward")
+    lr: PositiveFloat | Auto = key("auto", "learning", "peak learning rate")
+    schedule: Literal["wsd", "cosine", "constant"] = key("wsd", "learning", "shape of the learning rate")
+    warmup: NonNegativeInt | Auto = key("auto", "learning", "steps of linear warm-up")
+    decay: Fraction = key(0.2, "learning", "wsd: last share of the steps, in which lr falls to zero")
+    final_lr: Fraction = key(0.1, "learning", "cosine: lr at the end, as a share of the peak")
+    optimizer: Literal["adamw", "muon"] = key("adamw", "learning", "update rule")
+    betas: tuple[float, float] = key((0.9, 0.95), "learning", "AdamW's decay rates")
+    eps: PositiveFloat = key(1e-8, "learning", "AdamW's epsilon")
+    weight_decay: NonNegativeFloat = key(0.1, "learning", "decoupled; matrices only")
+    grad_clip: PositiveFloat | Literal["off"] = key(1.0, "learning", "global L2 norm")
+    dtype: Literal["bf16", "fp32"] = key("bf16", "learning", "compute; weights and optimizer stay fp32")
+    compile: bool | Auto = key("auto", "execution", "torch.compile; auto: where it pays within the run")
+    recompute: Literal["none", "selective", "full"] = key("none", "execution", "activations to compute twice")
+    validate_every: PositiveInt | Auto = key("auto", "execution", "steps")
+    save_every: PositiveInt | Auto = key("auto", "execution", "steps; always at the last step too")
+    log_every: PositiveInt = key(1, "execution", "steps between rows of metrics")
+    keep: PositiveInt = key(2, "execution", "newest verified checkpoints to keep")
+
+
+class Pretrain(Optimization):
+    steps: PositiveInt | Auto = key("auto", "learning", "optimizer updates")
+    tokens: str | PositiveInt | None = key(None, "learning", 'instead of steps, e.g. "2B"')
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_is_a_count(cls, value: str | int | None) -> int | None:
+        return parse_count(value) if isinstance(value, str) else value
+
+
+class FinetuneData(Section):
+    kind: Literal["jsonl", "parquet", "csv", "sql"] = key("jsonl", "data", "what the file is")
+    path: str | None = key(None, "data", "file or glob; for sql a SQLite file")
+    url_env: str | None = key(None, "data", "sql: name of the environment variable that holds the DSN")
+    table: str | None = key(None, "data", "sql: table to read")
+    query: str | None = key(None, "data", "sql: query to read instead of a table")
+    prompt: str = key("prompt", "data", "column or field of the prompt")
+    answer: str = key("answer", "data", "column or field of the answer: the loss is on this only")
+    messages: str | None = key(None, "data", "column or field of chat messages instead")
+    id: str | None = key(None, "data", "column or field that names the example")
+    group: str | None = key(None, "data", "column or field whose values are held out together")
+
+
+class Finetune(Optimization):
+    method: Literal["full", "lora", "qlora", "dpo"] = key("full", "learning", "what is trained")
+    data: FinetuneData | None = key(None, "data", "the task's examples")
+    epochs: PositiveInt = key(2, "learning", "times each example is seen")
+    compare_scratch: bool = key(False, "execution", "also train from random weights and compare")
+    context: PositiveInt | Auto = key("auto", "data", "tokens in a row; auto: as in pre-training")
+    lr: PositiveFloat | Auto = key("auto", "learning", "peak learning rate")
+
+
+class Evaluate(Section):
+    examples: PositiveInt = key(64, "execution", "held-out examples to generate answers for")
+    answer_tokens: PositiveInt = key(48, "execution", "longest answer to generate")
+
+
+class Parallel(Section):
+    layout: str = key("auto", "execution", 'degrees, e.g. "shard=2,tensor=2"')
+
+
+class Cluster(Section):
+    device: str | None = key(None, "execution", "a name from the catalogue")
+    devices: PositiveInt | None = key(None, "execution", "how many")
+    per_node: PositiveInt | None = key(None, "execution", "devices in a node")
+    region: str | None = key(None, "execution", "grid region, e.g. DEU")
+    pue: PositiveFloat | None = key(None, "execution", "facility over IT energy")
+    usd_per_device_hour: PositiveFloat | None = key(None, "execution", "price")
+    file: str | None = key(None, "execution", "a TOML file that describes the cluster")
+
+
+class Budget(Section):
+    usd: PositiveFloat | None = key(None, "execution", "money")
+    kwh: PositiveFloat | None = key(None, "execution", "energy")
+    kg_co2e: PositiveFloat | None = key(None, "execution", "carbon")
+    hours: PositiveFloat | None = key(None, "execution", "wall time of pre-training")
+    device_hours: PositiveFloat | None = key(None, "execution", "devices times hours")
+
+
+class Energy(Section):
+    prefer: Literal["time", "energy", "cost"] = key("time", "execution", "what the planner minimises")
+    region: str | None = key(None, "execution", "grid region, e.g. DEU")
+
+
+class Recipe(Section):
+    name: str = key(..., "nothing", "name of the run; never influences a number")
+    seed: NonNegativeInt = key(0, "learning", "initial weights and order of samples")
+    deterministic: bool = key(False, "learning", "bitwise resume on a GPU; on a CPU it is always so")
+    model: Model = key(Model(), "model", "the network")
+    tokenizer: Tokenizer = key(Tokenizer(), "data", "text to tokens")
+    data: Data = key(Data(), "data", "what to train on")
+    pretrain: Pretrain = key(Pretrain(), "learning", "stage one")
+    finetune: Finetune | None = key(None, "learning", "stage two; left out: no fine-tuning")
+    evaluate: Evaluate = key(Evaluate(), "execution", "measurements at the end")
+    parallel: Parallel = key(Parallel(), "execution", "how the work is split")
+    cluster: Cluster = key(Cluster(), "execution", "machines to plan for")
+    budget: Budget = key(Budget(), "execution", "what a run may take")
+    energy: Energy = key(Energy(), "execution", "account and preference")

@@ -1,0 +1,127 @@
+"""The run directory: the one interface between the parts of Bessemer.
+
+    runs/<name>/
+      recipe.toml  plan.json  receipt.json
+      pretrain/    metrics.jsonl  events.jsonl  logs/rank-00000.log  checkpoints/step-00001000/
+      finetune/    … the same, complete in itself
+      evaluate/results.json   export/hf/…   report.html
+
+Rows of JSON with unit-bearing names are the truth; report and comparison only read them. A process
+lifetime is an *attempt*; steps that were rewound stay as rows of an earlier attempt, and the last
+attempt that reached a step is the one that counts.
+"""
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bessemer.durable import cannot_write
+from bessemer.errors import RecipeError, RefusedError
+
+Row = dict[str, Any]
+
+
+class JsonLines:
+    """An append-only file of JSON rows that survives a kill in the middle of a row.
+
+    A killed writer leaves at most one row without its newline. The next writer cuts that piece off
+    before it appends: the step it told of was not saved either, and will be run again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "a+b")  # noqa: SIM115 (held open for the run's lifetime)
+            self._cut_torn_row()
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def append(self, row: Row) -> None:
+        """Add one row and hand it to the operating system (a killed process loses nothing written)."""
+        try:
+            self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _cut_torn_row(self) -> None:
+        end = self._file.seek(0, os.SEEK_END)
+        self._file.seek(max(0, end - 65536))
+        tail = self._file.read()
+        if tail and not tail.endswith(b"\n"):
+            self._file.truncate(end - len(tail) + tail.rfind(b"\n") + 1)
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All whole rows; a torn last row is left out. A missing file has no rows."""
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def counting_rows(rows: list[Row]) -> list[Row]:
+    """One row a step: that of the last attempt which reached it, in order of steps."""
+    newest: dict[int, Row] = {}
+    for row in rows:
+        newest[row["step"]] = row
+    return [newest[step] for step in sorted(newest)]
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[None]:
+    """Hold the run for this process. Raises RefusedError when another living process holds it.
+
+    The kernel drops a flock when its holder dies, also by SIGKILL, so no lock is ever stale.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = open(run / ".lock", "a+")  # noqa: SIM115 (closed below; the open file is the lock)
+    except OSError as error:
+        raise cannot_write(run, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise RefusedError(
+                f"run {run} is in use by another process",
+                found=file.read().strip() or "a lock held by an unnamed process",
+                wanted="one process writing to a run at a time",
+                fix="wait for it, stop it, or give this run its own folder with --run DIR",
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
+        file.flush()
+        yield
+
+
+def stages(run: Path) -> list[Path]:
+    """The training stages of a run that have begun, in the order in which they were last written."""
+    found = [path.parent for path in run.glob("*/metrics.jsonl")]
+    return sorted(found, key=lambda stage: (stage / "metrics.jsonl").stat().st_mtime_ns)
+
+
+def find_stage(path: Path) -> Path:
+    """RUN on the command line: a stage itself, or a run directory, meaning its newest stage."""
+    if (path / "checkpoints").is_dir():
+        return path
+    begun = [stage for stage in stages(path) if (stage / "checkpoints").is_dir()]
+    if not begun:
+        raise RecipeError(
+            f"{path} is not a run",
+            found="no stage with checkpoints" if path.is_dir() else "no such folder",
+            wanted="a run directory such as runs/demo, or one of its stages such as runs/demo/pretrain",
+            fix="list runs/ or begin one with `bessemer run RECIPE`",
+        )
+    return begun[-1]

@@ -1,0 +1,50 @@
+"""Quantities as people write them ("30M", "2B", "512 MiB") and as we print them.
+
+GB = 1e9 (links, disks); GiB = 2**30 (memory). Counts use K, M, B, T = 1e3, 1e6, 1e9, 1e12.
+"""
+
+import re
+
+_COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+
+
+def parse_count(text: str) -> int:
+    """ "30M" -> 30_000_000. Raises ValueError on anything that is not a positive count."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmbgt]?)\s*", text.lower().replace("_", ""))
+    if match is None:
+        raise ValueError(f"{text!r} is not a count such as 30M or 2B")
+    value = round(float(match[1]) * _COUNT[match[2]])
+    if value <= 0:
+        raise ValueError(f"{text!r} is not a positive count")
+    return value
+
+
+def format_count(value: float) -> str:
+    """30_000_000 -> "30.0M"; three significant digits."""
+    for suffix, scale in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("K", 1e3)):
+        if abs(value) >= scale:
+            return f"{_three_digits(value / scale)}{suffix}"
+    return _three_digits(value) if value != int(value) else str(int(value))
+
+
+def format_bytes(value: float) -> str:
+    """Memory, in binary units: 3 * 2**30 -> "3.00 GiB"."""
+    for suffix, scale in (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10)):
+        if abs(value) >= scale:
+            return f"{_three_digits(value / scale)} {suffix}"
+    return f"{int(value)} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """95 -> "1m35s"; under ten seconds one decimal."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}s"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole % 3600 // 60, whole % 60
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
