@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.durable import cannot_write
-from bessemer.errors import RecipeError, RefusedError
+from bessemer.errors import DataError, RecipeError, RefusedError
 
 Row = dict[str, Any]
 
@@ -68,6 +68,22 @@ def read_rows(path: Path) -> list[Row]:
         return []
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def read_object(path: Path) -> Row | None:
+    """A JSON object from a run's folder, or None where there is no such file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"cannot read {path}",
+            found=str(error),
+            wanted="the JSON object that bessemer wrote there",
+            fix="remove this file and run the command that makes it again",
+        ) from error
+    return content if isinstance(content, dict) else None
 
 
 def counting_rows(rows: list[Row]) -> list[Row]:

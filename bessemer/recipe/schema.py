@@ -8,7 +8,7 @@ of an existing run follow from that and from nothing else: execution keys may ch
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, Strict, field_validator
 
 from bessemer.units import parse_count
 
@@ -17,6 +17,9 @@ Affects = Literal["data", "model", "learning", "execution", "nothing"]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[float, Field(gt=0, lt=1)]
+# A run's folder is named after the recipe: no separators, nothing hidden.
+Name = Annotated[str, Field(pattern=r"^[\w][\w .+-]*$")]
 
 
 def key(default: Any, affects: Affects, text: str) -> Any:
@@ -25,10 +28,15 @@ def key(default: Any, affects: Affects, text: str) -> Any:
 
 
 class Section(BaseModel):
-    """Strict and frozen: an unknown key is an error, and nothing changes after loading."""
+    """Strict and frozen: an unknown key is an error, "3" is not 3, and nothing changes after loading."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=(), strict=False
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        protected_namespaces=(),
+        strict=True,
+        allow_inf_nan=False,
     )
 
 
@@ -47,7 +55,7 @@ class Model(Section):
         "llama", "model", "naming and block layout, as the Hugging Face family of that name"
     )
     from_: str | None = Field(
-        None,
+        default=None,
         alias="from",
         description="a Hugging Face directory or config.json: the shape, and for finetune the weights",
         json_schema_extra={"affects": "model"},
@@ -145,11 +153,13 @@ class Optimization(Section):
     decay: Fraction = key(0.2, "learning", "wsd: last share of the steps, in which lr falls to zero")
     final_lr: Fraction = key(0.1, "learning", "cosine: lr at the end, as a share of the peak")
     optimizer: Literal["adamw", "muon"] = key("adamw", "learning", "update rule")
-    betas: tuple[float, float] = key((0.9, 0.95), "learning", "AdamW's decay rates")
+    betas: Annotated[tuple[Beta, Beta], Strict(False)] = key((0.9, 0.95), "learning", "AdamW's decay rates")
     eps: PositiveFloat = key(1e-8, "learning", "AdamW's epsilon")
     weight_decay: NonNegativeFloat = key(0.1, "learning", "decoupled; matrices only")
     grad_clip: PositiveFloat | Literal["off"] = key(1.0, "learning", "global L2 norm")
-    dtype: Literal["bf16", "fp32"] = key("bf16", "learning", "compute; weights and optimizer stay fp32")
+    dtype: Literal["bf16", "fp32"] | Auto = key(
+        "auto", "learning", "compute; weights and optimizer stay fp32; auto: bf16, but fp32 on slow CPUs"
+    )
     compile: bool | Auto = key("auto", "execution", "torch.compile; auto: where it pays within the run")
     recompute: Literal["none", "selective", "full"] = key("none", "execution", "activations to compute twice")
     validate_every: PositiveInt | Auto = key("auto", "execution", "steps")
@@ -223,7 +233,7 @@ class Energy(Section):
 
 
 class Recipe(Section):
-    name: str = key(..., "nothing", "name of the run; never influences a number")
+    name: Name = key(..., "nothing", "name of the run; never influences a number")
     seed: NonNegativeInt = key(0, "learning", "initial weights and order of samples")
     deterministic: bool = key(False, "learning", "bitwise resume on a GPU; on a CPU it is always so")
     model: Model = key(Model(), "model", "the network")

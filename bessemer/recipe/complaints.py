@@ -1,0 +1,148 @@
+"""What is wrong with a recipe, said with its place: file and line, or the `--set` that did it."""
+
+import difflib
+import re
+import tomllib
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from bessemer.errors import RecipeError
+from bessemer.recipe.keys import fields_of, nearest_key, section_of
+from bessemer.recipe.lines import Path, line_of
+from bessemer.recipe.overrides import Override
+from bessemer.recipe.schema import Recipe, Section
+from bessemer.recipe.write import toml_value
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where keys came from."""
+
+    name: str
+    lines: dict[Path, int]
+    overrides: list[Override]
+
+    def of(self, path: Path) -> str:
+        for override in self.overrides:
+            if override.path[: len(path)] == path or path[: len(override.path)] == override.path:
+                return f"--set {_dotted(override.path)}={override.text}"
+        return f"{self.name}, line {line_of(path, self.lines)}"
+
+
+def syntax_error(name: str, text: str, error: tomllib.TOMLDecodeError) -> RecipeError:
+    """tomllib's message with the line's text; "at end of document" is the last line."""
+    match = re.search(r"\(at line (\d+), column \d+\)", str(error))
+    lines = text.splitlines() or [""]
+    number = min(int(match[1]), len(lines)) if match else len(lines)
+    return RecipeError(
+        f"{name}, line {number}: not valid TOML",
+        found=lines[number - 1].strip() or "an empty line",
+        wanted=re.sub(r" \(at .*\)", "", str(error)),
+        fix="write `key = value`; text goes in quotation marks, lists in [ ]",
+    )
+
+
+def refuse_unknown_keys(values: dict[str, Any], places: Places) -> None:
+    _refuse_in(Recipe, values, (), places)
+
+
+def wrong_value(error: ValidationError, values: dict[str, Any], places: Places) -> RecipeError:
+    """The first wrong key; a key that may be of several types gives one complaint, not several."""
+    rows = error.errors(include_url=False)
+    path = _key_path(rows[0]["loc"], values)
+    here = [row for row in rows if _key_path(row["loc"], values) == path]
+    if here[0]["type"] == "missing":
+        return _missing(path, here[0], places)
+    found = _found(path, values)
+    wanted = " or ".join(dict.fromkeys(_wanted(row) for row in here))
+    return RecipeError(
+        f"{places.of(path)}: `{_dotted(path)}` does not take this value",
+        found=f"{path[-1] if path else 'recipe'} = {found}",
+        wanted=wanted,
+        fix=_value_fix(found, here, path),
+    )
+
+
+def _refuse_in(section: type[Section], values: Any, path: Path, places: Places) -> None:
+    """A value of the wrong kind is left to the type check, which says so."""
+    if isinstance(values, list):
+        for index, element in enumerate(values):
+            _refuse_in(section, element, (*path, index), places)
+    if not isinstance(values, dict):
+        return
+    fields = fields_of(section)
+    for name, value in values.items():
+        if name not in fields:
+            raise _unknown_key(section, name, (*path, name), value, places)
+        inner = section_of(fields[name])
+        if inner is not None:
+            _refuse_in(inner, value, (*path, name), places)
+
+
+def _unknown_key(section: type[Section], name: str, path: Path, value: Any, places: Places) -> RecipeError:
+    near = nearest_key(section, name)
+    above = _dotted(path[:-1])
+    return RecipeError(
+        f"{places.of(path)}: unknown key `{_dotted(path)}`",
+        found=f"[{_dotted(path)}]" if isinstance(value, dict) else f"{name} = {toml_value(value)}",
+        wanted=f"a key of {f'[{above}]' if above else 'the recipe'}: " + ", ".join(fields_of(section)),
+        fix=f"did you mean `{near}`?" if near else "remove it, or see `bessemer schema` for all keys",
+    )
+
+
+def _missing(path: Path, row: ErrorDetails, places: Places) -> RecipeError:
+    name = _dotted(path)
+    return RecipeError(
+        f"{places.of(path[:-1] or path)}: `{name}` is missing",
+        found="no such key",
+        wanted=f"`{name}`, which has no default",
+        fix=f'add `{path[-1]} = "…"`' + (f" to [{_dotted(path[:-1])}]" if len(path) > 1 else " at the top"),
+    )
+
+
+def _key_path(location: tuple[int | str, ...], values: Any) -> Path:
+    """The part of pydantic's location that is in the recipe: behind it come names of union members."""
+    path: list[str | int] = []
+    for part in location:
+        present = isinstance(values, dict) and part in values
+        present = present or (isinstance(values, list) and isinstance(part, int) and part < len(values))
+        if not present:
+            is_key = isinstance(values, dict) and isinstance(part, str) and "[" not in part
+            return (*path, part) if is_key else tuple(path)
+        values = values[part]
+        path.append(part)
+    return tuple(path)
+
+
+def _wanted(row: ErrorDetails) -> str:
+    if row["type"] == "model_type":
+        return "a section with keys of its own"
+    if row["type"] == "string_pattern_mismatch":
+        return "letters, digits, spaces and . _ + -, beginning with a letter or digit"
+    return row["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+
+
+def _value_fix(found: str, rows: list[ErrorDetails], path: Path) -> str:
+    choices = [
+        word for row in rows for word in re.findall(r"'([^']*)'", str(row.get("ctx", {}).get("expected")))
+    ]
+    near = difflib.get_close_matches(found.strip('"'), choices, n=1, cutoff=0.5)
+    if near:
+        return f'did you mean "{near[0]}"?'
+    if any(row["type"] in ("int_type", "float_type") for row in rows) and re.fullmatch(r'"[\d.e+-]+"', found):
+        return "write the number without quotation marks"
+    return f"change it, or leave `{_dotted(path)}` out for its default"
+
+
+def _found(path: Path, values: Any) -> str:
+    for part in path:
+        values = values[part]
+    text = toml_value(values)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _dotted(path: Path) -> str:
+    return ".".join(map(str, path))
