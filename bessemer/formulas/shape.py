@@ -16,7 +16,7 @@ class ModelShape:
     head_dim: int
     ffn: int
     vocab: int  # rows of the embedding, padded to a multiple of 64
-    context: int  # tokens in a training row; the rotary table is as long
+    context: int  # tokens in a training row
     tie_embeddings: bool
     qk_norm: bool
     norm: str = "rms"  # or "layer"
@@ -26,6 +26,7 @@ class ModelShape:
     sliding_window: int | None = None
     bos_id: int | None = None
     eos_id: int | None = None
+    max_positions: int | None = None  # longest row that a loaded model was made for; None: context
     # Mixture of experts; experts = 0 means a dense model.
     experts: int = 0
     experts_per_token: int = 0

@@ -20,14 +20,38 @@ class Derived:
     rule: str
 
 
+_BASES = ("measured", "modelled", "assumed")  # from best to worst
+
+
 @dataclass(frozen=True)
 class Estimate:
-    """A predicted quantity with its band. basis: measured, modelled or assumed."""
+    """A predicted quantity with its band. basis: measured, modelled or assumed. None: not known."""
 
     value: float | None
     low: float | None
     high: float | None
     basis: str
+
+    def times(self, factor: float) -> "Estimate":
+        if self.value is None or self.low is None or self.high is None:
+            return UNKNOWN
+        return Estimate(self.value * factor, self.low * factor, self.high * factor, self.basis)
+
+    def multiplied(self, other: "Estimate") -> "Estimate":
+        """Both off by their most at once; the weaker basis."""
+        if other.value is None or other.low is None or other.high is None or self.value is None:
+            return UNKNOWN
+        low, high = self.times(other.low).low, self.times(other.high).high
+        return Estimate(self.value * other.value, low, high, max(self.basis, other.basis, key=_BASES.index))
+
+    def inverse(self, amount: float = 1.0) -> "Estimate":
+        """`amount` per this: the low end of one is the high end of the other."""
+        if not self.value or not self.low or not self.high:
+            return UNKNOWN
+        return Estimate(amount / self.value, amount / self.high, amount / self.low, self.basis)
+
+
+UNKNOWN = Estimate(None, None, None, "assumed")
 
 
 @dataclass(frozen=True)

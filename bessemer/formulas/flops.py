@@ -1,0 +1,50 @@
+"""FLOPs of training, per token, in one convention that every MFU here uses.
+
+Model FLOPs: a multiply-add counts 2, backward counts twice the forward pass, attention is **causal**
+(the exact triangle, half of the PaLM convention), recomputation does not count. Left out: norms,
+rotary embedding, softmax, optimizer; together under 1 % from 100M parameters on.
+Source: arXiv:2204.02311 appendix B (6 N + 12 L H Q T), with its attention term halved.
+"""
+
+from bessemer.formulas.parameters import matmul_params
+from bessemer.formulas.shape import ModelShape
+
+CONVENTION = "model FLOPs, causal attention"
+
+
+def train_flops_per_token(shape: ModelShape, context: int, mean_keys: float | None = None) -> float:
+    """Forward and backward. `mean_keys`: keys that a token sees on average; default: one document a row."""
+    keys = mean_keys if mean_keys is not None else mean_causal_keys(shape, context)
+    return 6.0 * matmul_params(shape) + 3.0 * attention_flops_per_token(shape, keys)
+
+
+def attention_flops_per_token(shape: ModelShape, mean_keys: float) -> float:
+    """Forward FLOPs of the score and value products of all layers, for one token."""
+    if shape.mla_kv_rank:
+        width = shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim
+    else:
+        width = 2 * shape.head_dim
+    return 2.0 * shape.layers * shape.heads * width * mean_keys
+
+
+def mean_causal_keys(shape: ModelShape, context: int) -> float:
+    """Keys that a token sees on average in a row of one document: half of it, less with a window.
+
+    Window w of s tokens: a triangle of w² / 2 and a band of w (s - w), over s queries.
+    """
+    window = min(shape.sliding_window or context, context)
+    return window * (2 * context - window) / (2.0 * context)
+
+
+def packed_keys(document_tokens: list[int]) -> float:
+    """Keys that a token sees on average where rows are packed from documents of these lengths."""
+    return sum(length * length for length in document_tokens) / (2.0 * sum(document_tokens))
+
+
+def hardware_flops_per_token(shape: ModelShape, context: int, recompute: str) -> float:
+    """What the device really computes: with full recomputation each block's forward runs twice."""
+    model = train_flops_per_token(shape, context)
+    if recompute != "full":
+        return model
+    head = 2.0 * shape.vocab * shape.hidden
+    return model + (model / 3.0 - head)

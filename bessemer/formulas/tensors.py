@@ -1,0 +1,143 @@
+"""The tensor table: every weight of a model, from its shape alone.
+
+One source for the model, the initial values, the split over ranks, the Hugging Face names, the
+checkpoint, the optimizer groups and the parameter count. Names are those of Hugging Face's
+`LlamaForCausalLM`, `Qwen3ForCausalLM`, `Qwen3MoeForCausalLM` and `DeepseekV3ForCausalLM`.
+Q, K and V stay separate tensors: a concatenated one breaks under sharding.
+
+Initial values: "small init", std = sqrt(2 / (5 hidden)) (arXiv:1910.05895); matrices that write into
+the residual stream are divided by sqrt(2 layers) so that its variance does not grow with depth
+(GPT-2); norms are one.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bessemer.formulas.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One weight. `tensor_dim`: the dim that the tensor axis splits, None: replicated."""
+
+    name: str
+    shape: tuple[int, ...]
+    init_std: float | None  # None: ones (a norm); 0.0: zeros
+    decay: bool  # weight decay applies: matrices yes, vectors no
+    tensor_dim: int | None = None
+    expert: int | None = None  # index of the routed expert that it belongs to
+    trained: bool = True  # False: a state that is stored with the weights but has no gradient
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+def tensor_table(shape: ModelShape) -> list[TensorSpec]:
+    """Every weight, in the order of the forward pass."""
+    std = math.sqrt(2.0 / (5.0 * shape.hidden))
+    table = [_matrix("model.embed_tokens.weight", (shape.vocab, shape.hidden), std, 0)]
+    for layer in range(shape.layers):
+        table += _block(shape, layer, std)
+    table.append(_norm("model.norm.weight", shape.hidden))
+    if not shape.tie_embeddings:
+        table.append(_matrix("lm_head.weight", (shape.vocab, shape.hidden), std, 0))
+    return table
+
+
+def count_params(shape: ModelShape) -> int:
+    """All trained weights. A tied embedding counts once."""
+    return sum(spec.numel for spec in tensor_table(shape) if spec.trained)
+
+
+def count_active_params(shape: ModelShape) -> int:
+    """Weights that take part in one token's forward pass: experts count as often as they are chosen."""
+    idle = sum(spec.numel for spec in tensor_table(shape) if spec.expert is not None)
+    share = shape.experts_per_token / shape.experts if shape.experts else 0.0
+    return count_params(shape) - idle + round(idle * share)
+
+
+def _block(shape: ModelShape, layer: int, std: float) -> Iterator[TensorSpec]:
+    prefix = f"model.layers.{layer}."
+    out_std = std / math.sqrt(2.0 * shape.layers)
+    yield _norm(prefix + "input_layernorm.weight", shape.hidden)
+    attention = _latent_attention if shape.mla_kv_rank else _attention
+    yield from attention(shape, prefix + "self_attn.", std, out_std)
+    yield _norm(prefix + "post_attention_layernorm.weight", shape.hidden)
+    if shape.experts and layer >= shape.dense_layers:
+        yield from _experts(shape, prefix + _moe_room(shape), std, out_std)
+    else:
+        yield from _feed_forward(prefix + "mlp.", shape.hidden, shape.ffn, std, out_std)
+
+
+def _attention(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iterator[TensorSpec]:
+    hidden, queries, keys = shape.hidden, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    yield _matrix(prefix + "q_proj.weight", (queries, hidden), std, 0)
+    yield _matrix(prefix + "k_proj.weight", (keys, hidden), std, 0)
+    yield _matrix(prefix + "v_proj.weight", (keys, hidden), std, 0)
+    yield _matrix(prefix + "o_proj.weight", (hidden, queries), out_std, 1)
+    if shape.qk_norm:
+        yield _norm(prefix + "q_norm.weight", shape.head_dim)
+        yield _norm(prefix + "k_norm.weight", shape.head_dim)
+
+
+def _latent_attention(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iterator[TensorSpec]:
+    """Queries and keys through low-rank latents, as in arXiv:2405.04434 section 2.1."""
+    hidden, heads = shape.hidden, shape.heads
+    query_dim = heads * (shape.mla_nope_dim + shape.mla_rope_dim)
+    if shape.mla_q_rank:
+        yield _matrix(prefix + "q_a_proj.weight", (shape.mla_q_rank, hidden), std, None)
+        yield _norm(prefix + "q_a_layernorm.weight", shape.mla_q_rank)
+        yield _matrix(prefix + "q_b_proj.weight", (query_dim, shape.mla_q_rank), std, 0)
+    else:
+        yield _matrix(prefix + "q_proj.weight", (query_dim, hidden), std, 0)
+    latent = shape.mla_kv_rank + shape.mla_rope_dim
+    yield _matrix(prefix + "kv_a_proj_with_mqa.weight", (latent, hidden), std, None)
+    yield _norm(prefix + "kv_a_layernorm.weight", shape.mla_kv_rank)
+    keys_and_values = heads * (shape.mla_nope_dim + shape.mla_v_dim)
+    yield _matrix(prefix + "kv_b_proj.weight", (keys_and_values, shape.mla_kv_rank), std, 0)
+    yield _matrix(prefix + "o_proj.weight", (hidden, heads * shape.mla_v_dim), out_std, 1)
+
+
+def _experts(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iterator[TensorSpec]:
+    yield _matrix(prefix + "gate.weight", (shape.experts, shape.hidden), std, None)
+    if shape.router == "sigmoid_bias":
+        bias = prefix + "gate.e_score_correction_bias"
+        yield TensorSpec(bias, (shape.experts,), 0.0, decay=False, trained=False)
+    names = ("w1", "w3", "w2") if shape.family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
+    for expert in range(shape.experts):
+        room = f"{prefix}experts.{expert}."
+        yield from _feed_forward(room, shape.hidden, shape.expert_ffn, std, out_std, names, expert)
+    if shape.shared_ffn:
+        room = prefix + "shared_experts."
+        yield from _feed_forward(room, shape.hidden, shape.shared_ffn, std, out_std)
+
+
+def _feed_forward(
+    prefix: str,
+    hidden: int,
+    ffn: int,
+    std: float,
+    out_std: float,
+    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
+    expert: int | None = None,
+) -> Iterator[TensorSpec]:
+    gate, up, down = (f"{prefix}{name}.weight" for name in names)
+    yield _matrix(gate, (ffn, hidden), std, 0, expert)
+    yield _matrix(up, (ffn, hidden), std, 0, expert)
+    yield _matrix(down, (hidden, ffn), out_std, 1, expert)
+
+
+def _moe_room(shape: ModelShape) -> str:
+    return "block_sparse_moe." if shape.family == "mixtral" else "mlp."
+
+
+def _matrix(
+    name: str, shape: tuple[int, int], std: float, tensor_dim: int | None, expert: int | None = None
+) -> TensorSpec:
+    return TensorSpec(name, shape, std, decay=True, tensor_dim=tensor_dim, expert=expert)
+
+
+def _norm(name: str, size: int) -> TensorSpec:
+    return TensorSpec(name, (size,), None, decay=False)

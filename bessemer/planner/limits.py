@@ -1,0 +1,119 @@
+"""What is refused before a run starts: what this version cannot train yet, and what does not fit.
+
+`bessemer plan` shows plans beyond these limits; the training verbs call `check_trainable` and
+`check_start` first, before anything is allocated.
+"""
+
+from dataclasses import replace
+
+from bessemer.errors import RecipeError, RefusedError
+from bessemer.formulas.memory import device_memory
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.budget import hours_allowed
+from bessemer.planner.facts import Facts
+from bessemer.planner.plan import Plan, StagePlan
+from bessemer.planner.predict import workload
+from bessemer.recipe.schema import Optimization, Recipe
+from bessemer.units import format_bytes
+
+_TRAINABLE_FAMILIES = ("llama", "qwen3")
+# Of the memory that is there; the rest is for other programs and for what the formula leaves out.
+_USABLE_SHARE = 0.95
+
+Refusal = tuple[str, str, str]  # found, wanted, fix
+
+
+def untrainable(recipe: Recipe, plan: Plan) -> Refusal | None:
+    """The first thing in a plan that this version does not train; None when it trains all of it."""
+    return next(iter(_shape_refusals(plan.shape) + _recipe_refusals(recipe)), None)
+
+
+def check_trainable(recipe: Recipe, plan: Plan) -> None:
+    refusal = untrainable(recipe, plan)
+    if refusal is not None:
+        found, wanted, fix = refusal
+        raise RecipeError("this cannot be trained in this version yet", found=found, wanted=wanted, fix=fix)
+
+
+def check_start(
+    recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts, hours: float | None
+) -> None:
+    """RefusedError when memory or budget will not do. `hours`: the low end of the prediction."""
+    _check_memory(shape, stage, facts)
+    allowed = hours_allowed(recipe, facts)
+    if allowed is not None and hours is not None and hours > allowed:
+        enough = max(1, int(stage.steps * allowed / hours))
+        raise RefusedError(
+            "the run does not fit its budget",
+            found=f"{hours:.3g} hours at the least",
+            wanted=f"{allowed:.3g} hours, as [budget] allows",
+            fix=f"set fewer steps ({enough} would do), or raise the budget",
+        )
+
+
+def memory_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
+    """Predicted peak of one device."""
+    return device_memory(shape, workload(stage, facts, compiled=stage.compile is not False)).total
+
+
+def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
+    if facts.memory_bytes is None:
+        return
+    usable = round(_USABLE_SHARE * facts.memory_bytes)
+    needed = memory_bytes(shape, stage, facts)
+    if needed > usable:
+        raise RefusedError(
+            "the run does not fit in memory",
+            found=f"{format_bytes(needed)} predicted, {format_bytes(facts.memory_bytes)} on {facts.device}",
+            wanted=f"at most {format_bytes(usable)}",
+            fix=_cheapest_fix(shape, stage, facts, usable),
+        )
+
+
+def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int) -> str:
+    """The first of these that fits: smaller micro-batches cost little, recomputation a third more time."""
+    sizes = [rows for rows in (2**power for power in range(12, -1, -1)) if rows < stage.micro_batch]
+    options = [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
+    for rows in [stage.micro_batch, *sizes]:
+        changed = replace(stage, recompute="full", micro_batch=rows)
+        options.append((f"recompute=full and micro_batch={rows}", changed))
+    for text, option in options:
+        needed = memory_bytes(shape, option, facts)
+        if needed <= usable:
+            return f"set {text}: {format_bytes(needed)}"
+    least = memory_bytes(shape, options[-1][1], facts)
+    return f"take a smaller model ({format_bytes(least)} is its least on one device), or one with more memory"
+
+
+def _shape_refusals(shape: ModelShape) -> list[Refusal]:
+    scaling = (shape.rope_scaling or {}).get("rope_type")
+    checks = [
+        (shape.family not in _TRAINABLE_FAMILIES, f'model.family = "{shape.family}"',
+         "family " + " or ".join(_TRAINABLE_FAMILIES), 'set model.family="llama" and a dense shape'),
+        (shape.experts > 0, f"{shape.experts} experts", "a dense model", "remove the keys of the experts"),
+        (shape.mla_kv_rank > 0, "latent attention", "grouped-query attention", "remove the mla_ keys"),
+        (shape.norm != "rms", f'model.norm = "{shape.norm}"', 'norm = "rms"', "remove model.norm"),
+        (shape.sliding_window is not None, f"model.sliding_window = {shape.sliding_window}",
+         "attention to the whole document", "remove model.sliding_window"),
+        (scaling not in (None, "llama3", "linear"), f'rope_scaling of type "{scaling}"',
+         "llama3, linear or none", "change model.rope_scaling"),
+    ]  # fmt: skip
+    return [(found, wanted, fix) for wrong, found, wanted, fix in checks if wrong]
+
+
+def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
+    refusals = []
+    sections: list[tuple[str, Optimization]] = [("pretrain", recipe.pretrain)]
+    if recipe.finetune is not None:
+        sections.append(("finetune", recipe.finetune))
+        if recipe.finetune.method != "full":
+            method = f'finetune.method = "{recipe.finetune.method}"'
+            refusals.append((method, 'method = "full"', "remove finetune.method"))
+    for name, section in sections:
+        if section.optimizer != "adamw":
+            found = f'{name}.optimizer = "{section.optimizer}"'
+            refusals.append((found, 'optimizer = "adamw"', f"remove {name}.optimizer"))
+        if section.recompute == "selective":
+            found, fix = f'{name}.recompute = "selective"', f"set {name}.recompute=full, or none"
+            refusals.append((found, 'recompute "none" or "full"', fix))
+    return refusals

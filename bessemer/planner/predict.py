@@ -1,0 +1,201 @@
+"""What a run will take: memory, time, energy, money, carbon, each with a band and its basis.
+
+measured: from a measurement of this very thing; modelled: a formula on measured ceilings; assumed: a
+formula on catalogue peaks or on typical shares. A value that rests on something unknown is None.
+MFU: model FLOPs, causal attention, over the dense peak of the catalogue; on a CPU, which has no such
+peak, over its measured matmul ceiling.
+"""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from bessemer.energy.grid import region
+from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
+from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
+from bessemer.formulas.memory import Workload, device_memory
+from bessemer.formulas.parameters import total_params
+from bessemer.formulas.shape import ModelShape
+from bessemer.hardware import GIB, find
+from bessemer.planner.facts import Curve, Facts
+from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
+from bessemer.recipe.schema import Recipe
+
+# Bytes that AdamW moves per parameter: reads weight, gradient, two moments; writes all but the gradient.
+_UPDATE_BYTES = 28
+_MOE_SHARE = 0.75  # of a dense model's efficiency, from published MoE runs
+# A device reaches about this share of its dense peak in one large matmul (H100 0.70-0.80, A100 0.75-0.85).
+_CEILING_SHARE = 0.76
+# Llama 3: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv:2407.21783, section 3.3.4).
+_DEVICE_HOURS_PER_FAILURE = 50_700.0
+_SAVE_S, _RESTART_S = 30.0, 600.0
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast one device trains this model."""
+
+    tflops: Band  # model FLOPs
+    basis: str
+
+
+def peak_tflops(facts: Facts, dtype: str) -> float | None:
+    """What MFU is a share of. None: unknown device, no MFU."""
+    if facts.kind == "cpu":
+        return facts.ceilings.matmul_tflops(dtype) if facts.ceilings else None
+    device = find(facts.device)
+    return device.peak_tflops(dtype) if device else None
+
+
+def training_speed(shape: ModelShape, facts: Facts, dtype: str, recompute: str) -> Speed | None:
+    """Model TFLOP/s of one device, without the optimizer's update. None: nothing to base it on."""
+    share = efficiency(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
+    model = train_flops_per_token(shape, shape.context)
+    share *= model / hardware_flops_per_token(shape, shape.context, recompute)
+    if facts.ceilings is not None:
+        ceiling = facts.ceilings.matmul_tflops(dtype) / (1.0 if facts.kind == "cpu" else _CEILING_SHARE)
+        return Speed(Band(ceiling * share, 0.7 * ceiling * share, 1.3 * ceiling * share), "modelled")
+    peak = peak_tflops(facts, dtype)
+    if peak is None:
+        return None
+    return Speed(Band(peak * share, 0.65 * peak * share, 1.35 * peak * share), "assumed")
+
+
+def efficiency(curve: Curve, hidden: int) -> float:
+    """Between the points of the curve in the logarithm of the width; flat outside."""
+    if hidden <= curve[0][0]:
+        return curve[0][1]
+    for (left, low), (right, high) in pairwise(curve):
+        if hidden <= right:
+            return low + (high - low) * math.log(hidden / left) / math.log(right / left)
+    return curve[-1][1]
+
+
+def step_time(shape: ModelShape, batch_tokens: int, speed: Speed | None, facts: Facts) -> Estimate:
+    if speed is None:
+        return UNKNOWN
+    flops = train_flops_per_token(shape, shape.context) * batch_tokens / facts.devices / 1e12
+    update_s = _update_s(shape, facts)
+    tflops = speed.tflops
+    return Estimate(
+        flops / tflops.value + update_s,
+        flops / tflops.high + update_s,
+        flops / tflops.low + update_s,
+        speed.basis,
+    )
+
+
+def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -> dict[str, Estimate]:
+    """All predicted quantities of one stage, under the names of the `plan` document."""
+    speed = training_speed(shape, facts, stage.dtype, stage.recompute)
+    step_s = step_time(shape, stage.batch_tokens, speed, facts)
+    tokens_per_s = step_s.inverse(stage.batch_tokens)
+    flops = train_flops_per_token(shape, stage.context)
+    tflops = tokens_per_s.times(flops / facts.devices / 1e12)
+    peak = peak_tflops(facts, stage.dtype)
+    goodput = _goodput(facts)
+    hours = step_s.times(stage.steps / 3600.0)
+    if goodput.value is not None:
+        hours = hours.multiplied(goodput.inverse())
+    device_hours = hours.times(facts.devices)
+    kwh = device_hours.multiplied(kw_per_device(recipe, facts))
+    return {
+        "memory_gib": _memory(shape, stage, facts),
+        "step_time_s": step_s,
+        "tokens_per_s": tokens_per_s,
+        "tflops_per_device": tflops,
+        "mfu": tflops.times(1.0 / peak) if peak else UNKNOWN,
+        "hours": hours,
+        "device_hours": device_hours,
+        "usd": device_hours.multiplied(usd_per_device_hour(recipe, facts)),
+        "kwh": kwh,
+        "kg_co2e": kwh.multiplied(kg_per_kwh(recipe)),
+        "goodput": goodput,
+    }
+
+
+def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
+    """At the meter of the building, PUE included."""
+    device = find(facts.device)
+    if facts.kind == "cpu":
+        watts = assumed_cpu_power(facts.cores, facts.cores)
+    elif device is not None and device.tdp_w:
+        per_node = recipe.cluster.per_node or min(device.devices_per_node or 1, facts.devices)
+        watts = assumed_accelerator_power(device.tdp_w, device.node_overhead_w, per_node)
+    else:
+        return UNKNOWN
+    band = watts.times(power_usage_effectiveness(recipe, facts) / 1000.0)
+    return Estimate(band.value, band.low, band.high, "assumed")
+
+
+def power_usage_effectiveness(recipe: Recipe, facts: Facts) -> float:
+    """The recipe's, the cloud region's, or 1.0 for one device under a desk and 1.25 for a cluster."""
+    if recipe.cluster.pue is not None:
+        return recipe.cluster.pue
+    code = grid_region(recipe)
+    known = region(code).pue if code else None
+    return known or (1.0 if facts.devices == 1 else 1.25)
+
+
+def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
+    given = recipe.cluster.usd_per_device_hour
+    if given is not None:
+        return Estimate(given, given, given, "modelled")
+    device = find(facts.device)
+    listed = device.usd_per_device_hour if device else None
+    # List prices of one device differ by a factor of three between sellers.
+    return Estimate(listed, 0.8 * listed, 3.0 * listed, "assumed") if listed else UNKNOWN
+
+
+def kg_per_kwh(recipe: Recipe) -> Estimate:
+    code = grid_region(recipe)
+    if code is None:
+        return UNKNOWN
+    grid = region(code)
+    low, high = grid.band
+    return Estimate(grid.g_co2e_per_kwh / 1000.0, low / 1000.0, high / 1000.0, "assumed")
+
+
+def grid_region(recipe: Recipe) -> str | None:
+    return recipe.cluster.region or recipe.energy.region
+
+
+def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
+    return Workload(stage.micro_batch * stage.context, stage.dtype, stage.recompute, compiled, facts.kind)
+
+
+def _memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
+    """One device that holds the whole model. On more devices it depends on a layout: unknown here."""
+    if facts.devices > 1:
+        return UNKNOWN
+    compiled = stage.compile is not False
+    value = device_memory(shape, workload(stage, facts, compiled=compiled)).total
+    high = 1.1 * device_memory(shape, workload(stage, facts, compiled=False)).total
+    return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
+
+
+def _update_s(shape: ModelShape, facts: Facts) -> float:
+    """The optimizer's update, bound by memory; sharded over the devices."""
+    device = find(facts.device)
+    gb_per_s = (
+        facts.ceilings.copy_gb_per_s if facts.ceilings else (device.memory_gb_per_s if device else None)
+    )
+    if not gb_per_s:
+        return 0.0
+    return _UPDATE_BYTES * total_params(shape) / facts.devices / gb_per_s / 1e9
+
+
+def _goodput(facts: Facts) -> Estimate:
+    """Share of the time that is not lost to failures and saving, on accelerators (Young's interval).
+
+    Source: first-order optimum of J. Young, CACM 17 (1974); failure rate of Llama 3.
+    """
+    if facts.kind == "cpu":
+        return UNKNOWN
+    between_s = _DEVICE_HOURS_PER_FAILURE / facts.devices * 3600.0
+
+    def share(save_s: float, restart_s: float) -> float:
+        return max(0.05, 1.0 - math.sqrt(2.0 * save_s / between_s) - restart_s / between_s)
+
+    value = share(_SAVE_S, _RESTART_S)
+    return Estimate(value, share(2 * _SAVE_S, 2 * _RESTART_S), share(_SAVE_S / 6, _RESTART_S / 5), "assumed")

@@ -1,0 +1,257 @@
+"""From [model] to a complete shape: the dial, the shape itself, or a Hugging Face directory."""
+
+from typing import Any
+
+from bessemer.errors import RecipeError
+from bessemer.formulas import sizing
+from bessemer.formulas.parameters import total_params
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.facts import Facts
+from bessemer.planner.plan import Derived
+from bessemer.recipe.schema import Model, Recipe
+from bessemer.units import format_count, parse_count
+
+_DEFAULT_SIZE = "30M"
+# Their blocks have other matrices than ours: counting them as ours would be a guess.
+_UNCOUNTED_FAMILIES = ("gpt2", "gemma3")
+_MOE_FAMILIES = ("qwen3-moe", "mixtral", "deepseek-v3")
+_QK_NORM_FAMILIES = ("qwen3", "qwen3-moe", "gemma3")
+_SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
+_MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
+_MLA_KEYS = ("mla_q_rank", "mla_kv_rank", "mla_nope_dim", "mla_rope_dim", "mla_v_dim")
+# A size may miss its target where the vocabulary alone is nearly as large; beyond this it is an error.
+_MAX_SIZE_MISS = 0.5
+
+
+def resolve_shape(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derived]]:
+    """The shape, and the values in it that the recipe left open."""
+    model = recipe.model
+    if model.from_ is not None:
+        return _from_source(recipe, facts)
+    _refuse_contradictions(model)
+    if model.family in _UNCOUNTED_FAMILIES:
+        raise RecipeError(
+            f'family "{model.family}" is not built yet in this version',
+            found=f'model.family = "{model.family}"',
+            wanted="llama or qwen3 to train; also qwen3-moe, mixtral, deepseek-v3 or phi3 to plan",
+            fix='set model.family="llama": `bessemer recipes show gpt1-117m` has such a shape',
+        )
+    base = _base(recipe, facts)
+    explicit = [name for name in _SHAPE_KEYS if getattr(model, name) is not None]
+    shape, derived = _explicit(model, base) if explicit else _sized(model, base)
+    _check(shape)
+    return shape, [_vocab_rule(recipe, facts, shape), *derived]
+
+
+def _from_source(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derived]]:
+    given = set(recipe.model.model_fields_set) - {"from_", "context", "family"}
+    if given:
+        raise RecipeError(
+            f"model.{min(given)} has no effect beside model.from",
+            found=f"model.from and model.{min(given)}",
+            wanted="the shape from one place",
+            fix=f"remove model.{min(given)}, or remove model.from and write the whole shape",
+        )
+    source = facts.source_shape
+    assert source is not None, "the caller reads model.from before it resolves"
+    if "family" in recipe.model.model_fields_set and recipe.model.family != source.family:
+        raise RecipeError(
+            "model.family differs from that of model.from",
+            found=f"{recipe.model.family}, but {recipe.model.from_} is {source.family}",
+            wanted=f'family = "{source.family}", or none',
+            fix="remove model.family",
+        )
+    if facts.vocab is not None and facts.vocab > source.vocab:
+        raise RecipeError(
+            "the tokenizer has more words than the model that is continued",
+            found=f"{facts.vocab} words, {source.vocab} rows in the embedding",
+            wanted="the tokenizer that belongs to the model",
+            fix=f'set tokenizer.path = "{recipe.model.from_}/tokenizer.json"',
+        )
+    return source, [Derived("model", _summary(source), f"the shape of {recipe.model.from_}")]
+
+
+def _base(recipe: Recipe, facts: Facts) -> ModelShape:
+    """Everything that does not depend on the size; the size fields are filled in later."""
+    model = recipe.model
+    return ModelShape(
+        family=model.family,
+        layers=1,
+        hidden=1,
+        heads=1,
+        kv_heads=1,
+        head_dim=1,
+        ffn=1,
+        vocab=sizing.pad_vocab(facts.vocab or recipe.tokenizer.vocab),
+        context=model.context,
+        tie_embeddings=model.tie_embeddings is True,
+        qk_norm=model.family in _QK_NORM_FAMILIES if model.qk_norm == "auto" else model.qk_norm,
+        norm=("layer" if model.family == "gpt2" else "rms") if model.norm == "auto" else model.norm,
+        norm_eps=model.norm_eps,
+        rope_theta=model.rope_theta,
+        rope_scaling=_scaling(model),
+        sliding_window=model.sliding_window,
+        bos_id=facts.bos_id,
+        eos_id=facts.eos_id,
+        router=model.router,
+        **{name: getattr(model, name) or 0 for name in (*_MOE_KEYS, *_MLA_KEYS)},
+    )
+
+
+def _sized(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
+    text = model.size if model.size not in (None, "auto") else _DEFAULT_SIZE
+    assert text is not None
+    if base.experts or base.mla_kv_rank:
+        raise RecipeError(
+            "the size dial makes dense models",
+            found=f"model.size = {text} with experts or latent attention",
+            wanted="layers, hidden and heads written out",
+            fix="begin with a copy of a shipped one: `bessemer recipes copy qwen-moe-30b-a3b .`",
+        )
+    params = parse_count(text)
+    base, derived = _tied(model, base, params)
+    shape = sizing.shape_of_size(params, base)
+    count = total_params(shape)
+    if abs(count / params - 1.0) > _MAX_SIZE_MISS:
+        raise RecipeError(
+            f"no model of {text} parameters has this vocabulary",
+            found=f"the nearest has {format_count(count)}; its vocabulary has {shape.vocab} rows",
+            wanted="a size that leaves room for the blocks",
+            fix=f"set model.size={format_count(count)}, or a smaller tokenizer.vocab",
+        )
+    rule = (
+        f"the nearest to {text} ({format_count(count)} with embeddings): head_dim 64, width over depth near "
+    )
+    rule += f"{sizing.usual_ratio(shape.hidden):.0f}, ffn 8/3 hidden"
+    return shape, [Derived("model.size", _summary(shape), rule), *derived]
+
+
+def _explicit(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
+    missing = [name for name in ("layers", "hidden", "heads") if getattr(model, name) is None]
+    if missing:
+        raise RecipeError(
+            f"model.{missing[0]} is missing",
+            found="a shape with " + ", ".join(name for name in _SHAPE_KEYS if getattr(model, name)),
+            wanted="layers, hidden and heads together, or model.size alone",
+            fix=f"add {' and '.join(missing)} to [model]",
+        )
+    layers, hidden, heads = model.layers, model.hidden, model.heads
+    assert layers is not None and hidden is not None and heads is not None
+    derived = []
+    head_dim = model.head_dim or _head_dim(model, hidden, heads)
+    if model.head_dim is None:
+        derived.append(
+            Derived(
+                "model.head_dim", head_dim, "of latent attention" if base.mla_kv_rank else "hidden / heads"
+            )
+        )
+    if model.kv_heads is None:
+        derived.append(Derived("model.kv_heads", heads, "as many as query heads"))
+    ffn = model.ffn or (
+        base.expert_ffn if base.experts and not base.dense_layers else sizing.ffn_width(hidden)
+    )
+    if model.ffn is None and not base.experts:
+        derived.append(Derived("model.ffn", ffn, "8/3 hidden, a multiple of 64"))
+    sizes = {"layers": layers, "hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
+    shape = ModelShape(**{**base.to_json(), **sizes, "kv_heads": model.kv_heads or heads})
+    tied, rules = _tied(model, shape, total_params(shape))
+    return tied, [*derived, *rules]
+
+
+def _head_dim(model: Model, hidden: int, heads: int) -> int:
+    if model.mla_kv_rank:
+        return (model.mla_nope_dim or 0) + (model.mla_rope_dim or 0)
+    if hidden % heads:
+        raise RecipeError(
+            "model.hidden does not divide by model.heads",
+            found=f"hidden = {hidden}, heads = {heads}",
+            wanted="hidden a multiple of heads, or model.head_dim given",
+            fix=f"set model.hidden={round(hidden / heads) * heads}, or another number of heads",
+        )
+    return hidden // heads
+
+
+def _tied(model: Model, shape: ModelShape, params: int) -> tuple[ModelShape, list[Derived]]:
+    if model.tie_embeddings != "auto":
+        return shape, []
+    tied = sizing.tie_embeddings_for(params)
+    rule = "one matrix for embedding and head under 1B parameters"
+    return ModelShape(**{**shape.to_json(), "tie_embeddings": tied}), [
+        Derived("model.tie_embeddings", tied, rule)
+    ]
+
+
+def _refuse_contradictions(model: Model) -> None:
+    """Keys that exclude each other, or that need one another."""
+    explicit = [name for name in _SHAPE_KEYS if getattr(model, name) is not None]
+    routed = [name for name in (*_MOE_KEYS, "router") if name in model.model_fields_set]
+    latent = [name for name in _MLA_KEYS if getattr(model, name) is not None]
+    family, is_moe = model.family, model.family in _MOE_FAMILIES
+    needed = [name for name in ("experts", "experts_per_token", "expert_ffn") if getattr(model, name) is None]
+    unlatent = [name for name in _MLA_KEYS[1:] if getattr(model, name) is None]
+    checks = [
+        (explicit and model.size is not None, f"model.size and model.{(explicit or [''])[0]}",
+         "either the dial or the shape itself", "remove one of them"),
+        (routed and not is_moe, f'model.{(routed or [""])[0]} with family = "{family}"',
+         "a family with experts: " + ", ".join(_MOE_FAMILIES), "change model.family, or remove the key"),
+        (is_moe and needed, f'family = "{family}" without {", ".join(needed)}',
+         "experts, experts_per_token and expert_ffn", "add them to [model]"),
+        (latent and family != "deepseek-v3", f'model.{(latent or [""])[0]} with family = "{family}"',
+         'family = "deepseek-v3"', "change model.family, or remove the key"),
+        (latent and unlatent, f"latent attention without {', '.join(unlatent)}",
+         "kv_rank, nope_dim, rope_dim and v_dim together", "add them to [model]"),
+        (is_moe and not needed and (model.experts_per_token or 0) > (model.experts or 0),
+         f"experts_per_token = {model.experts_per_token}, experts = {model.experts}",
+         "no more experts for a token than there are", "lower model.experts_per_token"),
+        (model.router == "sigmoid_bias" and family != "deepseek-v3",
+         f'router = "sigmoid_bias" with family = "{family}"', "router softmax", "remove model.router"),
+        (model.qk_norm is True and family == "llama", 'qk_norm = true with family = "llama"',
+         'family = "qwen3", which is Llama with it', 'set model.family = "qwen3"'),
+        (model.qk_norm is False and family in _QK_NORM_FAMILIES, f'qk_norm = false with family = "{family}"',
+         'family = "llama", which is Qwen3 without it', 'set model.family = "llama"'),
+    ]  # fmt: skip
+    for wrong, found, wanted, fix in checks:
+        if wrong:
+            raise RecipeError("[model] contradicts itself", found=found, wanted=wanted, fix=fix)
+
+
+def _check(shape: ModelShape) -> None:
+    """What attention asks of a shape."""
+    if shape.heads % shape.kv_heads:
+        divisors = [count for count in range(1, shape.heads + 1) if shape.heads % count == 0]
+        near = min(divisors, key=lambda count: abs(count - shape.kv_heads))
+        raise RecipeError(
+            "model.kv_heads does not divide model.heads",
+            found=f"heads = {shape.heads}, kv_heads = {shape.kv_heads}",
+            wanted="one of " + ", ".join(map(str, divisors)),
+            fix=f"set model.kv_heads={near}",
+        )
+    if shape.head_dim % 2:
+        raise RecipeError(
+            "model.head_dim is odd",
+            found=f"head_dim = {shape.head_dim}",
+            wanted="an even number: rotary positions turn pairs",
+            fix="choose another number of heads, or set model.head_dim",
+        )
+
+
+def _scaling(model: Model) -> dict[str, Any] | None:
+    if model.rope_scaling is None:
+        return None
+    values = model.rope_scaling.model_dump()
+    llama3_only = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if model.rope_scaling.rope_type == "linear":
+        return {name: value for name, value in values.items() if name not in llama3_only}
+    return values
+
+
+def _vocab_rule(recipe: Recipe, facts: Facts, shape: ModelShape) -> Derived:
+    words = facts.vocab or recipe.tokenizer.vocab
+    return Derived("model.vocab", shape.vocab, f"{words} words, rows padded to a multiple of 64")
+
+
+def _summary(shape: ModelShape) -> str:
+    return (
+        f"{shape.layers} layers, {shape.hidden} wide, {shape.heads} heads ({shape.kv_heads} for keys), "
+        f"ffn {shape.ffn}"
+    )

@@ -1,0 +1,260 @@
+"""One training stage from the recipe's section: batch, length, learning rate and intervals.
+
+Every "auto" is decided here, and told with its rule.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from bessemer.errors import RecipeError
+from bessemer.formulas import sizing
+from bessemer.formulas.flops import train_flops_per_token
+from bessemer.formulas.memory import Workload, device_memory
+from bessemer.formulas.parameters import total_params
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.facts import Facts
+from bessemer.planner.plan import Derived, StagePlan
+from bessemer.planner.predict import step_time, training_speed
+from bessemer.recipe.schema import Optimization, Pretrain
+from bessemer.units import format_count, format_seconds
+
+_CPU_MICRO_BATCH_TOKENS = 4096  # larger ones no longer gain on a CPU and fall out of its caches
+_ACCELERATOR_MICRO_BATCH_TOKENS = 65536
+_MEMORY_SHARE = 0.85  # of a device, in choosing a micro-batch
+_MIN_STEPS = 50  # a batch rule fitted on large runs must not leave a short one with a handful of updates
+_MAX_BATCH_TOKENS = 16_777_216
+_SAVE_INTERVAL_S = (60.0, 1800.0)
+_VALIDATE_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What must be known of a stage before the rest follows."""
+
+    context: int
+    steps: int
+    batch_rows: int
+    lr: float
+    dtype: str
+
+    @property
+    def batch_tokens(self) -> int:
+        return self.batch_rows * self.context
+
+
+class Rules:
+    """The derived values so far."""
+
+    def __init__(self, section: str) -> None:
+        self._section = section
+        self.derived: list[Derived] = []
+
+    def settle(self, name: str, given: Any, value: Any, rule: str) -> Any:
+        """The given value, or if it is "auto" the derived one, noted with its rule."""
+        if given != "auto":
+            return given
+        self.derived.append(Derived(f"{self._section}.{name}", value, rule))
+        return value
+
+
+def choose_dtype(given: str, facts: Facts, rules: Rules) -> str:
+    """bf16, but for a CPU on which it was measured to be slower than fp32."""
+    measured = facts.ceilings if facts.kind == "cpu" else None
+    slow = measured is not None and measured.matmul_bf16_tflops < 1.2 * measured.matmul_fp32_tflops
+    rule = "the compute type of accelerators and of CPUs that multiply it faster"
+    if slow and measured is not None:
+        rule = f"this CPU multiplies bf16 at {measured.matmul_bf16_tflops:.2f} TFLOP/s, "
+        rule += f"fp32 at {measured.matmul_fp32_tflops:.2f}"
+    return str(rules.settle("dtype", given, "fp32" if slow else "bf16", rule))
+
+
+def pretrain_length(
+    section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, dtype: str, rules: Rules
+) -> tuple[int, int]:
+    """Steps and rows per step, from whichever of steps, tokens, budget and data is there."""
+    flops = train_flops_per_token(shape, shape.context)
+    if isinstance(section.steps, int):
+        wanted = sizing.batch_tokens_for_steps(flops, section.steps)
+        rule = f"0.292 C^0.3271 at C = {flops * section.steps * wanted:.1e} FLOPs (arXiv:2401.02954)"
+        rows = _batch_rows(section, shape, facts, wanted, rule, rules)
+        return section.steps, rows
+    tokens, source = _tokens(section, shape, facts, hours, dtype)
+    wanted = sizing.batch_tokens_for(flops * tokens)
+    rule = f"0.292 C^0.3271 at C = {flops * tokens:.1e} FLOPs (arXiv:2401.02954)"
+    if tokens / _MIN_STEPS < wanted:
+        wanted, rule = tokens / _MIN_STEPS, f"{_MIN_STEPS} steps at least"
+    rows = _batch_rows(section, shape, facts, wanted, rule, rules)
+    steps = max(1, math.ceil(tokens / (rows * shape.context)))
+    if hours is not None and section.tokens is None:
+        # Now that the batch is known, so is the share of the optimizer's update in a step.
+        speed = training_speed(shape, facts, dtype, section.recompute)
+        step_s = step_time(shape, rows * shape.context, speed, facts).value
+        steps = min(steps, max(1, int(hours * 3600.0 / step_s))) if step_s else steps
+    return rules.settle("steps", section.steps, steps, source), rows
+
+
+def stage_plan(
+    section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
+) -> StagePlan:
+    """Everything else of a stage, once its length is known."""
+    steps = decided.steps
+    micro_batch = _micro_batch(section, shape, decided, facts, rules)
+    warmup = min(2000, math.ceil(steps / 20)) if steps > 1 else 0
+    warmup = rules.settle("warmup", section.warmup, warmup, "a twentieth of the steps, at most 2000")
+    decay_steps = round(section.decay * steps) if section.schedule == "wsd" else 0
+    _check_schedule(section, steps, warmup, decay_steps)
+    speed = training_speed(shape, facts, decided.dtype, section.recompute)
+    step_s = step_time(shape, decided.batch_tokens, speed, facts).value
+    return StagePlan(
+        steps=steps,
+        context=decided.context,
+        batch_rows=decided.batch_rows,
+        micro_batch=micro_batch,
+        lr=decided.lr,
+        schedule=section.schedule,
+        warmup=warmup,
+        decay_steps=decay_steps,
+        final_lr=section.final_lr,
+        betas=section.betas,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        grad_clip=None if section.grad_clip == "off" else section.grad_clip,
+        dtype=decided.dtype,
+        compile=section.compile,
+        recompute=section.recompute,
+        validate_every=rules.settle(
+            "validate_every",
+            section.validate_every,
+            max(1, min(_VALIDATE_STEPS, round(steps / 10))),
+            f"a tenth of the steps, at most {_VALIDATE_STEPS}",
+        ),
+        save_every=_save_every(section, steps, step_s, rules),
+        log_every=section.log_every,
+        keep=section.keep,
+        optimizer=section.optimizer,
+    )
+
+
+def rows_of(section: Optimization, name: str, context: int) -> int | None:
+    """batch_tokens in rows; None when it is "auto"."""
+    if section.batch_tokens == "auto":
+        return None
+    rows, rest = divmod(section.batch_tokens, context)
+    if rest or not rows:
+        raise RecipeError(
+            f"{name}.batch_tokens is not a whole number of rows",
+            found=f"batch_tokens = {section.batch_tokens}, context = {context}",
+            wanted=f"a multiple of {context}",
+            fix=f"set {name}.batch_tokens={max(1, round(section.batch_tokens / context)) * context}",
+        )
+    return rows
+
+
+def _tokens(
+    section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, dtype: str
+) -> tuple[float, str]:
+    """How many tokens to train on, and why."""
+    if section.tokens is not None:
+        return float(
+            section.tokens
+        ), f"pretrain.tokens = {format_count(float(section.tokens))} over batch_tokens"
+    params = total_params(shape)
+    tokens = sizing.optimal_tokens(params)
+    rule = f"{format_count(tokens)} tokens, compute-optimal for {format_count(params)} parameters"
+    rule += " (arXiv:2404.10102)"
+    speed = training_speed(shape, facts, dtype, section.recompute)
+    if hours is not None:
+        if speed is None:
+            raise RecipeError(
+                "the budget cannot be turned into steps",
+                found=f"a budget of {hours:.3g} hours, and no speed is known for {facts.device}",
+                wanted="a measured device, or one of the catalogue",
+                fix="run `bessemer doctor --calibrate`, or set pretrain.steps or pretrain.tokens",
+            )
+        per_s = speed.tflops.value * 1e12 * facts.devices / train_flops_per_token(shape, shape.context)
+        tokens = hours * 3600.0 * per_s
+        rule = f"the budget of {hours:.3g} hours at a predicted {format_count(per_s)} tokens/s"
+    if facts.train_tokens and tokens > sizing.MAX_EPOCHS * facts.train_tokens:
+        tokens = float(sizing.MAX_EPOCHS * facts.train_tokens)
+        rule = f"{sizing.MAX_EPOCHS} epochs of {format_count(facts.train_tokens)} tokens: more repetition"
+        rule += " gains little (arXiv:2305.16264)"
+    return tokens, rule
+
+
+def _batch_rows(
+    section: Pretrain, shape: ModelShape, facts: Facts, wanted: float, rule: str, rules: Rules
+) -> int:
+    given = rows_of(section, "pretrain", shape.context)
+    if given is not None:
+        return given
+    rows = max(1, round(min(wanted, _MAX_BATCH_TOKENS) / shape.context))
+    whole = max(1, _CPU_MICRO_BATCH_TOKENS // shape.context)
+    if rows > whole:  # so that micro-batches of the usual size fill it
+        rows = round(rows / whole) * whole
+    rules.settle("batch_tokens", "auto", rows * shape.context, f"{rule}, in whole rows")
+    return rows
+
+
+def _micro_batch(
+    section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
+) -> int:
+    rows, context = decided.batch_rows, decided.context
+    if section.micro_batch != "auto":
+        if section.micro_batch > rows:
+            raise RecipeError(
+                "micro_batch is larger than the batch",
+                found=f"micro_batch = {section.micro_batch} rows, batch_tokens = {rows} rows of {context}",
+                wanted=f"at most {rows}",
+                fix=f"set micro_batch={rows}, or raise batch_tokens",
+            )
+        return section.micro_batch
+    limit = _CPU_MICRO_BATCH_TOKENS if facts.kind == "cpu" else _ACCELERATOR_MICRO_BATCH_TOKENS
+    rule = f"about {limit} tokens, dividing the batch"
+    share = -(-rows // facts.devices)
+    best = _largest_divisor(share, max(1, limit // context))
+    while facts.devices == 1 and best > 1 and not _fits(section, shape, best * context, decided.dtype, facts):
+        best = _largest_divisor(share, best - 1)
+        rule = f"the largest that fits in {_MEMORY_SHARE:.0%} of memory, dividing the batch"
+    return int(rules.settle("micro_batch", "auto", best, rule))
+
+
+def _fits(section: Optimization, shape: ModelShape, tokens: int, dtype: str, facts: Facts) -> bool:
+    if facts.memory_bytes is None:
+        return True
+    work = Workload(tokens, dtype, section.recompute, section.compile is not False, facts.kind)
+    return device_memory(shape, work).total <= _MEMORY_SHARE * facts.memory_bytes
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+
+
+def _save_every(section: Optimization, steps: int, step_s: float | None, rules: Rules) -> int:
+    """A minute's work is at risk, or in a long run a two-hundredth of it, up to half an hour."""
+    fifth = max(1, steps // 5)
+    if step_s is None:
+        return int(rules.settle("save_every", section.save_every, fifth, "a fifth of the steps"))
+    shortest_s, longest_s = _SAVE_INTERVAL_S
+    interval_s = min(longest_s, max(shortest_s, steps * step_s / 200.0))
+    every = min(fifth, max(1, round(interval_s / step_s)))
+    rule = f"about every {format_seconds(every * step_s)} as predicted, five times at least"
+    return int(rules.settle("save_every", section.save_every, every, rule))
+
+
+def _check_schedule(section: Optimization, steps: int, warmup: int, decay_steps: int) -> None:
+    given, schedule = section.model_fields_set, section.schedule
+    checks = [
+        (warmup >= steps and warmup > 0, f"warmup = {warmup}, steps = {steps}",
+         "a warm-up shorter than the run", f"set warmup={steps // 20}"),
+        (warmup + decay_steps > steps, f"warmup = {warmup} and {decay_steps} steps of decay in {steps} steps",
+         "warm-up and decay within the run", "lower warmup or decay"),
+        ("decay" in given and schedule != "wsd", f'decay = {section.decay} with schedule = "{schedule}"',
+         'decay only with schedule = "wsd"', "remove decay: it has no effect"),
+        ("final_lr" in given and schedule != "cosine",
+         f'final_lr = {section.final_lr} with schedule = "{schedule}"',
+         'final_lr only with schedule = "cosine"', "remove final_lr: it has no effect"),
+    ]  # fmt: skip
+    for wrong, found, wanted, fix in checks:
+        if wrong:
+            raise RecipeError("the schedule contradicts itself", found=found, wanted=wanted, fix=fix)

@@ -1,0 +1,71 @@
+"""The formula against what autograd really keeps in the real model."""
+
+import pytest
+import torch
+from torch import nn
+
+from bessemer.formulas.memory import Workload, activation_bytes, all_matrices, device_memory
+from bessemer.formulas.parameters import matmul_params, total_params
+from bessemer.formulas.shape import ModelShape
+from bessemer.model.decoder import Decoder
+from bessemer.model.init import initialise
+
+SHAPE = ModelShape("llama", 4, 128, 4, 2, 32, 320, 512, 64, tie_embeddings=True, qk_norm=False)
+ROWS = 3
+
+
+def kept_bytes(model: nn.Module) -> int:
+    """Storages that the forward pass keeps for the backward pass, the weights themselves left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    held = []  # so that no address is used twice
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)
+        return tensor
+
+    tokens = torch.zeros(ROWS, SHAPE.context, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(tokens)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_activations_are_what_autograd_keeps(
+    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bessemer.model.decoder.choose", lambda *_: "sdpa")  # the same on every machine
+    with torch.device("meta"):
+        model = Decoder(SHAPE, dtype)
+    initialise(model, SHAPE, 0, "cpu")
+    work = Workload(ROWS * SHAPE.context, name, "none", compiled=False)
+    memory = device_memory(SHAPE, work)
+    head = (2 if name == "bf16" else 0) * SHAPE.vocab * SHAPE.hidden  # cast in the loss, not here
+    predicted = activation_bytes(SHAPE, work) + memory.casts - head
+    assert predicted == pytest.approx(kept_bytes(model), rel=0.03)
+
+
+def test_static_part_is_sixteen_bytes_a_parameter() -> None:
+    memory = device_memory(SHAPE, Workload(64, "fp32", "none", compiled=True))
+    assert memory.weights + memory.gradients + memory.optimizer == 16 * total_params(SHAPE)
+    assert memory.total > 16 * total_params(SHAPE)
+
+
+def test_recomputation_and_compilation_save_activations_and_fp32_doubles_them() -> None:
+    def activations(dtype: str = "bf16", recompute: str = "none", compiled: bool = True) -> int:
+        return activation_bytes(SHAPE, Workload(4096, dtype, recompute, compiled))
+
+    assert activations(recompute="full") < 0.5 * activations()
+    assert activations() < activations(compiled=False)
+    assert 1.8 < activations("fp32") / activations() < 2.0
+
+
+def test_cast_copies_of_a_mixture_include_the_experts_that_a_token_does_not_meet() -> None:
+    routed = ModelShape(
+        "mixtral", 2, 64, 2, 2, 32, 128, 256, 64, tie_embeddings=False, qk_norm=False,
+        experts=4, experts_per_token=2, expert_ffn=128,
+    )  # fmt: skip
+    assert all_matrices(routed) == matmul_params(routed) + 2 * 2 * 3 * 64 * 128
