@@ -1,0 +1,102 @@
+"""What each source gave: rows in, kept, refused by which rule, unreadable for which reason.
+
+rows_in = kept + all refused + all errors, always: the manifest, `bessemer data report` and the run's
+report say where each row went.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bessemer.errors import DataError
+from bessemer.units import format_count
+
+
+@dataclass
+class SourceCount:
+    name: str
+    kind: str
+    licence: str | None = None
+    rows_in: int = 0
+    bytes_in: int = 0
+    kept: int = 0
+    documents: int = 0  # written, repeats by weight counted
+    tokens: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def read(self, num_bytes: int, error: str | None) -> None:
+        self.rows_in += 1
+        self.bytes_in += num_bytes
+        if error is not None:
+            self.errors[error] += 1
+
+    def to_json(self) -> dict[str, Any]:
+        lost = sum(self.refused.values()) + sum(self.errors.values())
+        assert self.rows_in == self.kept + lost, f"{self.name}: {self.rows_in} rows, {self.kept} + {lost}"
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "licence": self.licence,
+            "rows_in": self.rows_in,
+            "kept": self.kept,
+            "refused": dict(sorted(self.refused.items())),
+            "errors": dict(sorted(self.errors.items())),
+            "bytes_in": self.bytes_in,
+            "documents": self.documents,
+            "tokens": self.tokens,
+        }
+
+    def check_kept(self) -> None:
+        """Raises DataError for a source that gave nothing: it is there by mistake, or its path is wrong."""
+        if self.kept:
+            return
+        lost = [f"{count} {reason}" for reason, count in (self.refused + self.errors).most_common()]
+        raise DataError(
+            f"source {self.name!r} gave no {'row' if self.rows_in == 0 else 'document'}",
+            found=f"{self.rows_in} rows" + (f": {', '.join(lost)}" if lost else ""),
+            wanted="one document or more",
+            fix=_FIXES.get((self.refused + self.errors).most_common(1)[0][0], _GENERAL_FIX)
+            if lost
+            else "check its path or query, or remove the source",
+        )
+
+
+_GENERAL_FIX = "check what the source names, or remove it"
+_FIXES = {
+    "missing": "check `text`, `prompt`, `answer`, `id` and `group`: they name columns or fields",
+    "not_text": "name a column that holds text",
+    "undecodable": "save the files as UTF-8",
+    "binary": "name text files: these hold NUL bytes",
+    "dedup.exact": "remove the source: another one holds all of it",
+    "leak": "remove the source, or lower data.validation: held-out documents hold its text",
+}
+
+
+def funnel_lines(sources: Sequence[dict[str, Any]]) -> list[str]:
+    """An aligned table: what each source gave."""
+    headings = ["source", "kind", "rows", "kept", "MB", "documents", "tokens", "left out"]
+    rows = [
+        [
+            row["name"],
+            row["kind"],
+            f"{row['rows_in']:,}",
+            f"{row['kept']:,}",
+            f"{row['bytes_in'] / 1e6:,.1f}",
+            f"{row['documents']:,}",
+            format_count(row["tokens"]),
+            ", ".join(f"{count} {why}" for why, count in {**row["refused"], **row["errors"]}.items()) or "–",
+        ]
+        for row in sources
+    ]
+    lines = [headings, *rows]
+    widths = [max(len(line[place]) for line in lines) for place in range(len(headings))]
+    left = (0, 1, 7)
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]

@@ -1,0 +1,161 @@
+"""`bessemer data`: a document that is JSON as the contract says, and text for a person."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from making import QUIET, build, make, text_source
+
+from bessemer.cli import data
+from bessemer.data.supported import check_recipe, check_task
+from bessemer.errors import DataError, RecipeError
+from bessemer.recipe.schema import FinetuneData
+
+RECIPE = (
+    f'name = "made"\n[tokenizer]\nvocab = 300\n[data]\nvalidation = 0.2\n[[data.source]]\n{text_source()}'
+)
+TASK = '[finetune.data]\nkind = "jsonl"\npath = "task.jsonl"\n'
+FIELDS = {"name", "kind", "rows_in", "kept", "refused", "errors", "bytes_in", "documents", "tokens"}
+
+
+def call(*words: str, store: Path) -> tuple[dict[str, Any], str]:
+    parser = argparse.ArgumentParser()
+    data.arguments(parser)
+    args = parser.parse_args(list(words))
+    args.set, args.store, args.console = [], store, QUIET
+    document = data.run(args)
+    json.dumps(document, allow_nan=False)
+    return document, data.show(document)
+
+
+@pytest.fixture
+def recipe(texts: Path) -> Path:
+    rows = [{"prompt": f"What is {n}?", "answer": f"A number, {n}."} for n in range(30)]
+    (texts / "task.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (texts / "recipe.toml").write_text(f"{RECIPE}\n{TASK}", encoding="utf-8")
+    return texts / "recipe.toml"
+
+
+def test_build_and_report_tell_what_each_source_gave(recipe: Path, texts: Path) -> None:
+    built, text = call("build", str(recipe), store=texts / "store")
+    assert set(built["sources"][0]) >= FIELDS and built["sources"][0]["kept"] == 15
+    assert built["finetune"]["sources"][0]["rows_in"] == 30
+    assert "texts" in text and "finetune.data" in text and built["manifest"] in text
+    for part in (built, built["finetune"]):
+        folder = Path(part["manifest"]).parent
+        told, _ = call("report", str(folder), store=texts)
+        assert told["sources"] == part["sources"] and told["manifest"] == part["manifest"]
+    with pytest.raises(RecipeError, match="several sets"):
+        call("report", str(texts / "store"), store=texts)
+
+
+def test_inspect_shows_tokens_with_mask_and_borders(recipe: Path, texts: Path) -> None:
+    built, _ = call("build", str(recipe), store=texts / "store")
+    folder = str(Path(built["manifest"]).parent)
+    row, text = call("inspect", folder, "--row", "1", "--split", "train", "--context", "200", store=texts)
+    assert len(row["tokens"]) == 200 and row["targets"] == sum(t["target"] != -100 for t in row["tokens"])
+    assert {(part["begin"]) for part in row["documents"]} == {token["start"] for token in row["tokens"]}
+    for part in row["documents"]:
+        first = row["tokens"][part["begin"]]
+        assert part["begin"] == 0 or (first["text"] == "<|bos|>" and not first["loss"])
+        if part["end"] < 200 - row["padding"]:
+            assert row["tokens"][part["end"] - 1]["text"] == "<|eos|>"
+    assert "‹<|bos|>›" in text and "--- texts: texts/" in text
+    task = str(Path(built["finetune"]["manifest"]).parent)
+    row, text = call("inspect", task, "--split", "validation", store=texts)
+    answer = "".join(token["text"] for token in row["tokens"] if token["loss"])
+    assert answer.startswith("A number, ") and answer.endswith("<|eos|>")
+    assert "What is" not in answer and row["context"] == 1024
+    with pytest.raises(RecipeError, match="--row 99999"):
+        call("inspect", folder, "--row", "99999", store=texts)
+
+
+def test_run_leads_to_its_data(recipe: Path, texts: Path) -> None:
+    built, _ = call("build", str(recipe), store=texts / "store")
+    stage = texts / "runs" / "made" / "pretrain"
+    (stage / "checkpoints").mkdir(parents=True)
+    folder = {"folder": str(Path(built["manifest"]).parent)}
+    (stage / "stage.json").write_text(json.dumps({"data": folder}), encoding="utf-8")
+    (stage / "metrics.jsonl").write_text("", encoding="utf-8")
+    assert call("report", str(texts / "runs" / "made"), store=texts)[0]["sources"] == built["sources"]
+
+
+def test_options_without_effect_are_refused(recipe: Path, texts: Path) -> None:
+    for words in (["--row", "1"], ["--split", "train"], ["--context", "8"], ["--engine", "ray"]):
+        with pytest.raises(RecipeError):
+            call("build", str(recipe), *words, store=texts)
+    with pytest.raises(DataError, match="no prepared data"):
+        call("report", str(texts / "nowhere"), store=texts)
+
+
+@pytest.mark.parametrize(
+    ("source", "more", "named"),
+    [
+        ('kind = "books"\npath = "a"', "", "data.source.0.kind"),
+        ('kind = "warc"\npath = "a"', "", "data.source.0.kind"),
+        ('kind = "parquet"\npath = "a"', "", "data.source.0.kind"),
+        ('kind = "huggingface"\npath = "a"', "", "data.source.0.kind"),
+        ('kind = "sql"\nurl_env = "DSN"\ntable = "t"', "", "data.source.0.url_env"),
+        ('kind = "text"\npath = "a"', '[data.clean]\ndedup = "minhash"', "data.clean.dedup"),
+        ('kind = "text"\npath = "a"', '[data.clean]\nrules = "gopher"', "data.clean.rules"),
+        ('kind = "text"\npath = "a"', '[data.clean]\nrules = ["x"]', "data.clean.rules"),
+        ('kind = "text"\npath = "a"', '[data.clean]\nlanguage = ["en"]', "data.clean.language"),
+        ('kind = "text"\npath = "a"', '[data.clean]\npii = "redact"', "data.clean.pii"),
+        ('kind = "text"\npath = "a"', '[data.clean]\ndecontaminate = ["e"]', "data.clean.decontaminate"),
+    ],
+)
+def test_what_is_not_built_yet_is_refused_by_name(source: str, more: str, named: str) -> None:
+    with pytest.raises(RecipeError, match="not built yet in this version") as caught:
+        check_recipe(make(f'name = "s"\n{source}', more=more))
+    assert caught.value.problem.startswith(named) and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ('kind = "text"', "has no path"),
+        ('kind = "text"\npath = "a"\ntext = "b"', "has no effect"),
+        ('kind = "html"\npath = "a"\nid = "b"', "has no effect"),
+        ('kind = "jsonl"\npath = "a"\ntable = "b"', "has no effect"),
+        ('kind = "code"\npath = "a"\ngroup = "folder"', 'can only be "stem"'),
+        ('kind = "sql"\npath = "a"', "one of table and query"),
+        ('kind = "sql"\npath = "a"\ntable = "t"\nquery = "q"', "one of table and query"),
+        ('kind = "tokens"\npath = "a"', "need the tokenizer"),
+    ],
+)
+def test_contradiction_in_a_source_is_refused(source: str, told: str) -> None:
+    with pytest.raises(RecipeError, match=told):
+        check_recipe(make(f'name = "s"\n{source}'))
+
+
+def test_recipe_without_data_or_with_twins_or_a_tiny_vocabulary_is_refused() -> None:
+    with pytest.raises(RecipeError, match="names no data"):
+        check_recipe(make())
+    with pytest.raises(RecipeError, match="two sources are named 'texts'"):
+        check_recipe(make(text_source(), text_source()))
+    with pytest.raises(RecipeError, match=r"tokenizer\.vocab is too small"):
+        check_recipe(make(text_source(), vocab=258))
+
+
+@pytest.mark.parametrize(
+    "values", [{"messages": "m"}, {"kind": "parquet"}, {"kind": "sql", "url_env": "DSN", "table": "t"}]
+)
+def test_kinds_of_task_that_are_not_built_yet_are_refused(values: dict[str, str]) -> None:
+    with pytest.raises(RecipeError, match="not built yet"):
+        check_task(FinetuneData.model_validate({"path": "a", **values}))
+
+
+def test_build_prints_one_table_and_nothing_twice(
+    recipe: Path, texts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bessemer.data.store import prepare
+    from bessemer.log import Console
+
+    loaded = make(text_source())
+    for expected in (1, 0):
+        prepare(loaded, texts, texts / "store", Console())
+        told = capsys.readouterr()
+        assert told.out == "" and told.err.count("source  kind") == expected
+    assert build(loaded, texts).train_tokens > 0

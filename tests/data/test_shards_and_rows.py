@@ -1,0 +1,143 @@
+"""Token files against Megatron's layout, rows against a reference that walks token by token."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bessemer.data.rows import NO_LOSS, PackedRows, StreamRows, fit_example, pack
+from bessemer.data.shards import Shard, ShardWriter
+from bessemer.errors import DataError
+
+BOS, EOS, PAD = 0, 1, 2
+
+
+def written(path: Path, documents: list[list[int]], vocab: int = 1000) -> Shard:
+    with ShardWriter(path / "shard", vocab) as writer:
+        for document in documents:
+            writer.add(document)
+    return Shard(path / "shard")
+
+
+def some_documents(seed: int, count: int) -> list[list[int]]:
+    random = np.random.default_rng(seed)
+    lengths = random.integers(0, 30, count)
+    return [[BOS, *random.integers(3, 1000, length).tolist(), EOS] for length in lengths]
+
+
+def reference_rows(documents: list[list[int]], context: int) -> list[tuple[list[int], list[int], list[int]]]:
+    stream = [(token, place == 0) for document in documents for place, token in enumerate(document)]
+    rows = []
+    for begin in range(0, len(stream), context):
+        tokens, targets, starts, start = [], [], [], 0
+        for place in range(begin, begin + context):
+            inside = place < len(stream)
+            tokens.append(stream[place][0] if inside else PAD)
+            start = place - begin if inside and stream[place][1] else start
+            starts.append(start)
+            follows = place + 1 < len(stream) and not stream[place + 1][1]
+            targets.append(stream[place + 1][0] if follows else NO_LOSS)
+        rows.append((tokens, targets, starts))
+    return rows
+
+
+@pytest.mark.parametrize("context", [2, 3, 7, 16, 64, 1000])
+def test_rows_are_those_of_a_plain_loop(tmp_path: Path, context: int) -> None:
+    documents = some_documents(context, 40)
+    rows = StreamRows(written(tmp_path, documents), context, PAD)
+    expected = reference_rows(documents, context)
+    assert len(rows) == len(expected)
+    for index, (tokens, targets, starts) in enumerate(expected):
+        row = rows.row(index)
+        assert row.tokens_T.tolist() == tokens
+        assert row.targets_T.tolist() == targets
+        assert row.starts_T.tolist() == starts
+        assert row.tokens_T.dtype == row.targets_T.dtype == row.starts_T.dtype == np.int32
+
+
+def test_every_token_but_the_begin_token_is_a_target_once(tmp_path: Path) -> None:
+    documents = some_documents(1, 50)
+    rows = StreamRows(written(tmp_path, documents), 32, PAD)
+    targets = np.concatenate([rows.row(index).targets_T for index in range(len(rows))])
+    expected = [token for document in documents for token in document[1:]]
+    assert targets[targets != NO_LOSS].tolist() == expected
+
+
+def test_row_names_the_documents_it_shows(tmp_path: Path) -> None:
+    documents = [[BOS, 5, 6, EOS], [BOS, EOS], [BOS, 7, 8, 9, EOS]]
+    rows = StreamRows(written(tmp_path, documents), 5, PAD)
+    assert rows.documents(0) == [(0, 0, 4), (1, 4, 5)]
+    assert rows.documents(1) == [(1, 0, 1), (2, 1, 5)]
+    assert rows.documents(2) == [(2, 0, 1)]
+
+
+def test_no_tokens_are_no_rows(tmp_path: Path) -> None:
+    rows = StreamRows(written(tmp_path, []), 8, PAD)
+    assert len(rows) == 0
+    with pytest.raises(IndexError):
+        rows.row(0)
+
+
+@pytest.mark.parametrize(("vocab", "code", "width"), [(65_536, 8, 2), (65_537, 4, 4)])
+def test_index_is_laid_out_as_megatron_reads_it(tmp_path: Path, vocab: int, code: int, width: int) -> None:
+    shard = written(tmp_path, [[1, 2, 3], [4], [vocab - 1, 6]], vocab)
+    index = (tmp_path / "shard.idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\x00\x00"
+    assert struct.unpack_from("<QBQQ", index, 9) == (1, code, 3, 4)
+    assert np.frombuffer(index, np.int32, 3, 34).tolist() == [3, 1, 2]
+    assert np.frombuffer(index, np.int64, 3, 46).tolist() == [0, 3 * width, 4 * width]
+    assert np.frombuffer(index, np.int64, 4, 70).tolist() == [0, 1, 2, 3]
+    assert len(index) == 102 and (tmp_path / "shard.bin").stat().st_size == 6 * width
+    assert shard.document(2).tolist() == [vocab - 1, 6]
+
+
+def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, [[1]])
+    (tmp_path / "shard.idx").write_bytes(b"x" * 200)
+    with pytest.raises(DataError, match="not an index"):
+        Shard(tmp_path / "shard")
+
+
+def test_packed_examples_are_whole_and_only_answers_are_targets(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    prompts = [[BOS, *random.integers(3, 99, random.integers(1, 20)).tolist()] for _ in range(60)]
+    answers = [[*random.integers(100, 199, random.integers(1, 9)).tolist(), EOS] for _ in range(60)]
+    shard = written(tmp_path, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
+    rows = PackedRows(shard, [len(prompt) for prompt in prompts], 32, PAD)
+    seen = []
+    for index in range(len(rows)):
+        row = rows.row(index)
+        for number, begin, end in rows.documents(index):
+            seen.append(number)
+            assert row.tokens_T[begin:end].tolist() == prompts[number] + answers[number]
+            assert set(row.starts_T[begin:end].tolist()) == {begin}
+            targets = row.targets_T[begin:end].tolist()
+            first = len(prompts[number]) - 1
+            assert targets == [NO_LOSS] * first + answers[number] + [NO_LOSS]
+        assert set(row.tokens_T[end:].tolist()) <= {PAD} and set(row.targets_T[end:].tolist()) <= {NO_LOSS}
+    assert sorted(seen) == list(range(60)) and rows.truncated == 0
+
+
+def test_first_examples_are_those_of_any_longer_choice(tmp_path: Path) -> None:
+    shard = written(tmp_path, some_documents(0, 30))
+    rows = PackedRows(shard, [1] * 30, 64, PAD, examples=10)
+    assert sorted(k for index in range(len(rows)) for k, _, _ in rows.documents(index)) == list(range(10))
+
+
+def test_packing_wastes_little() -> None:
+    lengths = np.random.default_rng(0).integers(10, 300, 500).tolist()
+    rows = pack(lengths, 512)
+    assert sorted(number for row in rows for number in row) == list(range(500))
+    assert all(sum(lengths[number] for number in row) <= 512 for row in rows)
+    assert sum(lengths) / (512 * len(rows)) > 0.97
+
+
+def test_too_long_example_loses_the_middle_of_its_prompt() -> None:
+    tokens = np.arange(100)  # prompt 0 … 79, answer 80 … 99
+    cut, prompt = fit_example(tokens, 80, 60)
+    assert prompt == 40 and cut.tolist() == [*range(30), *range(70, 100)]
+    cut, prompt = fit_example(tokens, 80, 15)  # the answer alone is longer than the row
+    assert prompt == 1 and cut.tolist() == [0, *range(80, 94)]
+    whole, prompt = fit_example(tokens, 80, 100)
+    assert prompt == 80 and whole is tokens
