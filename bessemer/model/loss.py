@@ -1,0 +1,84 @@
+"""Next-token loss that never holds the full logits.
+
+The rows are taken in chunks: logits, log-sum-exp and the gradient of a chunk are made and dropped
+before the next one, in the forward pass already, so that the backward pass only scales them. Memory
+is chunk x vocabulary instead of tokens x vocabulary (64 MiB instead of 2 GiB at 16K tokens, 128K
+vocabulary, bf16), and the head costs three matmuls as it must, not four as with recomputation.
+Same idea as Liger-Kernel's fused linear cross-entropy (arXiv:2410.10989), in plain torch.
+Dims: N tokens, C tokens of a chunk, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # target of a token that has no loss
+_CHUNK_ELEMENTS = 8 * 2**20  # of logits: 16 MiB in bf16
+
+ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+
+
+def next_token_loss(
+    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: ChunkFunction | None = None
+) -> Tensor:
+    """Summed negative log-likelihood [nat] of the targets that are not IGNORED, a fp32 scalar.
+
+    hidden_ND in the compute type; weight_VD fp32 or compute type. `chunk` may be a compiled
+    `loss_chunk`. Divide by the global number of targets outside.
+    """
+    if not torch.is_grad_enabled():
+        return _loss_only(hidden_ND, weight_VD.to(hidden_ND.dtype), targets_N)
+    return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, chunk or loss_chunk)
+
+
+def loss_chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Summed loss of a chunk, and its gradients to hidden and head weight."""
+    logits_CV = (hidden_CD @ weight_VD.T).float()
+    lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
+    counts_C1 = (targets_C != IGNORED).unsqueeze(-1)
+    picked_C1 = logits_CV.gather(-1, targets_C.clamp_min(0).unsqueeze(-1))
+    loss = torch.where(counts_C1, lse_C1 - picked_C1, 0.0).sum()
+    columns_V = torch.arange(weight_VD.shape[0], device=targets_C.device)
+    onehot_CV = columns_V == targets_C.unsqueeze(-1)
+    grad_CV = torch.where(counts_C1, (logits_CV - lse_C1).exp() - onehot_CV.float(), 0.0)
+    grad_CV = grad_CV.to(hidden_CD.dtype)
+    return loss, grad_CV @ weight_VD, grad_CV.T @ hidden_CD
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden_ND, weight_VD, targets_N, chunk):  # type: ignore[no-untyped-def]
+        weight = weight_VD.to(hidden_ND.dtype)
+        loss = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden_ND)
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
+        for rows in _chunks(hidden_ND.shape[0], weight_VD.shape[0]):
+            part, grad_rows, grad_part = chunk(hidden_ND[rows], weight, targets_N[rows])
+            loss += part
+            grad_hidden[rows] = grad_rows
+            grad_weight += grad_part
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
+        grad_hidden, grad_weight = ctx.saved_tensors
+        # Scaled in place: this node owns both, and the head's gradient is the largest of the model.
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
+
+
+def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    loss = hidden_ND.new_zeros((), dtype=torch.float32)
+    for rows in _chunks(hidden_ND.shape[0], weight_VD.shape[0]):
+        logits_CV = (hidden_ND[rows] @ weight_VD.T).float()
+        loss += torch.nn.functional.cross_entropy(
+            logits_CV, targets_N[rows], ignore_index=IGNORED, reduction="sum"
+        )
+    return loss
+
+
+def _chunks(num_tokens: int, vocab: int) -> list[slice]:
+    """Chunks of one size (the last may be shorter), so that a compiled `loss_chunk` sees few shapes."""
+    size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // vocab).bit_length() - 1))
+    return [slice(begin, min(begin + size, num_tokens)) for begin in range(0, num_tokens, size)]
