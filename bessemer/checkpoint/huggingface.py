@@ -1,0 +1,154 @@
+"""Weights of a Hugging Face folder, read one tensor at a time, checked before any reaches a model.
+
+Reads `model.safetensors`, or the shards that `model.safetensors.index.json` lists; pickled weights
+(`pytorch_model.bin`) are refused, as pickle can run code. Names and shapes come from the files'
+headers, so a folder that does not fit is refused after reading kilobytes. fp32, bf16 and fp16 widen
+to our fp32 parameters exactly, so loading never changes a weight. Memory: one tensor.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bessemer.errors import DataError, RecipeError
+from bessemer.formulas.huggingface import shape_from_config
+from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.tensors import tensor_table
+from bessemer.model.decoder import Decoder
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_EXACT_TYPES = {"F32", "BF16", "F16"}  # those that fp32 holds without rounding
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
+
+@dataclass(frozen=True)
+class _Stored:
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def read_shape(folder: Path, *, context: int | None = None) -> ModelShape:
+    """The shape of a Hugging Face folder, or of a `config.json` itself."""
+    path = folder if folder.is_file() else folder / "config.json"
+    return shape_from_config(_read_json(path), context=context)
+
+
+def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the folder under its own name, in its stored type, file by file."""
+    stored = _inventory(folder)
+    for file in dict.fromkeys(entry.file for entry in stored.values()):
+        with safe_open(file, framework="pt") as tensors:
+            for name in (name for name, entry in stored.items() if entry.file == file):
+                yield name, tensors.get_tensor(name)
+
+
+def load_into(model: Decoder, folder: Path) -> None:
+    """Copy the folder's weights into a model. All are checked before the first is copied."""
+    check_weights(folder, model.shape)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in read_weights(folder):
+            if name in parameters:
+                parameters[name].copy_(tensor)
+
+
+def check_weights(folder: Path, shape: ModelShape) -> None:
+    """Raise DataError unless the folder holds exactly the tensors of this shape."""
+    stored = _inventory(folder)
+    expected = {spec.name: spec.shape for spec in tensor_table(shape)}
+    missing = [name for name in expected if name not in stored]
+    extra = [name for name in stored if name not in expected and not _redundant(name, stored, shape)]
+    if missing or extra:
+        raise _unfit(folder, f"missing: {_names(missing)}; not part of this model: {_names(extra)}")
+    for name, size in expected.items():
+        if stored[name].shape != size:
+            raise _unfit(folder, f"{name} of shape {list(stored[name].shape)} instead of {list(size)}")
+        if stored[name].dtype not in _EXACT_TYPES:
+            raise _unfit(folder, f"{name} of type {stored[name].dtype}, which fp32 cannot hold exactly")
+
+
+def _inventory(folder: Path) -> dict[str, _Stored]:
+    """Name -> where it lies and what it is, from the headers alone."""
+    found: dict[str, _Stored] = {}
+    for file in _files(folder):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 (not a dict)
+                    piece = tensors.get_slice(name)
+                    found[name] = _Stored(file, tuple(piece.get_shape()), piece.get_dtype())
+        except (SafetensorError, OSError) as error:
+            raise DataError(
+                f"cannot read the weights in {file}",
+                found=str(error),
+                wanted="a whole safetensors file",
+                fix="fetch this file again; its size or content is not what its header says",
+            ) from error
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if (folder / _INDEX).is_file():
+        names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
+        # Only names, never paths: an index must not lead out of its folder.
+        return [folder / Path(name).name for name in names]
+    pickled = sorted(file.name for file in folder.glob("*.bin"))
+    raise RecipeError(
+        f"no weights that can be read in {folder}",
+        found=f"{', '.join(pickled)}: pickled, and loading a pickle can run any code in it"
+        if pickled
+        else "neither of the two files" if folder.is_dir() else "no such folder",
+        wanted=f"{_SINGLE} or {_INDEX}",
+        fix="convert it once with transformers: AutoModelForCausalLM.from_pretrained(…).save_pretrained(…)",
+    )  # fmt: skip
+
+
+def _redundant(name: str, stored: dict[str, _Stored], shape: ModelShape) -> bool:
+    """Tensors beyond the table that change nothing: old rotary tables, a copy of a tied embedding."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    if name != _HEAD or not shape.tie_embeddings or _EMBEDDING not in stored:
+        return False
+    return torch.equal(_read(stored, _HEAD), _read(stored, _EMBEDDING))
+
+
+def _read(stored: dict[str, _Stored], name: str) -> Tensor:
+    with safe_open(stored[name].file, framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"cannot read {path}",
+            found=str(error),
+            wanted="a folder as Hugging Face's save_pretrained writes it",
+            fix="check the path in model.from or --from",
+        ) from error
+    assert isinstance(content, dict), f"{path} holds {type(content).__name__}"
+    return content
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:5]) or "none"
+    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown
+
+
+def _unfit(folder: Path, found: str) -> DataError:
+    return DataError(
+        f"the weights in {folder} do not fit its config.json",
+        found=found,
+        wanted="exactly the tensors that the config describes",
+        fix="fetch the folder again, or correct config.json (tie_word_embeddings is often the cause)",
+    )

@@ -1,0 +1,52 @@
+"""`bessemer evaluate RUN`: measure what was held out."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from bessemer.cli.columns import figure, text_table
+
+HELP = "measure every stage of a run on held-out data"
+
+_MEASURES = ("validation_loss", "perplexity", "bits_per_byte", "task_loss", "exact_match", "rouge_l")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=Path, metavar="RUN", help="a run directory, or one of its stages")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.evaluate.run import evaluate
+    from bessemer.recipe.load import load
+    from bessemer.rundir import find_stage
+
+    folder = find_stage(args.target).parent
+    recipe = load(str(folder / "recipe.toml"), args.set).recipe
+    return evaluate(folder, recipe, args.console)
+
+
+def show(document: dict[str, Any]) -> str:
+    rows = [
+        [name, str(result["step"]), *(figure(result[key]) if key in result else "–" for key in _MEASURES)]
+        for name, result in document["stages"].items()
+    ]
+    done = " (done already)" if document["already_done"] else ""
+    lines = text_table(["stage", "step", *(key.replace("_", " ") for key in _MEASURES)], rows)
+    return "\n".join([*lines, *_samples(document), f"{document['results']}{done}"])
+
+
+def _samples(document: dict[str, Any]) -> list[str]:
+    lines = [""]
+    for name, result in document["stages"].items():
+        for sample in result.get("samples", []):
+            lines.append(f"{name}, prompt:  {_short(sample['prompt'])}")
+            lines.append(f"{' ' * len(name)}  answer:  {_short(sample['answer'])}")
+            lines.append(f"{' ' * len(name)}  wanted:  {_short(sample['expected'])}")
+            lines.append("")
+    return lines
+
+
+def _short(text: str, most: int = 150) -> str:
+    """One line of it: a terminal is no place for a whole document."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1] + "…"

@@ -1,0 +1,184 @@
+"""`bessemer plan RECIPE`: what a run would take, before anything is built."""
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from bessemer.cli.columns import text_table
+from bessemer.errors import RecipeError
+from bessemer.units import format_bytes, format_count, format_seconds
+
+HELP = "predict memory, time, energy and money of a recipe, with the rule behind each derived value"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a file or the name of a shipped recipe")
+    parser.add_argument("rows", nargs="?", metavar="ROWS.csv", help=argparse.SUPPRESS)
+    parser.add_argument("--cluster", metavar="64xH100", help="plan for these devices; default: the recipe's")
+    parser.add_argument("--layout", default="auto", help='degrees, e.g. "shard=1"')
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
+    parser.add_argument("--rehearse", action="store_true", help="run the layout on CPU processes")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.planner.layout import resolve_layout
+    from bessemer.planner.resolve import resolve
+    from bessemer.recipe.load import load
+
+    _refuse_what_is_not_built(args)
+    loaded = load(args.recipe, args.set)
+    facts = _facts(args, loaded.recipe, loaded.base)
+    plan = resolve(loaded.recipe, facts)
+    resolve_layout(args.layout, "--layout")
+    return _document(loaded.recipe, plan, facts, args.top)
+
+
+def show(document: dict[str, Any]) -> str:
+    parts = [_model(document), _training(document), _predicted(document)]
+    if document["memory_parts"]:
+        parts.append(_memory(document))
+    if document["derived"]:
+        parts.append(_derived(document))
+    notes = [f"Layouts: {row['reason']}" for row in document["rejected"]]
+    if document["refused_because"]:
+        notes.append(f"Training would be refused: {document['refused_because']}")
+    return "\n\n".join([*parts, *notes])
+
+
+def _refuse_what_is_not_built(args: argparse.Namespace) -> None:
+    validate = args.recipe == "validate" and not Path("validate").is_file()
+    if not (validate or args.rehearse or args.rows or args.top < 1):
+        return
+    if args.top < 1:
+        raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
+    if args.rows and not validate:
+        raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
+    what = "plan validate" if validate else "plan --rehearse"
+    raise RecipeError(
+        f"`bessemer {what}` is not built yet in this version",
+        found=what,
+        wanted="`bessemer plan RECIPE`",
+        fix="plan one device, or the ideal time of a cluster with --cluster 64xH100",
+    )
+
+
+def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> Any:
+    from dataclasses import replace
+
+    from bessemer.planner.facts import cluster_facts, parse_cluster, planned_cluster
+
+    planned = cluster_facts(*parse_cluster(args.cluster)) if args.cluster else planned_cluster(recipe.cluster)
+    if planned is not None and recipe.model.from_ is None:
+        return planned
+    from bessemer.measure.facts import gather, source_shape, this_device
+
+    if planned is not None:
+        return replace(planned, source_shape=source_shape(recipe, base))
+    return gather(recipe, base, this_device())
+
+
+def _document(recipe: Any, plan: Any, facts: Any, top: int) -> dict[str, Any]:
+    from bessemer.formulas.flops import CONVENTION, train_flops_per_token
+    from bessemer.formulas.memory import device_memory
+    from bessemer.hardware import GIB
+    from bessemer.planner.predict import workload
+
+    values, single = plan.to_json(), facts.devices == 1
+    layout = values["layout"] if single else None
+    per_token = train_flops_per_token(plan.shape, plan.pretrain.context)
+    tokens = plan.pretrain.steps * plan.pretrain.batch_tokens
+    several = "the best layout over several devices is not searched yet in this version; time and money "
+    several += "are those of a typical share of the peak, memory needs a layout"
+    work = workload(plan.pretrain, facts, compiled=plan.pretrain.compile is not False)
+    return {
+        "name": plan.name,
+        "model": {"params": plan.params, "params_active": plan.params_active, **values["shape"]},
+        "cluster": {
+            "device": facts.device,
+            "devices": facts.devices,
+            "memory_gib": facts.memory_bytes / GIB if facts.memory_bytes else None,
+            "ceilings": asdict(facts.ceilings) if facts.ceilings else None,
+        },
+        "layout": layout,
+        "training": {**values["pretrain"], "batch_tokens": plan.pretrain.batch_tokens, "tokens": tokens},
+        "flops": {"per_token": per_token, "total": per_token * tokens, "convention": CONVENTION},
+        "predicted": values["predicted"],
+        "memory_parts": asdict(device_memory(plan.shape, work)) if single else None,
+        "derived": values["derived"],
+        "candidates": [{"layout": layout, "predicted": values["predicted"]}][:top] if single else [],
+        "rejected": [] if single else [{"layout": None, "reason": several}],
+        "refused_because": _refusal(recipe, plan, facts),
+    }
+
+
+def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
+    """Why `bessemer pretrain` would not begin; None when it would, or when it is for another machine."""
+    from bessemer.errors import RefusedError
+    from bessemer.planner.limits import check_start, untrainable
+
+    refusal = untrainable(recipe, plan)
+    if refusal is not None:
+        return f"{refusal[0]} cannot be trained in this version yet (wanted: {refusal[1]})"
+    if facts.devices > 1:
+        return "this version trains on one device"
+    try:
+        check_start(recipe, plan.shape, plan.pretrain, facts, plan.predicted["hours"].low)
+    except RefusedError as error:
+        return f"{error.problem}: {error.found}; {error.fix}"
+    return None
+
+
+def _model(document: dict[str, Any]) -> str:
+    model, cluster = document["model"], document["cluster"]
+    count = format_count(model["params"])
+    if model["params_active"] != model["params"]:
+        count += f" ({format_count(model['params_active'])} active)"
+    heads = f"{model['heads']} heads" + ("" if model["mla_kv_rank"] else f" ({model['kv_heads']} for keys)")
+    return "\n".join(
+        [
+            f"{document['name']}: {count} parameters, {model['family']}, {model['layers']} layers, "
+            f"{model['hidden']} wide, {heads}, vocabulary {model['vocab']}",
+            f"on {cluster['devices']} x {cluster['device']}",
+        ]
+    )
+
+
+def _training(document: dict[str, Any]) -> str:
+    stage, flops = document["training"], document["flops"]
+    return (
+        f"{stage['steps']:,} steps of {format_count(stage['batch_tokens'])} tokens: "
+        f"{format_count(stage['tokens'])} tokens, {flops['total']:.2e} FLOPs "
+        f"({flops['per_token']:.2e} a token; {flops['convention']})"
+    )
+
+
+def _predicted(document: dict[str, Any]) -> str:
+    rows = []
+    for name, row in document["predicted"].items():
+        if row["value"] is None:
+            rows.append([name, "unknown", "", "", ""])
+        else:
+            rows.append([name, *(_figure(name, row[end]) for end in ("value", "low", "high")), row["basis"]])
+    lines = text_table(["Predicted", "", "low", "high", "basis"], rows)
+    hours = document["predicted"]["hours"]["value"]
+    if hours:
+        days = f"{hours / 24:,.1f} days" if hours >= 48 else format_seconds(hours * 3600)
+        lines.append(f"that is {days}")
+    return "\n".join(lines)
+
+
+def _memory(document: dict[str, Any]) -> str:
+    rows = [[name, format_bytes(value)] for name, value in document["memory_parts"].items()]
+    return "\n".join(text_table(["Memory of a device", ""], rows))
+
+
+def _derived(document: dict[str, Any]) -> str:
+    rows = [[row["key"], str(row["value"]), row["rule"]] for row in document["derived"]]
+    return "\n".join(text_table(["Derived", "value", "rule"], rows, left=3))
+
+
+def _figure(name: str, value: float) -> str:
+    if name in ("mfu", "goodput"):
+        return f"{100 * value:.1f} %"
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,46 @@
+"""Power that is not measured: what a core or an accelerator is likely to draw.
+
+CPU: servers draw 350 W for 56 cores (Xeon 8480+), 360 W for 96 (EPYC 9654), 280 W for 64 (EPYC 7763):
+3.8 to 6.3 W of package power per busy core; desktops 8 to 15. An idle core costs about a third, with
+its share of the uncore and of memory. So 2 W (1 to 4) for each core there is, and 5 W (2.5 to 12) more
+for each that is busy. Source of the package figures: hardware.toml.
+Accelerators: large training runs draw 0.6 to 0.95 of the board's limit, by how long they wait for the
+network; from node-metered runs (arXiv:2412.08602, arXiv:2506.14551), not from nameplates.
+"""
+
+from dataclasses import dataclass
+
+_CORE_W = (2.0, 1.0, 4.0)  # value, low, high
+_BUSY_CORE_W = (5.0, 2.5, 12.0)
+_BOARD_SHARE = (0.8, 0.6, 0.95)
+_NODE_OVERHEAD_W = (240.0, 190.0, 290.0)  # per accelerator in a server: hosts, fans, network cards
+
+
+@dataclass(frozen=True)
+class Band:
+    """Watts or joules: the likely value, and how far off it may be."""
+
+    value: float
+    low: float
+    high: float
+
+    def times(self, factor: float) -> "Band":
+        return Band(self.value * factor, self.low * factor, self.high * factor)
+
+
+def assumed_cpu_power(cores: int, busy_cores: float) -> Band:
+    """Package and memory of a CPU, for the cores that are ours."""
+    idle, busy = _CORE_W, _BUSY_CORE_W
+    values = [cores * there + busy_cores * more for there, more in zip(idle, busy, strict=True)]
+    return Band(*values)
+
+
+def assumed_accelerator_power(tdp_w: float, node_overhead_w: float | None, devices_per_node: int) -> Band:
+    """One accelerator in training with its share of the server around it."""
+    overhead = _NODE_OVERHEAD_W
+    if node_overhead_w is not None:
+        overhead = (node_overhead_w, node_overhead_w - 50.0, node_overhead_w + 50.0)
+    if devices_per_node <= 1:
+        overhead = (100.0, 60.0, 200.0)  # a workstation around one card
+    values = [tdp_w * share + more for share, more in zip(_BOARD_SHARE, overhead, strict=True)]
+    return Band(*values)

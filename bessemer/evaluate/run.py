@@ -1,0 +1,142 @@
+"""Measure every training stage of a run on what was held out, and keep the results with their checkpoint.
+
+A pretrained stage: loss per target token, perplexity, bits per byte. A fine-tuned one: loss on the
+answers, and greedy answers to held-out prompts scored by exact match and ROUGE-L. `evaluate/results.json`
+names the step, the hash of the checkpoint's manifest and of the data, so that asking again for the same
+checkpoints reads the file and computes nothing.
+Cost: one pass over the validation rows, and `evaluate.examples` × `evaluate.answer_tokens` decoding steps.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from tokenizers import Tokenizer
+
+from bessemer.checkpoint.load import LoadedModel, load_model
+from bessemer.data.store import Prepared, PreparedTask, open_prepared
+from bessemer.durable import write_json
+from bessemer.errors import RecipeError
+from bessemer.evaluate.answers import continuations, task_answers
+from bessemer.evaluate.loss import validation_loss
+from bessemer.log import Console
+from bessemer.recipe.schema import Recipe
+from bessemer.rundir import read_object, stages
+
+SAMPLES = 3
+_ROWS = 8  # per forward; the result does not depend on it
+CONVENTIONS = {
+    "validation_loss": "natural log, mean over the target tokens of held-out documents (text and end of "
+    "document; the begin token is never a target)",
+    "perplexity": "exp of the validation loss, per token of this tokenizer: compare bits per byte instead "
+    "across tokenizers",
+    "bits_per_byte": "summed loss of the held-out tokens / ln 2 / UTF-8 bytes of their text; where the last "
+    "row is short and left out, the sum is scaled to all target tokens",
+    "task_loss": "natural log, mean over the answer tokens of held-out examples; prompts have no loss",
+    "exact_match": "share of greedy answers equal to the expected one but for case, white space and a "
+    "final full stop",
+    "rouge_l": "mean F1 of the longest common subsequence of words, lower case, a-z and 0-9, no stemming",
+}
+
+
+def evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Results of every stage with a checkpoint, written to evaluate/results.json.
+
+    Stages whose checkpoint, data and settings did not change since are taken from that file.
+    """
+    path = run / "evaluate" / "results.json"
+    previous: dict[str, Any] = (read_object(path) or {}).get("stages") or {}
+    found = [stage for stage in stages(run) if any(stage.glob("checkpoints/*/manifest.json"))]
+    if not found:
+        raise RecipeError(
+            f"{run} holds nothing to evaluate",
+            found="no stage with a checkpoint" if run.is_dir() else "no such folder",
+            wanted="a run that has saved a checkpoint",
+            fix="train it first: `bessemer run RECIPE`",
+        )
+    results, done = {}, True
+    for stage in found:
+        result, was_done = _stage(stage, recipe, previous.get(stage.name), console)
+        results[stage.name] = result
+        done = done and was_done
+    document = {"stages": results, "conventions": CONVENTIONS}
+    if not done or previous.keys() != results.keys():
+        write_json(path, document)
+    return {"run": str(run), **document, "results": str(path), "already_done": done}
+
+
+def _stage(
+    stage: Path, recipe: Recipe, previous: dict[str, Any] | None, console: Console
+) -> tuple[dict[str, Any], bool]:
+    """The result of one stage, and whether it was there already."""
+    info = read_object(stage / "stage.json") or {}
+    loaded = load_model(stage)
+    key = {
+        "kind": info.get("kind"),
+        "step": loaded.step,
+        "checkpoint_hash": xxhash.xxh3_128_hexdigest((loaded.folder / "manifest.json").read_bytes()),
+        "data_hash": info["data"].get("hash"),
+        "settings": {"examples": recipe.evaluate.examples, "answer_tokens": recipe.evaluate.answer_tokens},
+    }
+    if previous is not None and key.items() <= previous.items():
+        console.line(f"evaluate: {stage.name} step {loaded.step} is done already")
+        return previous, True
+    console.line(f"evaluate: {stage.name} step {loaded.step}")
+    data = open_prepared(Path(info["data"]["folder"]))
+    tokenizer = Tokenizer.from_file(str(loaded.tokenizer_path))
+    if isinstance(data, PreparedTask):
+        result = _task(loaded, data, int(info["context"]), recipe, tokenizer)
+    else:
+        result = _pretrain(loaded, data, int(info["context"]), recipe, tokenizer)
+    return {**key, **result, "checkpoint": str(loaded.folder.relative_to(stage.parent))}, False
+
+
+def _pretrain(
+    loaded: LoadedModel, data: Prepared, context: int, recipe: Recipe, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    rows = data.rows("validation", context)
+    if len(rows) == 0:
+        return {"validation_loss": None, "perplexity": None, "bits_per_byte": None, "samples": []}
+    loss, targets = validation_loss(loaded.model, rows, micro_batch=_ROWS)
+    all_targets = _all_targets(data, targets)
+    return {
+        "validation_loss": loss,
+        "perplexity": math.exp(loss) if loss < 700 else None,
+        "bits_per_byte": bits_per_byte(loss, all_targets, data.validation_bytes),
+        "target_tokens": targets,
+        "validation_bytes": data.validation_bytes,
+        "samples": continuations(loaded.model, rows, tokenizer, data.eos_id, recipe.evaluate.answer_tokens),
+    }
+
+
+def _task(
+    loaded: LoadedModel, data: PreparedTask, context: int, recipe: Recipe, tokenizer: Tokenizer
+) -> dict[str, Any]:
+    rows = data.rows("validation", context)
+    if len(rows) == 0:
+        return {"task_loss": None, "exact_match": None, "rouge_l": None, "examples": 0, "samples": []}
+    loss, targets = validation_loss(loaded.model, rows, micro_batch=_ROWS)
+    examples = data.examples("validation")[: recipe.evaluate.examples]
+    answers = task_answers(
+        loaded.model, examples, tokenizer, loaded.shape.eos_id, recipe.evaluate.answer_tokens
+    )
+    return {
+        "task_loss": loss,
+        "target_tokens": targets,
+        "exact_match": sum(answer["exact_match"] for answer in answers) / len(answers),
+        "rouge_l": sum(answer["rouge_l"] for answer in answers) / len(answers),
+        "examples": len(answers),
+        "samples": answers[:SAMPLES],
+    }
+
+
+def bits_per_byte(mean_nll: float, targets: int, text_bytes: int) -> float | None:
+    """Summed negative log-likelihood in bits over the bytes of the text that it is for."""
+    return mean_nll * targets / math.log(2.0) / text_bytes if text_bytes else None
+
+
+def _all_targets(data: Prepared, scored: int) -> int:
+    """Target tokens of all held-out text: every token but the begin token of each document."""
+    documents = data.manifest.get("validation_documents")
+    return scored if documents is None else data.validation_tokens - int(documents)

@@ -1,0 +1,186 @@
+"""The model card: what the model is, what it read, how good it is, what it took, what it is not.
+
+Every figure comes from the run's own files; what nobody measured or stated is said to be so. Format:
+huggingface.co/docs/hub/model-cards (YAML front matter, then Markdown).
+"""
+
+from pathlib import Path
+from typing import Any
+
+from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.tensors import count_params
+from bessemer.recipe.load import load
+from bessemer.rundir import Row, counting_rows, read_object, read_rows, stages
+from bessemer.units import format_count, format_seconds
+
+_RESULTS = [
+    ("validation_loss", "validation loss [nat per token]"),
+    ("perplexity", "perplexity per token"),
+    ("bits_per_byte", "bits per byte"),
+    ("task_loss", "loss on held-out answers [nat per token]"),
+    ("exact_match", "exact match"),
+    ("rouge_l", "ROUGE-L (F1)"),
+]
+
+
+def model_card(stage: Path, shape: ModelShape, special: dict[str, Any], receipt: dict[str, Any]) -> str:
+    run = stage.parent
+    known = [entry for entry in stages(run) if entry == stage or entry.name == "pretrain"]
+    name = run.resolve().name
+    parts = [
+        _front_matter(run, known),
+        f"# {name}",
+        _summary(stage, shape, receipt),
+        "## Data\n\n" + _data(known),
+        "## Evaluation\n\n" + _evaluation(run, known),
+        "## Training\n\n" + _training(known),
+        "## Use\n\n" + _use(special),
+        "## Limits\n\n" + _limits(shape, special),
+        "## Fidelity of this export\n\n" + _fidelity(receipt),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(run: Path, known: list[Path]) -> str:
+    licences = {source.get("licence") or "unknown" for entry in known for source in _sources(entry)}
+    licence = next(iter(licences)).lower() if len(licences) == 1 else "other" if licences else "unknown"
+    lines = ["---", f"license: {licence}  # that of the training data; state your own for the model"]
+    lines += [f"# licences of the sources: {', '.join(sorted(licences))}"] if len(licences) > 1 else []
+    languages = _languages(run)
+    lines += ["language:", *(f"- {language}" for language in languages)] if languages else []
+    lines += [] if languages else ["# language: not stated in the recipe"]
+    return "\n".join([*lines, "library_name: transformers", "pipeline_tag: text-generation", "---"])
+
+
+def _languages(run: Path) -> list[str]:
+    path = run / "recipe.toml"
+    return (load(str(path), []).recipe.data.clean.language or []) if path.is_file() else []
+
+
+def _summary(stage: Path, shape: ModelShape, receipt: dict[str, Any]) -> str:
+    head = "tied" if shape.tie_embeddings else "its own"
+    return (
+        f"A {format_count(count_params(shape))}-parameter decoder of the {shape.family} family: "
+        f"{shape.layers} layers, {shape.hidden} wide, {shape.heads} query and {shape.kv_heads} key-value "
+        f"heads of {shape.head_dim}, {shape.vocab} rows of embedding ({head} output matrix), trained on rows "
+        f"of {shape.context} tokens. Stage `{stage.name}`, step {receipt['step']}; made with Bessemer."
+    )
+
+
+def _data(known: list[Path]) -> str:
+    parts = []
+    for stage in known:
+        rows = [
+            [
+                source.get("name"),
+                source.get("kind"),
+                source.get("licence") or "not stated",
+                _count(source.get("documents")),
+                _count(source.get("tokens")),
+            ]
+            for source in _sources(stage)
+        ]
+        listing = _table(["source", "kind", "licence", "documents", "tokens"], rows)
+        parts.append(
+            f"Read by `{stage.name}`:\n\n{listing}" if rows else f"`{stage.name}`: counts not recorded."
+        )
+    return "\n\n".join(parts)
+
+
+def _evaluation(run: Path, known: list[Path]) -> str:
+    results = (read_object(run / "evaluate" / "results.json") or {}).get("stages") or {}
+    rows = [
+        [stage.name, meaning, f"{results[stage.name][key]:.4g}"]
+        for stage in known
+        for key, meaning in _RESULTS
+        if results.get(stage.name, {}).get(key) is not None
+    ]
+    return _table(["stage", "measure", "value"], rows) if rows else "Not measured. Run `bessemer evaluate`."
+
+
+def _training(known: list[Path]) -> str:
+    rows = []
+    for stage in known:
+        counting = counting_rows([row for row in read_rows(stage / "metrics.jsonl") if "loss" in row])
+        if counting:
+            rows.append([stage.name, *_figures(counting)])
+    return _table(["stage", "steps", "tokens", "final loss", "time in steps", "energy"], rows)
+
+
+def _figures(rows: list[Row]) -> list[str]:
+    last = rows[-1]
+    seconds = [row["step_time_s"] for row in rows if row.get("step_time_s") is not None]
+    return [
+        _count(last["step"]),
+        _count(last.get("tokens")),
+        f"{last['loss']:.4f}",
+        format_seconds(sum(seconds)) if seconds else "not measured",
+        _energy(last),
+    ]
+
+
+def _energy(row: Row) -> str:
+    energy = row.get("energy_j")
+    joules = energy.get("value") if isinstance(energy, dict) else energy
+    basis = energy.get("basis") if isinstance(energy, dict) else row.get("energy_basis")
+    if joules is None:
+        return "not measured"
+    return f"{joules / 3.6e6:.4g} kWh ({basis or 'basis not recorded'})"
+
+
+def _use(special: dict[str, Any]) -> str:
+    first = special["bos"]["content"] if special["bos"] else None
+    start = f" Training documents begin with `{first}`; put it in front of a prompt." if first else ""
+    code = [
+        "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+        "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
+        "```",
+    ]
+    return "\n".join(code) + (f"\n\n{start.strip()}" if start else "")
+
+
+def _limits(shape: ModelShape, special: dict[str, Any]) -> str:
+    padding = shape.vocab - special["size"]
+    lines = [
+        "It continues text in the manner of its data; it has no knowledge beyond it and was not aligned.",
+        f"Rows longer than {shape.context} tokens were never seen in this training.",
+        "Answers were not checked for bias, safety or personal data beyond what the recipe's cleaning does.",
+    ]
+    if padding > 0:
+        lines.append(
+            f"The last {padding} of {shape.vocab} embedding rows are padding to a multiple of 64: "
+            "no text has these ids, and they were never a target."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _fidelity(receipt: dict[str, Any]) -> str:
+    difference = receipt["max_absolute_logit_difference"]
+    proof = (
+        f"Largest difference of a logit between Bessemer's decoder and transformers "
+        f"{receipt['transformers']}, both reading these files in fp32: {difference:.2e}."
+        if difference is not None
+        else f"Not compared with transformers: {receipt['reason']}."
+    )
+    return f"Weights: {receipt['dtype']}, {receipt['weights']}. {proof}"
+
+
+def _sources(stage: Path) -> list[dict[str, Any]]:
+    info = read_object(stage / "stage.json") or {}
+    folder = (info.get("data") or {}).get("folder")
+    manifest = read_object(Path(folder) / "manifest.json") if folder else None
+    return (manifest or {}).get("sources") or []
+
+
+def _table(headings: list[str], rows: list[list[Any]]) -> str:
+    def line(cells: list[Any]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+    return "\n".join([line(headings), line(["---"] * len(headings)), *map(line, rows)])
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else "not recorded"

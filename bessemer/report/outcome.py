@@ -1,0 +1,127 @@
+"""What came out: the two-stage comparison, the evaluation, samples, and the proof of the export."""
+
+from html import escape
+from typing import Any
+
+from bessemer.report.html import Markup, heading, paragraph, table, text, verdict
+from bessemer.report.record import RunRecord, number
+from bessemer.report.svg import Chart, Series, draw
+
+_MEASURES = [
+    ("validation_loss", "Validation loss [nat / token]", "{:.4f}"),
+    ("perplexity", "Perplexity [per token]", "{:.2f}"),
+    ("bits_per_byte", "Bits per byte", "{:.4f}"),
+    ("task_loss", "Loss on held-out answers [nat / token]", "{:.4f}"),
+    ("exact_match", "Exact match", "{:.1%}"),
+    ("rouge_l", "ROUGE-L (F1)", "{:.3f}"),
+]
+
+
+def two_stages(run: RunRecord) -> str:
+    """Fine-tuning from the pretrained weights against training on the task from scratch."""
+    result = run.comparison
+    if result is None:
+        return ""
+    scratch = result.get("scratch") or {}
+    examples, losses = result.get("examples") or [], result.get("pretrained") or []
+    rows: list[list[Any]] = [
+        ["pretrained, then fine-tuned", f"{n:,}", _loss(loss)]
+        for n, loss in zip(examples, losses, strict=True)
+    ]
+    rows.append(
+        ["from scratch, on all examples", f"{scratch.get('examples', 0):,}", _loss(scratch.get("loss"))]
+    )
+    headings = ["start", "examples", "loss on held-out answers [nat / token]"]
+    best = f"{result['sentence']} " if result.get("sentence") else ""
+    lead = f"{best}Ratio of examples: {result.get('ratio', 'not measured')}."
+    points = [(float(n), number(loss)) for n, loss in zip(examples, losses, strict=True)]
+    floor = number(scratch.get("loss"))
+    ends = sorted({float(n) for n in [*examples, scratch.get("examples") or examples[0]]}) if examples else []
+    series = [
+        Series("pretrained", points, 1),
+        Series("from scratch, all examples", [(end, floor) for end in (ends[0], ends[-1])], 2, dashed=True),
+    ] if ends else []  # fmt: skip
+    chart = Chart(
+        "Loss against examples", series, "examples of the task (log)", "nat / answer token", log_x=True
+    )
+    figures = table(headings, rows, numbers=(1, 2)) + _tried(scratch)
+    return f'{paragraph(lead)}<div class="beside"><div>{figures}</div>{draw(chart)}</div>'
+
+
+def evaluation(run: RunRecord) -> str:
+    stages: dict[str, dict[str, Any]] = (run.evaluation or {}).get("stages") or {}
+    if not stages:
+        return ""
+    rows = []
+    for key, name, form in _MEASURES:
+        values = [number(result.get(key)) for result in stages.values()]
+        if any(value is not None for value in values):
+            rows.append([name, *(Markup("–") if v is None else form.format(v) for v in values)])
+    rows.append(["Held-out examples answered", *(str(r.get("examples") or "–") for r in stages.values())])
+    rows.append(["Checkpoint, step", *(str(result.get("step", "–")) for result in stages.values())])
+    notes = "".join(
+        paragraph(f"{name.replace('_', ' ')}: {words}", "note")
+        for name, words in ((run.evaluation or {}).get("conventions") or {}).items()
+    )
+    return table(["", *stages], rows, numbers=range(1, len(stages) + 1)) + notes
+
+
+def samples(run: RunRecord) -> str:
+    """What each evaluated stage wrote, next to what was expected. Everything is escaped."""
+    stages: dict[str, dict[str, Any]] = (run.evaluation or {}).get("stages") or {}
+    parts = []
+    for name, result in stages.items():
+        cards = "".join(_sample(sample) for sample in result.get("samples") or [])
+        if cards:
+            parts.append(heading(name) + f'<div class="samples">{cards}</div>')
+    lead = paragraph("Greedy decoding, first held-out examples, not chosen by hand.", "note")
+    return lead + "".join(parts) if parts else ""
+
+
+def export_proof(run: RunRecord) -> str:
+    if not run.exports:
+        return ""
+    rows = []
+    for receipt in run.exports:
+        difference = number(receipt.get("max_absolute_logit_difference"))
+        fine = difference is not None and difference <= (number(receipt.get("tolerance")) or 0.0)
+        told = f"{difference:.2e}" if difference is not None else str(receipt.get("reason") or "not measured")
+        rows.append(
+            [
+                receipt["folder"],
+                receipt.get("dtype"),
+                str(receipt.get("weights", "")),
+                verdict(told, tone="good" if fine else "bad") if difference is not None else told,
+                f"transformers {receipt['transformers']}" if receipt.get("transformers") else "–",
+            ]
+        )
+    headings = ["folder", "stored as", "weights", "largest |Δ logit| in fp32", "against"]
+    return table(headings, rows)
+
+
+def _tried(scratch: dict[str, Any]) -> str:
+    tried = scratch.get("tried") or []
+    if not tried:
+        return ""
+    rows = [
+        [f"{row['lr']:g}", _loss(row.get("loss")), "taken" if row["lr"] == scratch.get("lr") else ""]
+        for row in tried
+    ]
+    lead = paragraph("From scratch got its own search for a learning rate, so that it loses fairly.", "note")
+    return lead + table(["learning rate from scratch", "loss", ""], rows, numbers=(0, 1))
+
+
+def _sample(sample: dict[str, Any]) -> str:
+    parts = [("prompt", sample.get("prompt")), ("model", sample.get("answer"))]
+    parts.append(("expected", sample.get("expected")))
+    blocks = "".join(
+        f"<h4>{name}</h4><pre>{escape(str(words))}</pre>" for name, words in parts if words is not None
+    )
+    rouge = number(sample.get("rouge_l"))
+    score = f'<p class="note">ROUGE-L {text(f"{rouge:.2f}")}</p>' if rouge is not None else ""
+    return f'<div class="sample">{blocks}{score}</div>'
+
+
+def _loss(value: Any) -> str | None:
+    known = number(value)
+    return None if known is None else f"{known:.4f}"

@@ -1,0 +1,139 @@
+"""The top of the report: what was trained and how it came out, in one sentence and a few figures."""
+
+from html import escape
+from typing import Any
+
+from bessemer.report.html import Tile, tiles
+from bessemer.report.record import RunRecord, StageRecord, number
+from bessemer.units import format_count, format_seconds
+
+
+def header(run: RunRecord) -> str:
+    figures = [_model_tile(run), *_training_tiles(run), *_result_tiles(run)]
+    return f'<h1>{escape(run.name)}</h1><p class="lead">{escape(result_sentence(run))}</p>{tiles(figures)}'
+
+
+def result_sentence(run: RunRecord) -> str:
+    """What was trained on what, and the result, from the figures that are there."""
+    parts = []
+    pretrain = run.first_of_kind("pretrain")
+    if pretrain is not None:
+        parts.append(_pretrain_words(run, pretrain))
+    finetune = run.first_of_kind("finetune")
+    if finetune is not None:
+        parts.append(_finetune_words(run, finetune, begun=pretrain is not None))
+    sentence = ("; ".join(parts) or "Nothing has been trained yet") + "."
+    return sentence if run.comparison is None else f"{sentence} {run.comparison.get('sentence', '')}".strip()
+
+
+def bits_per_byte(run: RunRecord) -> float | None:
+    stages: dict[str, Any] = (run.evaluation or {}).get("stages", {})
+    return next((v for row in stages.values() if (v := number(row.get("bits_per_byte"))) is not None), None)
+
+
+def energy_words(stage: StageRecord) -> tuple[str | None, str]:
+    """The energy of a stage and what it rests on: measured, modelled or assumed."""
+    energy = stage.last.get("energy_j")
+    joules = number(energy)
+    basis = energy.get("basis") if isinstance(energy, dict) else stage.last.get("energy_basis")
+    return (None if joules is None else format_energy(joules)), str(basis or "basis not recorded")
+
+
+def format_energy(joules: float) -> str:
+    """Watt-hours as people read them: 36 kJ -> "10.0 Wh"."""
+    hours = joules / 3600.0
+    for unit, scale in (("MWh", 1e6), ("kWh", 1e3), ("Wh", 1.0)):
+        if hours >= scale:
+            return f"{hours / scale:.3g} {unit}"
+    return f"{joules:.3g} J"
+
+
+def _pretrain_words(run: RunRecord, stage: StageRecord) -> str:
+    shape = (run.plan or {}).get("shape") or stage.info.get("shape") or {}
+    params = number((run.plan or {}).get("params"))
+    size = f"{format_count(params)}-parameter " if params else ""
+    tokens = number(stage.last.get("tokens"))
+    words = f"A {size}{shape.get('family', 'language')} model read "
+    words += f"{format_count(tokens)} tokens" if tokens else "its first tokens"
+    sources = (stage.data or {}).get("sources")
+    words += f" of {len(sources)} source{'s' * (len(sources) != 1)}" if sources else ""
+    seconds = stage.total("step_time_s")
+    words += f" in {format_seconds(seconds)}" if seconds else ""
+    if stage.final_validation is not None:
+        words += f" and ends at a validation loss of {stage.final_validation:.3f} nat per token"
+        bits = bits_per_byte(run)
+        words += f" ({bits:.3f} bits per byte)" if bits is not None else ""
+    elif number(stage.last.get("loss")) is not None:
+        words += f" and ends at a training loss of {stage.last['loss']:.3f} nat per token"
+    return words
+
+
+def _finetune_words(run: RunRecord, stage: StageRecord, *, begun: bool) -> str:
+    subject = "fine-tuning" if begun else "Fine-tuning"
+    first, last = (
+        (number(stage.validations[0]["validation_loss"]), stage.final_validation)
+        if stage.validations
+        else (None, None)
+    )
+    words = f"{subject} took {format_count(len(stage.rows))} steps"
+    if first is not None and last is not None and len(stage.validations) > 1:
+        words += f" and brought the loss on held-out answers from {first:.3f} to {last:.3f}"
+    result = ((run.evaluation or {}).get("stages") or {}).get(stage.name) or {}
+    rouge, exact = number(result.get("rouge_l")), number(result.get("exact_match"))
+    if rouge is not None and exact is not None:
+        words += f", with ROUGE-L {rouge:.2f} and {exact:.0%} exact matches on held-out examples"
+    return words
+
+
+def _model_tile(run: RunRecord) -> Tile:
+    plan = run.plan or {}
+    shape = plan.get("shape") or (run.stages[0].info.get("shape") if run.stages else None) or {}
+    params = number(plan.get("params"))
+    note = f"{shape['layers']} layers × {shape['hidden']} wide, {shape['family']}" if shape else ""
+    return Tile("Parameters", format_count(params) if params else None, note)
+
+
+def _training_tiles(run: RunRecord) -> list[Tile]:
+    stage = run.first_of_kind("pretrain") or run.stages[0]
+    tokens, seconds, pace = (
+        number(stage.last.get("tokens")),
+        stage.total("step_time_s"),
+        stage.middle("tokens_per_s"),
+    )
+    mfu = stage.middle("mfu")
+    energy, basis = energy_words(stage)
+    return [
+        Tile("Tokens trained on", format_count(tokens) if tokens else None, f"{len(stage.rows)} steps"),
+        Tile(
+            "Time in steps",
+            format_seconds(seconds) if seconds else None,
+            _attempts(stage),
+        ),
+        Tile(
+            "Tokens per second",
+            format_count(pace) if pace else None,
+            f"median; MFU {mfu:.1%}" if mfu is not None else "median; MFU not measured",
+        ),
+        Tile(f"Energy, {stage.name}", energy, basis),
+    ]
+
+
+def _attempts(stage: StageRecord) -> str:
+    count = len({row.get("attempt") for row in [*stage.events, *stage.rows]})
+    return "one attempt" if count == 1 else f"{count} attempts, resumed"
+
+
+def _result_tiles(run: RunRecord) -> list[Tile]:
+    stage = run.first_of_kind("pretrain") or run.stages[0]
+    validation, bits = stage.final_validation, bits_per_byte(run)
+    entries = [
+        Tile(
+            "Validation loss",
+            f"{validation:.3f}" if validation is not None else None,
+            f"{bits:.3f} bits per byte" if bits is not None else "nat per target token",
+        )
+    ]
+    if run.comparison is not None:
+        ratio = str(run.comparison.get("ratio", "")) or None
+        entries.append(Tile("Fewer examples needed", ratio, "pretrained against from scratch"))
+    return entries

@@ -1,0 +1,52 @@
+"""Chat stands here because it needs the small stage of the export tests."""
+
+import argparse
+import io
+import json
+
+import pytest
+
+from bessemer.cli import chat as verb
+from bessemer.errors import RecipeError
+
+
+def call(*words: str) -> dict:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", action="store_true")
+    verb.arguments(parser)
+    return verb.run(parser.parse_args([*words]))
+
+
+def test_prompt_is_continued_and_the_likeliest_answer_repeats(make):
+    run = str(make().parent)
+    document = call(run, "--prompt", "the quick", "--max-tokens", "5")
+    json.dumps(document)
+    assert document["text"] and document["step"] == 30 and document["stage"] == "pretrain"
+    assert verb.show(document) == document["text"]
+    assert call(run, "--prompt", "the quick", "--max-tokens", "5") == document
+
+
+def test_lines_are_answered_until_quit_and_only_answers_go_to_stdout(make, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("the quick\n\nbrown fox\n/quit\nnever read\n"))
+    document = call(str(make().parent), "--max-tokens", "3")
+    assert document["turns"] == 2
+    printed = capsys.readouterr()
+    assert printed.out.strip() and not printed.err
+
+
+def test_end_of_input_ends_the_conversation(make, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert call(str(make().parent))["turns"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--prompt", "  "], "--prompt cannot be used"),
+        (["--max-tokens", "0"], "--max-tokens cannot be used"),
+        (["--temperature", "-1"], "--temperature cannot be used"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make, words, named):
+    with pytest.raises(RecipeError, match=named):
+        call(str(make().parent), *words)
