@@ -6,6 +6,10 @@ is rewritten in place; a pipe gets whole lines only, at most one per interval.
 
 import sys
 import time
+from pathlib import Path
+from typing import TextIO
+
+from bessemer.durable import cannot_write
 
 _PIPE_INTERVAL_S = 10.0
 
@@ -17,9 +21,23 @@ class Console:
         self._quiet = quiet
         self._live = ""
         self._last_pipe_s = float("-inf")
+        self._file: TextIO | None = None
+
+    def also_to(self, path: Path | None) -> None:
+        """Append every line, with its time, to a file too; None: no longer."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        if path is not None:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (held until the next call)
+            except OSError as error:
+                raise cannot_write(path, error) from error
 
     def line(self, text: str) -> None:
         """One whole line; the live line, if any, moves below it."""
+        self._keep(text)
         if self._quiet:
             return
         if self._live:
@@ -40,7 +58,13 @@ class Console:
                 return
             self._last_pipe_s = now_s
             sys.stderr.write(text + "\n")
+            self._keep(text)
         sys.stderr.flush()
+
+    def _keep(self, text: str) -> None:
+        if self._file is not None:
+            self._file.write(f"{time.strftime('%F %T')} {text}\n")
+            self._file.flush()
 
 
 def bar(fraction: float, width: int = 20) -> str:

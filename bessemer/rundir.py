@@ -25,6 +25,7 @@ from bessemer.durable import cannot_write
 from bessemer.errors import DataError, RecipeError, RefusedError
 
 Row = dict[str, Any]
+MAIN_STAGES = ("pretrain", "finetune")
 
 
 class JsonLines:
@@ -133,6 +134,8 @@ def find_stage(path: Path) -> Path:
     if (path / "checkpoints").is_dir():
         return path
     begun = [stage for stage in stages(path) if (stage / "checkpoints").is_dir()]
+    # Stages beside them are parts of a comparison, not what the run is for.
+    begun = [stage for stage in begun if stage.name in MAIN_STAGES] or begun
     if not begun:
         raise RecipeError(
             f"{path} is not a run",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 HELP = "let the model of a run go on with a text"
+COMPUTES = True
 
 _QUIT = "/quit"
 

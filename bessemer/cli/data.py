@@ -87,8 +87,9 @@ def _shown_row(document: dict[str, Any]) -> str:
     """Tokens one after another, those that no loss is on in ‹brackets›; a line before each document."""
     tokens = document["tokens"]
     lines = [
-        f"{document['split']} row {document['row']} of {document['num_rows']:,}: {document['context']} tokens,"
-        f" {document['targets']} targets, {document['padding']} padding. [learnt], ‹not learnt›"
+        f"{document['split']} row {document['row']} of {document['num_rows']:,}: "
+        f"{document['context']} tokens, {document['targets']} targets, {document['padding']} padding. "
+        "[learnt], ‹not learnt›"
     ]
     for part in document["documents"]:
         group = f", group {part['group']}" if part["group"] is not None else ""

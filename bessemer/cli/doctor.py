@@ -8,6 +8,7 @@ from bessemer.cli.columns import text_table
 from bessemer.units import format_bytes
 
 HELP = "what this machine can do: devices, measured ceilings, meters, compiler, and what is missing"
+COMPUTES = True
 
 # Package, what it is for, how to get it.
 _OPTIONAL = (
@@ -90,7 +91,8 @@ def _devices(calibrate: bool) -> list[dict[str, Any]]:
 
     from bessemer.hardware import find
     from bessemer.measure.ceiling import ceilings, device_name
-    from bessemer.measure.facts import memory_available, this_device
+    from bessemer.measure.facts import memory_available
+    from bessemer.model.device import this_device
 
     here = this_device()
     found = [torch.device("cpu")]

@@ -7,6 +7,7 @@ from typing import Any
 from bessemer.cli.columns import figure, text_table
 
 HELP = "measure every stage of a run on held-out data"
+COMPUTES = True
 
 _MEASURES = ("validation_loss", "perplexity", "bits_per_byte", "task_loss", "exact_match", "rouge_l")
 

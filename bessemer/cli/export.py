@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 HELP = "write the model as a Hugging Face folder, with the proof that it computes the same"
+COMPUTES = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -71,7 +71,8 @@ def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> Any:
     planned = cluster_facts(*parse_cluster(args.cluster)) if args.cluster else planned_cluster(recipe.cluster)
     if planned is not None and recipe.model.from_ is None:
         return planned
-    from bessemer.measure.facts import gather, source_shape, this_device
+    from bessemer.measure.facts import gather, source_shape
+    from bessemer.model.device import this_device
 
     if planned is not None:
         return replace(planned, source_shape=source_shape(recipe, base))
@@ -117,7 +118,7 @@ def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
     from bessemer.errors import RefusedError
     from bessemer.planner.limits import check_start, untrainable
 
-    refusal = untrainable(recipe, plan)
+    refusal = untrainable(recipe, plan.shape)
     if refusal is not None:
         return f"{refusal[0]} cannot be trained in this version yet (wanted: {refusal[1]})"
     if facts.devices > 1:

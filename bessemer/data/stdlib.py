@@ -136,7 +136,7 @@ def _help_pages(folder: Path, modules: list[Module]) -> dict[str, str]:
     environment = {"PYTHONHASHSEED": "0", "PATH": os.defpath, "HOME": "/", "LC_ALL": "C.UTF-8", "TZ": "UTC"}
     try:
         child = subprocess.run(
-            [sys.executable, "-P", "-s", "-S", "-B", str(script), str(folder), str(_MODULE_S)],
+            [sys.executable, "-P", "-s", "-S", "-B", str(script), str(folder.resolve()), str(_MODULE_S)],
             input=json.dumps(wanted).encode(),
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

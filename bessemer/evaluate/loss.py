@@ -6,41 +6,45 @@ the same weights give the same number again. One device-host sync, at the end.
 Dims: B rows, T tokens, N = B*T, D hidden.
 """
 
-import numpy as np
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor, nn
+
+from bessemer.data.loader import MicroBatch
+from bessemer.data.loader import micro_batch as stack_rows
 from bessemer.data.store import Rows
-from bessemer.model.decoder import Decoder
-from bessemer.model.loss import IGNORED, next_token_loss
+from bessemer.model.loss import IGNORED, ChunkFunction, next_token_loss
+
+# Summed loss [nat] over the targets of a micro-batch, a fp32 scalar: what training minimises.
+Loss = Callable[[nn.Module, MicroBatch], Tensor]
+
+
+def summed_loss(model: nn.Module, part: MicroBatch, chunk: ChunkFunction | None = None) -> Tensor:
+    """The loss of next tokens that a `Decoder` is trained on. `chunk`: a compiled `loss_chunk`."""
+    hidden_BTD = model(part.tokens_BT, part.starts_BT)
+    weight_VD = model.head_weight
+    assert isinstance(weight_VD, Tensor)
+    return next_token_loss(hidden_BTD.flatten(0, 1), weight_VD, part.targets_BT.flatten(), chunk)
 
 
 @torch.inference_mode()
 def validation_loss(
-    model: Decoder, rows: Rows, *, micro_batch: int, max_rows: int | None = None
+    model: nn.Module,
+    rows: Rows,
+    *,
+    micro_batch: int,
+    max_rows: int | None = None,
+    loss: Loss = summed_loss,
 ) -> tuple[float, int]:
     """(mean loss per target token [nat], target tokens) over the first `max_rows` rows, or all."""
     num_rows = len(rows) if max_rows is None else min(len(rows), max_rows)
-    device = model.head_weight.device
+    device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     targets = 0
     for begin in range(0, num_rows, micro_batch):
-        tokens_BT, targets_BT, starts_BT = _batch(rows, begin, min(begin + micro_batch, num_rows))
-        targets += int((targets_BT != IGNORED).sum())
-        hidden_BTD = model(tokens_BT.to(device), starts_BT.to(device))
-        total += next_token_loss(
-            hidden_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten().to(device)
-        ).double()
+        part = stack_rows(rows, range(begin, min(begin + micro_batch, num_rows)), micro_batch)
+        targets += int((part.targets_BT != IGNORED).sum())
+        total += loss(model, part.to(device)).double()
     assert targets > 0, f"{num_rows} validation rows hold no target token"
     return float(total) / targets, targets
-
-
-def _batch(rows: Rows, begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rows begin..end as int64 tensors [B, T]: tokens, targets, document starts."""
-    picked = [rows.row(index) for index in range(begin, end)]
-    columns = (
-        [row.tokens_T for row in picked],
-        [row.targets_T for row in picked],
-        [row.starts_T for row in picked],
-    )
-    tokens_BT, targets_BT, starts_BT = (torch.from_numpy(np.stack(c).astype(np.int64)) for c in columns)
-    return tokens_BT, targets_BT, starts_BT

@@ -22,7 +22,7 @@ from bessemer.evaluate.answers import continuations, task_answers
 from bessemer.evaluate.loss import validation_loss
 from bessemer.log import Console
 from bessemer.recipe.schema import Recipe
-from bessemer.rundir import read_object, stages
+from bessemer.rundir import MAIN_STAGES, read_object, stages
 
 SAMPLES = 3
 _ROWS = 8  # per forward; the result does not depend on it
@@ -48,6 +48,7 @@ def evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
     path = run / "evaluate" / "results.json"
     previous: dict[str, Any] = (read_object(path) or {}).get("stages") or {}
     found = [stage for stage in stages(run) if any(stage.glob("checkpoints/*/manifest.json"))]
+    found = [stage for stage in found if stage.name in MAIN_STAGES] or found
     if not found:
         raise RecipeError(
             f"{run} holds nothing to evaluate",

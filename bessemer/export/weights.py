@@ -1,24 +1,20 @@
 """A checkpoint's weights as Hugging Face safetensors: streamed, bit for bit unless a type is asked for.
 
-Each file of a checkpoint holds whole tensors or the slices of one rank; the header says which
-(CONTRACT: `slices`). A tensor is assembled, written with its shard, and dropped. Memory: one shard.
+A tensor is assembled (checkpoint/tensors.py), written with its shard, and dropped. Memory: one shard.
 Shards are filled in the order of the forward pass up to 5 GB, as transformers does.
 """
 
-import json
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from bessemer.checkpoint.tensors import CheckpointTensors
 from bessemer.durable import guard_write, write_json
-from bessemer.errors import DataError, RecipeError
+from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import tensor_table
 
@@ -51,21 +47,16 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def stored_dtype(checkpoint: Path) -> torch.dtype:
-    with safe_open(_files(checkpoint)[0], framework="pt") as file:
-        return _STORED[file.get_slice(next(iter(file.keys()))).get_dtype()]
+    with CheckpointTensors(checkpoint, "model") as stored:
+        return _STORED[stored.dtype(stored.names[0])]
 
 
 def stored_weights(checkpoint: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
     """Every weight of the shape, whole, in the order of the forward pass."""
-    with ExitStack() as stack:
-        files = [stack.enter_context(safe_open(path, framework="pt")) for path in _files(checkpoint)]
-        holders: dict[str, list[tuple[Any, list[int] | None]]] = {}
-        for file in files:
-            slices = json.loads((file.metadata() or {}).get("slices", "{}"))
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                holders.setdefault(name, []).append((file, (slices.get(name) or {}).get("offset")))
-        for spec in tensor_table(shape):
-            yield spec.name, _assemble(spec.name, spec.shape, holders.get(spec.name, []), checkpoint)
+    table = {spec.name: spec.shape for spec in tensor_table(shape)}
+    with CheckpointTensors(checkpoint, "model") as stored:
+        for name, size in table.items():
+            yield name, stored.read(name, size)
 
 
 def write_weights(
@@ -94,39 +85,6 @@ def write_weights(
         write_json(
             folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
         )
-
-
-def _files(checkpoint: Path) -> list[Path]:
-    files = sorted(checkpoint.glob("model-*.safetensors"))
-    if files:
-        return files
-    raise DataError(
-        f"no weights in {checkpoint}",
-        found="no model-*.safetensors",
-        wanted="a checkpoint with its weights",
-        fix="choose another one with --step",
-    )
-
-
-def _assemble(
-    name: str, size: tuple[int, ...], holders: list[tuple[Any, list[int] | None]], checkpoint: Path
-) -> Tensor:
-    """One whole tensor from the files that hold it or its parts."""
-    whole = [file for file, offset in holders if offset is None]
-    if whole:
-        tensor: Tensor = whole[0].get_tensor(name)
-    else:
-        parts = [(file.get_tensor(name), offset) for file, offset in holders if offset is not None]
-        filled = torch.zeros(size, dtype=torch.bool)
-        tensor = torch.empty(size, dtype=parts[0][0].dtype) if parts else torch.empty(0)
-        for part, offset in parts:
-            place = tuple(slice(o, o + n) for o, n in zip(offset, part.shape, strict=True))
-            tensor[place], filled[place] = part, True
-        if not parts or not bool(filled.all()):
-            raise _incomplete(checkpoint, f"{name} is not whole in any or all files together")
-    if tuple(tensor.shape) != size:
-        raise _incomplete(checkpoint, f"{name} of shape {list(tensor.shape)} instead of {list(size)}")
-    return tensor
 
 
 def _shards(shape: ModelShape, itemsize: int, shard_bytes: int) -> list[list[str]]:
@@ -159,12 +117,3 @@ def _convert(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
             fix="export with --dtype bfloat16, or without --dtype",
         )
     return converted.contiguous()
-
-
-def _incomplete(checkpoint: Path, found: str) -> DataError:
-    return DataError(
-        f"the checkpoint {checkpoint} does not hold this model",
-        found=found,
-        wanted="every tensor of stage.json's shape",
-        fix="choose another checkpoint with --step",
-    )

@@ -16,15 +16,6 @@ from bessemer.recipe.schema import Recipe
 _DEFAULT_CONTEXT = 1024
 
 
-def this_device() -> torch.device:
-    """The accelerator if torch sees one, else the CPU."""
-    if torch.accelerator.is_available():
-        found = torch.accelerator.current_accelerator()
-        assert found is not None
-        return found
-    return torch.device("cpu")
-
-
 def gather(
     recipe: Recipe,
     base: Path,

@@ -5,7 +5,7 @@ row, so that query t sees the keys starts[t] ≤ j ≤ t and positions are arang
 tensor is the whole mask: packing, left padding and cached generation need nothing else.
 
 What runs, chosen once by `choose`:
-  "amx"   our own kernel on CPUs with AMX (model/attention_cpu.cpp), bf16 only
+  "amx"   our own kernel on CPUs with AMX or AVX512_BF16 (model/attention_cpu.cpp), bf16 only
   "flex"  FlexAttention, compiled, on accelerators: skips blocks between documents
   "sdpa"  torch's scaled_dot_product_attention with a boolean mask: everywhere, also cached decoding
 Dims: B rows, T tokens, S keys, H query heads, G key-value heads, K head_dim.

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.attention import Kind, Mask, allowed_keys, attention, choose, make_mask
@@ -76,6 +77,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
         self.layers = nn.ModuleList(Block(shape, index) for index in range(shape.layers))
         self.norm = RMSNorm(shape.hidden, shape.norm_eps)
+        self.recompute = False  # keep only each block's input, and make the rest again in the backward pass
 
     def forward(self, tokens_BT: Tensor, starts_BT: Tensor | None, cache: KeyValueCache | None) -> Tensor:
         starts_BT = torch.zeros_like(tokens_BT) if starts_BT is None else starts_BT
@@ -89,7 +91,10 @@ class Trunk(nn.Module):
         rope = rotary_angles(self.shape, positions_BT)
         x_BTD = self.embed_tokens(tokens_BT).to(self.compute)
         for block in self.layers:
-            x_BTD = block(x_BTD, rope, mask, kind, cache)
+            if self.recompute and cache is None and torch.is_grad_enabled():
+                x_BTD = checkpoint(block, x_BTD, rope, mask, kind, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, rope, mask, kind, cache)
         if cache:
             cache.length += tokens_BT.shape[1]
         return self.norm(x_BTD)

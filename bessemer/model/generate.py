@@ -24,6 +24,19 @@ def generate(
 
     temperature 0 takes the likeliest token. Every prompt must have at least one token.
     """
+    # Every token is another length: code compiled for training rows would be compiled anew for each.
+    with torch.compiler.set_stance("force_eager"):
+        return _generate(model, prompts, max_tokens, eos_id, temperature, seed)
+
+
+def _generate(
+    model: Decoder,
+    prompts: list[list[int]],
+    max_tokens: int,
+    eos_id: int | None,
+    temperature: float,
+    seed: int,
+) -> list[list[int]]:
     device = model.head_weight.device
     longest = max(len(prompt) for prompt in prompts)
     padding = [longest - len(prompt) for prompt in prompts]
@@ -47,7 +60,9 @@ def generate(
             if bool(finished.all()):
                 break
         tokens_BT, starts_BT = token_B1, first_B1
-    return [_until_end(row, eos_id) for row in torch.cat(produced, dim=1).tolist()] if produced else []
+    if not produced:
+        return [[] for _ in prompts]
+    return [_until_end(row, eos_id) for row in torch.cat(produced, dim=1).tolist()]
 
 
 def _pick(logits_BV: Tensor, temperature: float, random: torch.Generator) -> Tensor:

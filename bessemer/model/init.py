@@ -28,7 +28,8 @@ def initialise(model: nn.Module, shape: ModelShape, seed: int, device: torch.dev
 
 def initial_values(spec: TensorSpec, seed: int, rows: slice = slice(None)) -> torch.Tensor:
     """fp32 values of `spec`, or of a range of its rows (dim 0), equal to that slice of the whole."""
-    first, last, _ = rows.indices(spec.shape[0])
+    first, last, step = rows.indices(spec.shape[0])
+    assert step == 1 and first <= last, rows
     row_size = spec.numel // spec.shape[0]
     size = (last - first, *spec.shape[1:])
     if spec.init_std is None:

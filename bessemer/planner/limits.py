@@ -11,7 +11,7 @@ from bessemer.formulas.memory import device_memory
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.budget import hours_allowed
 from bessemer.planner.facts import Facts
-from bessemer.planner.plan import Plan, StagePlan
+from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import workload
 from bessemer.recipe.schema import Optimization, Recipe
 from bessemer.units import format_bytes
@@ -23,13 +23,13 @@ _USABLE_SHARE = 0.95
 Refusal = tuple[str, str, str]  # found, wanted, fix
 
 
-def untrainable(recipe: Recipe, plan: Plan) -> Refusal | None:
-    """The first thing in a plan that this version does not train; None when it trains all of it."""
-    return next(iter(_shape_refusals(plan.shape) + _recipe_refusals(recipe)), None)
+def untrainable(recipe: Recipe, shape: ModelShape) -> Refusal | None:
+    """The first thing in a recipe or shape that this version does not train; None when it trains all."""
+    return next(iter(_shape_refusals(shape) + _recipe_refusals(recipe)), None)
 
 
-def check_trainable(recipe: Recipe, plan: Plan) -> None:
-    refusal = untrainable(recipe, plan)
+def check_trainable(recipe: Recipe, shape: ModelShape) -> None:
+    refusal = untrainable(recipe, shape)
     if refusal is not None:
         found, wanted, fix = refusal
         raise RecipeError("this cannot be trained in this version yet", found=found, wanted=wanted, fix=fix)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bessemer.cli import export as verb
-from bessemer.errors import DataError, RecipeError
+from bessemer.errors import CheckpointError, RecipeError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.export.weights import write_weights
 from bessemer.formulas.shape import ModelShape
@@ -111,7 +111,7 @@ def test_slices_of_several_ranks_are_joined(make, tmp_path):
     joined = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(joined[name], tensor) for name, tensor in whole.items())
     (checkpoint / "model-00001.safetensors").unlink()
-    with pytest.raises(DataError, match="not whole"):
+    with pytest.raises(CheckpointError, match="not whole"):
         write_weights(checkpoint, shape_of(stage), tmp_path, None)
 
 

@@ -1,0 +1,152 @@
+"""Stage two: a model that is there already learns a task, with loss on the answers only.
+
+The weights come from `--from`, else from this run's own pre-training, else from the Hugging Face folder
+that `model.from` names. Another job for the same loop: other rows, other first weights.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bessemer.checkpoint.folder import listed
+from bessemer.data.store import PreparedTask, prepare_task
+from bessemer.durable import write_text
+from bessemer.errors import DataError, RecipeError
+from bessemer.formulas.shape import ModelShape
+from bessemer.measure.facts import gather
+from bessemer.model.device import this_device
+from bessemer.planner.facts import Facts
+from bessemer.planner.limits import check_start, check_trainable
+from bessemer.planner.plan import StagePlan
+from bessemer.planner.resolve import finetune_context, resolve_finetune
+from bessemer.recipe.load import LoadedRecipe
+from bessemer.recipe.schema import Recipe
+from bessemer.train.origin import Origin, find_origin, of_stage
+from bessemer.train.pretrain import Place, run_stage
+from bessemer.train.settle import accept_changes, check_disk, followed_plan, write_receipt
+from bessemer.train.stage import Stage, begin, outcome
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every fine-tuning of one run shares."""
+
+    recipe: Recipe
+    place: Place
+    origin: Origin
+    shape: ModelShape
+    data: PreparedTask
+    facts: Facts
+
+
+def finetune(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> dict[str, Any]:
+    """Train the run's `finetune` stage, and tell what came of it. The caller holds the run's lock."""
+    task = prepare_finetune(loaded, place, from_)
+    accept_changes(loaded, place.run, place.console)
+    write_text(place.run / "recipe.toml", loaded.text)
+    return train_on(task, "finetune")
+
+
+def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> Task:
+    recipe = loaded.recipe
+    _check_recipe(recipe)
+    origin = _origin(loaded, place, from_)
+    shape = origin.shape(recipe.model.context if "context" in recipe.model.model_fields_set else None)
+    check_trainable(recipe, shape)
+    data = prepare_task(recipe, loaded.base, place.store, origin.tokenizer, place.console)
+    described = data.manifest["tokenizer"]
+    if described["vocab"] > shape.vocab:
+        raise DataError(
+            "the tokenizer has more words than the model",
+            found=f"{described['vocab']} words, {shape.vocab} rows in the embedding",
+            wanted="the tokenizer that belongs to the model",
+            fix=f"put it at {origin.tokenizer}",
+        )
+    shape = replace(shape, bos_id=described["bos_id"], eos_id=described["eos_id"])
+    facts = gather(recipe, loaded.base, this_device(), vocab=described["vocab"])
+    write_receipt(place.run, loaded, data.hash, facts, origin)
+    return Task(recipe, place, origin, shape, data, facts)
+
+
+def train_on(
+    task: Task,
+    name: str,
+    *,
+    examples: int | None = None,
+    from_scratch: bool = False,
+) -> dict[str, Any]:
+    """One stage named `name` on the first `examples` examples. An earlier attempt of it goes on."""
+    run, console = task.place.run, task.place.console
+    plan, derived = _plan(task, examples)
+    stage = begin(
+        Stage(
+            folder=run / name,
+            kind="finetune",
+            shape=task.shape,
+            plan=plan,
+            seed=task.recipe.seed,
+            data=task.data,
+            tokenizer=task.origin.tokenizer,
+            origin=None if from_scratch else task.origin,
+            examples=examples,
+        )
+    )
+    assert task.recipe.finetune is not None
+    stage = replace(stage, plan=followed_plan(stage.plan, task.recipe.finetune, "finetune"))
+    if stage.is_done:
+        console.line(f"{name}: done already, {stage.plan.steps} steps")
+        return {**outcome(stage, run), "already_done": True}
+    check_start(task.recipe, stage.shape, stage.plan, task.facts, None)
+    check_disk(run, stage.shape, stage.plan)
+    start = "random weights" if from_scratch else f"the weights of {_named(task.origin)}"
+    count = task.data.num_examples("train") if examples is None else examples
+    console.line(f"{name}: {count:,} examples, {stage.plan.steps:,} steps, from {start}")
+    for row in derived if name == "finetune" else []:
+        console.line(f"  {row.key} = {row.value}  ({row.rule})")
+    run_stage(stage, task.facts, console)
+    return {**outcome(stage, run), "already_done": False}
+
+
+def _plan(task: Task, examples: int | None) -> tuple[StagePlan, Any]:
+    assert task.recipe.finetune is not None
+    context = finetune_context(task.recipe.finetune, task.shape)
+    num_rows = len(task.data.rows("train", context, examples))
+    return resolve_finetune(task.recipe, task.shape, num_rows, task.facts, task.origin.plan)
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if recipe.finetune is None or recipe.finetune.data is None:
+        raise RecipeError(
+            "the recipe says nothing of a task",
+            found="no [finetune]" if recipe.finetune is None else "[finetune] without data",
+            wanted="[finetune] with the task's examples",
+            fix='add to the recipe: [finetune] and data = { kind = "jsonl", path = "train.jsonl" }',
+        )
+
+
+def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
+    """An attempt that goes on keeps what it began from, unless --from says otherwise."""
+    say = place.console.line
+    if from_ is not None:
+        return find_origin(from_, say)
+    begun = Origin.of_begun(place.run / "finetune")
+    if begun is not None:
+        return begun
+    own = place.run / "pretrain"
+    if listed(own):
+        return of_stage(own, None, say)
+    named = loaded.recipe.model.from_
+    if named is not None and (loaded.base / named).is_dir():
+        return find_origin(str(loaded.base / named), say)
+    raise RecipeError(
+        "there is nothing to fine-tune",
+        found=f"no checkpoint in {own}, no --from, and no Hugging Face folder in model.from",
+        wanted="a model to begin from",
+        fix=f"first `bessemer pretrain {loaded.reference}`, or name one with --from RUN or --from HF_DIR",
+    )
+
+
+def _named(origin: Origin) -> str:
+    folder = Path(origin.folder)
+    name = f"{folder.parent.name}/{folder.name}" if origin.kind == "checkpoint" else str(folder)
+    return f"{name} at step {origin.step:,}" if origin.step is not None else name

@@ -1,0 +1,146 @@
+"""From a stage to a job: the only place that knows all parts.
+
+Order: model on the meta device, memory and first values (or the origin's weights), recompute, compile,
+optimizer, then the newest good checkpoint over all of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import nn
+
+from bessemer.checkpoint.folder import newest_good
+from bessemer.checkpoint.huggingface import load_into
+from bessemer.checkpoint.load import COMPUTE, load_weights, restore
+from bessemer.data.loader import Batches
+from bessemer.data.store import Rows
+from bessemer.evaluate.answers import continuations
+from bessemer.evaluate.loss import Loss, summed_loss
+from bessemer.formulas.flops import train_flops_per_token
+from bessemer.log import Console
+from bessemer.model.decoder import Decoder
+from bessemer.model.device import this_device
+from bessemer.model.init import initialise
+from bessemer.model.loss import loss_chunk
+from bessemer.planner.facts import Facts
+from bessemer.planner.plan import StagePlan
+from bessemer.planner.predict import peak_tflops
+from bessemer.train.compiling import compile_blocks, settle_compile
+from bessemer.train.job import Job
+from bessemer.train.optimizer import make_optimizer
+from bessemer.train.record import Gauge, Recorder
+from bessemer.train.stage import Stage, write
+from bessemer.train.state import TrainState
+from bessemer.train.stop import Stop
+
+_SAMPLE_TOKENS = 24
+
+
+def build(stage: Stage, facts: Facts, console: Console, stop: Stop) -> tuple[Job, TrainState]:
+    """The job of a stage that has begun, at the state where its newest good checkpoint left it."""
+    stage = _compile_settled(stage, facts, console)
+    device = this_device()
+    model = _model(stage, device)
+    loss: Loss = summed_loss
+    if stage.plan.compile:
+        compile_blocks(model)
+        loss = partial(summed_loss, chunk=torch.compile(loss_chunk, dynamic=False))
+    rows = _rows(stage, "train")
+    validation = _rows(stage, "validation")
+    peak = peak_tflops(facts, stage.plan.dtype)
+    gauge = Gauge(
+        flops_per_token=train_flops_per_token(stage.shape, stage.plan.context),
+        peak_flops=None if peak is None else peak * 1e12,
+        device=device,
+        cores=facts.cores,
+    )
+    return assemble(
+        folder=stage.folder,
+        plan=stage.plan,
+        model=model,
+        loss=loss,
+        batches=Batches(rows, stage.seed, stage.plan.batch_rows, stage.plan.micro_batch),
+        validation=validation if len(validation) else None,
+        gauge=gauge,
+        console=console,
+        stop=stop,
+        sample=_sampler(stage, model, validation),
+    )
+
+
+def assemble(
+    *,
+    folder: Path,
+    plan: StagePlan,
+    model: nn.Module,
+    loss: Loss,
+    batches: Batches,
+    validation: Rows | None,
+    gauge: Gauge,
+    console: Console,
+    stop: Stop,
+    sample: Callable[[], list[dict[str, Any]]] | None = None,
+) -> tuple[Job, TrainState]:
+    """A job from parts of your own: any module, any loss. Goes on from the newest good checkpoint."""
+    optimizer = make_optimizer(model, plan)
+    found = newest_good(folder, console.line)
+    state = TrainState()
+    if found is not None:
+        restore(model, optimizer, found[0])
+        state = TrainState.from_json(found[1].state)
+    record = Recorder(folder, plan, gauge, console)
+    job = Job(plan, model, optimizer, loss, batches, validation, folder, record, stop, sample)
+    if record.attempt == 1:
+        record.begin("start", state.step)
+    else:
+        record.begin("resume", state.step, checkpoint=None if found is None else found[0].name)
+    return job, state
+
+
+def _model(stage: Stage, device: torch.device) -> Decoder:
+    with torch.device("meta"):
+        model = Decoder(stage.shape, COMPUTE[stage.plan.dtype])
+    model.model.recompute = stage.plan.recompute == "full"
+    if stage.origin is None:
+        initialise(model, stage.shape, stage.seed, device)
+        return model
+    model.to_empty(device=device)
+    if stage.origin.kind == "huggingface":
+        load_into(model, Path(stage.origin.folder))
+    else:
+        assert stage.origin.checkpoint is not None
+        load_weights(model, Path(stage.origin.checkpoint))
+    return model
+
+
+def _compile_settled(stage: Stage, facts: Facts, console: Console) -> Stage:
+    """ "auto" is decided once and kept: compiled and eager code differ in the last bits."""
+    decided = stage.plan.compile
+    if not isinstance(decided, bool):
+        if stage.compiled is None:
+            answer, reason = settle_compile(stage.plan, stage.shape, facts)
+            console.line(f"compile: {'yes' if answer else 'no'}, {reason}")
+            stage = replace(stage, compiled=answer)
+        decided = bool(stage.compiled)
+    write(stage)
+    return replace(stage, plan=replace(stage.plan, compile=decided))
+
+
+def _rows(stage: Stage, split: Any) -> Rows:
+    if stage.kind == "finetune":
+        examples = stage.examples if split == "train" else None
+        return stage.data.rows(split, stage.plan.context, examples)  # type: ignore[call-arg]
+    return stage.data.rows(split, stage.plan.context)
+
+
+def _sampler(stage: Stage, model: Decoder, validation: Rows) -> Callable[[], list[dict[str, Any]]] | None:
+    """What the model writes after held-out beginnings, at each validation of pre-training."""
+    if stage.kind != "pretrain" or not len(validation):
+        return None
+    tokenizer = Tokenizer.from_file(str(stage.folder / "tokenizer.json"))
+    return partial(continuations, model, validation, tokenizer, stage.shape.eos_id, _SAMPLE_TOKENS)

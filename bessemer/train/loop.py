@@ -1,0 +1,117 @@
+"""The training loop. Read this file top to bottom; nothing important hides elsewhere.
+
+Order inside one step is fixed and visible here: data, forward-backward, clip, update, then (when due)
+validate, log, save. No hook changes it. Everything built, compiled or chosen before step 0 arrives
+ready-made in `job` (train/build.py), and where the data comes from follows from the step's number.
+
+The loss is summed over target tokens and divided once by their count in the whole step, before
+clipping: 32 rows at once, 8 times 4 or 32 times 1 give the same gradient.
+One device-host sync a step: loss and norm are read together before the update, so that a step that is
+not finite changes no weight.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from bessemer.checkpoint.write import prune, save
+from bessemer.data.loader import Batch
+from bessemer.errors import NumericsError, StoppedError
+from bessemer.evaluate.loss import validation_loss
+from bessemer.train.job import Job
+from bessemer.train.optimizer import clip_gradients, learning_rate
+from bessemer.train.state import StepStats, TrainState
+
+# Held-out rows that are measured during training; `evaluate` measures all of them.
+_VALIDATION_TOKENS = 65536
+
+
+def train(job: Job, state: TrainState) -> TrainState:
+    """Run from `state` to `job.plan.steps`.
+
+    Raises NumericsError when a step is not finite (no weight was changed; the checkpoints stay), and
+    StoppedError when the run was asked to stop (it has saved). The last step is always saved.
+    """
+    saved = state.step
+    while state.step < job.plan.steps and not job.stop.asked:
+        batch = job.batches.batch(state.step)
+        stats = train_step(job, state, batch)
+        state.step += 1
+        state.samples += job.plan.batch_rows
+        state.tokens += job.plan.batch_tokens
+        state.loss = stats.loss
+        logged = job.is_due(job.plan.log_every, state.step)
+        validated = job.is_due(job.plan.validate_every, state.step) and job.validation is not None
+        job.record.end_of_step(state, stats)
+        if logged or validated:
+            job.record.write(state, stats, validate(job, state) if validated else {})
+        if job.is_due(job.plan.save_every, state.step):
+            saved = write_checkpoint(job, state)
+    if saved < state.step:
+        write_checkpoint(job, state)
+    if state.step < job.plan.steps:
+        raise stopped(job, state)
+    job.record.event("done", state.step)
+    return state
+
+
+def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
+    """One optimizer update from one batch."""
+    loss = torch.zeros((), dtype=torch.float32, device=job.device)
+    for part in batch.micro_batches:
+        summed = job.loss(job.model, part.to(job.device))
+        (summed / max(1, batch.num_targets)).backward()
+        loss += summed.detach()
+    grad_norm = clip_gradients(job.parameters, job.plan.grad_clip)
+    lr = learning_rate(job.plan, state.step)
+    for group in job.optimizer.param_groups:
+        group["lr"] = lr
+    mean, norm = torch.stack([loss / max(1, batch.num_targets), grad_norm]).tolist()
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        raise not_finite(job, state, mean, norm)
+    job.optimizer.step()
+    job.optimizer.zero_grad(set_to_none=True)
+    return StepStats(loss=mean, grad_norm=norm, lr=lr)
+
+
+def validate(job: Job, state: TrainState) -> dict[str, Any]:
+    """Loss on the first held-out rows; and what the model writes by now, as an event."""
+    assert job.validation is not None
+    most = max(job.plan.micro_batch, _VALIDATION_TOKENS // job.plan.context)
+    state.validation_loss, _ = validation_loss(
+        job.model, job.validation, micro_batch=job.plan.micro_batch, max_rows=most, loss=job.loss
+    )
+    if job.sample is not None:
+        job.record.samples(state.step, job.sample())
+    return {"validation_loss": state.validation_loss}
+
+
+def write_checkpoint(job: Job, state: TrainState) -> int:
+    """Save, then remove what is older than the newest `keep`."""
+    folder = save(job.folder, state.step, job.model, job.optimizer, state.to_json(), {"replicate": 1})
+    prune(job.folder, job.plan.keep)
+    job.record.event("checkpoint", state.step, folder=folder.name)
+    return state.step
+
+
+def stopped(job: Job, state: TrainState) -> StoppedError:
+    job.record.event("stop", state.step, reason=job.stop.reason)
+    return StoppedError(
+        f"stopped at step {state.step} of {job.plan.steps}, and saved",
+        found=job.stop.reason,
+        wanted=f"{job.plan.steps - state.step} more steps",
+        fix="run the same command again to go on",
+    )
+
+
+def not_finite(job: Job, state: TrainState, loss: float, norm: float) -> NumericsError:
+    job.record.event("diverged", state.step + 1, loss=str(loss), grad_norm=str(norm))
+    lr = learning_rate(job.plan, state.step)
+    return NumericsError(
+        f"step {state.step + 1} is not finite, so it was not taken",
+        found=f"loss {loss}, gradient norm {norm}, at a learning rate of {lr:.3g}",
+        wanted="finite numbers",
+        fix="go on from an earlier step with a lower rate: --from RUN@STEP --run NEW "
+        f"--set {job.folder.name.split('-')[0]}.lr={job.plan.lr / 3:.1e}",
+    )

@@ -1,0 +1,153 @@
+"""What a run writes while it goes: rows of metrics, events, and the line that a person watches.
+
+Time and energy are counted from the run's beginning over all attempts, those of steps that were lost
+to a kill included. A CPU's memory is the largest resident set of this process so far.
+"""
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter
+from bessemer.log import Console, bar
+from bessemer.planner.plan import StagePlan
+from bessemer.rundir import JsonLines, Row, read_rows
+from bessemer.train.state import StepStats, TrainState
+from bessemer.units import format_seconds
+
+_METER_S = 20.0  # counters of energy may wrap within minutes, so they are read at least so often
+
+
+@dataclass(frozen=True)
+class Gauge:
+    """What turns a step's time into figures."""
+
+    flops_per_token: float | None  # None: a model that nobody counted
+    peak_flops: float | None  # None: unknown device, no MFU
+    device: torch.device
+    cores: int
+
+
+class Recorder:
+    """Writes one stage's files. One per process."""
+
+    def __init__(self, stage: Path, plan: StagePlan, gauge: Gauge, console: Console) -> None:
+        earlier = read_rows(stage / "metrics.jsonl")
+        events = read_rows(stage / "events.jsonl")
+        self.attempt = 1 + sum(row["kind"] in ("start", "resume") for row in events)
+        self._plan, self._gauge, self._console = plan, gauge, console
+        self._rows, self._events = JsonLines(stage / "metrics.jsonl"), JsonLines(stage / "events.jsonl")
+        console.also_to(stage / "logs" / "rank-00000.log")
+        last = earlier[-1] if earlier else {}
+        self._time_s = float(last.get("time_s", 0.0))
+        accelerators = () if gauge.device.type == "cpu" else (gauge.device.index or 0,)
+        self._meter = PowerMeter(_energy_of(last), cores=gauge.cores, accelerators=accelerators)
+        self._reading = self._meter.read()
+        self._began_s = self._last_s = self._row_s = self._metered_s = time.monotonic()
+        self._since_row = self._steps_here = 0
+        self._best_step_s: list[float] = []
+
+    def event(self, kind: str, step: int, **details: Any) -> None:
+        self._events.append(
+            {"time": time.time(), "attempt": self.attempt, "kind": kind, "step": step, **details}
+        )
+
+    def begin(self, kind: str, step: int, **details: Any) -> None:
+        """The first event of an attempt: start or resume. The clock of the first step starts here."""
+        self.event(kind, step, **details)
+        self._last_s = self._row_s = time.monotonic()
+
+    def samples(self, step: int, texts: list[dict[str, Any]]) -> None:
+        for text in texts:
+            self.event("sample", step, **text)
+
+    def end_of_step(self, state: TrainState, stats: StepStats) -> None:
+        """Take the time, and show the progress."""
+        now_s = time.monotonic()
+        step_s, self._last_s = now_s - self._last_s, now_s
+        self._time_s += step_s
+        self._since_row += 1
+        self._steps_here += 1
+        if self._steps_here > 1:  # the first compiles and warms up
+            self._best_step_s = [*self._best_step_s[-19:], step_s]
+        if now_s - self._metered_s > _METER_S:
+            self._reading, self._metered_s = self._meter.read(), now_s
+        self._show(state, stats, step_s)
+
+    def write(self, state: TrainState, stats: StepStats, more: Row) -> None:
+        """The row of this step; step_time_s is the mean since the row before."""
+        step_s = (self._last_s - self._row_s) / self._since_row
+        self._row_s, self._since_row = self._last_s, 0
+        self._reading, self._metered_s = self._meter.read(), time.monotonic()
+        energy = self._reading.energy
+        self._rows.append(
+            {
+                "attempt": self.attempt,
+                "step": state.step,
+                "tokens": state.tokens,
+                "samples": state.samples,
+                "time_s": round(self._time_s, 6),
+                "loss": stats.loss,
+                "grad_norm": stats.grad_norm,
+                "lr": stats.lr,
+                "tokens_per_s": self._plan.batch_tokens / step_s,
+                "mfu": self._mfu(step_s),
+                "step_time_s": step_s,
+                "memory_bytes": self._memory_bytes(),
+                "power_w": self._reading.power_w,
+                "energy_j": energy.joules,
+                "energy_low_j": energy.low,
+                "energy_high_j": energy.high,
+                "energy_basis": energy.basis,
+                "layout": "replicate=1",
+                **more,
+            }
+        )
+        if "validation_loss" in more:
+            self._console.line(
+                f"step {state.step:,}: loss {stats.loss:.4f}, validation {more['validation_loss']:.4f}"
+            )
+
+    def close(self) -> None:
+        self._rows.close()
+        self._events.close()
+        self._console.also_to(None)
+
+    def _mfu(self, step_s: float) -> float | None:
+        flops, peak = self._gauge.flops_per_token, self._gauge.peak_flops
+        return None if flops is None or not peak else flops * self._plan.batch_tokens / step_s / peak
+
+    def _memory_bytes(self) -> int:
+        if self._gauge.device.type != "cpu":
+            return int(torch.accelerator.max_memory_allocated(self._gauge.device))
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def _show(self, state: TrainState, stats: StepStats, step_s: float) -> None:
+        plan = self._plan
+        typical_s = sorted(self._best_step_s)[len(self._best_step_s) // 2] if self._best_step_s else None
+        pace = f"{plan.batch_tokens / (typical_s or step_s):,.0f} tokens/s"
+        mfu = self._mfu(typical_s or step_s)
+        power, basis = self._reading.power_w, self._reading.energy.basis
+        left = format_seconds(typical_s * (plan.steps - state.step)) if typical_s else "…"
+        parts = [
+            f"step {state.step:,}/{plan.steps:,} {bar(state.step / plan.steps)}",
+            f"loss {stats.loss:.4f}",
+            pace,
+            "MFU unknown" if mfu is None else f"MFU {mfu:.0%}",
+            "W unknown" if power is None else f"{power:.0f} W ({basis})",
+            f"ETA {left}",
+        ]
+        self._console.progress("  ".join(parts), last=state.step == plan.steps)
+
+
+def _energy_of(row: Row) -> EnergyReading:
+    if "energy_basis" not in row:
+        return ZERO
+    values = (row["energy_j"], row["energy_low_j"], row["energy_high_j"])
+    return EnergyReading(*values, row["energy_basis"])

@@ -1,0 +1,121 @@
+"""A training stage's folder: begun once, found again by every later attempt.
+
+stage.json says what the stage is: model, plan, data, tokenizer, origin of its weights. An attempt that
+goes on reads it instead of deciding anew, so that a second measurement of the machine, another default
+or a changed file cannot change a run under way.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bessemer.checkpoint.folder import listed, step_of
+from bessemer.data.store import Prepared, PreparedTask
+from bessemer.durable import write_bytes, write_json
+from bessemer.errors import DataError, RecipeError
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.plan import StagePlan
+from bessemer.rundir import Row, counting_rows, read_object, read_rows
+from bessemer.train.origin import Origin
+
+
+@dataclass(frozen=True)
+class Stage:
+    folder: Path
+    kind: str  # "pretrain" or "finetune"
+    shape: ModelShape
+    plan: StagePlan
+    seed: int
+    data: Prepared | PreparedTask
+    tokenizer: Path  # to copy when the stage begins
+    origin: Origin | None = None  # None: random weights
+    examples: int | None = None  # of a task: the first so many; None: all
+    compiled: bool | None = None  # what compile = "auto" came to; None: not decided yet
+
+    @property
+    def is_done(self) -> bool:
+        """The last step is saved."""
+        found = listed(self.folder)
+        return bool(found) and (step_of(found[0]) or 0) >= self.plan.steps
+
+
+def begin(stage: Stage) -> Stage:
+    """Write stage.json and the tokenizer where there are none; else what is there wins, if it fits."""
+    found = read_object(stage.folder / "stage.json")
+    if found is not None:
+        return _found(stage, found)
+    write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
+    write(stage)
+    return stage
+
+
+def write(stage: Stage) -> None:
+    write_json(
+        stage.folder / "stage.json",
+        {
+            "kind": stage.kind,
+            "shape": stage.shape.to_json(),
+            "tokenizer": "tokenizer.json",
+            "context": stage.plan.context,
+            "seed": stage.seed,
+            "data": {"folder": str(stage.data.folder.resolve()), "hash": stage.data.hash},
+            "examples": stage.examples,
+            "origin": None if stage.origin is None else stage.origin.to_json(),
+            "compiled": stage.compiled,
+            "plan": stage.plan.to_json(),
+        },
+    )
+
+
+def outcome(stage: Stage, run: Path) -> dict[str, Any]:
+    """What the training verbs end with, read from the stage's own files."""
+    rows = counting_rows(read_rows(stage.folder / "metrics.jsonl"))
+    last: Row = rows[-1] if rows else {}
+    validated = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
+    events = read_rows(stage.folder / "events.jsonl")
+    paces = sorted(row["tokens_per_s"] for row in rows[min(5, len(rows) // 2) :])
+    checkpoints = listed(stage.folder)
+    return {
+        "run": str(run),
+        "stage": stage.folder.name,
+        "step": step_of(checkpoints[0]) if checkpoints else 0,
+        "tokens": last.get("tokens", 0),
+        "loss": last.get("loss"),
+        "validation_loss": validated[-1] if validated else None,
+        "tokens_per_s": paces[len(paces) // 2] if paces else None,
+        "mfu": last.get("mfu"),
+        "layout": last.get("layout", "replicate=1"),
+        "energy_j": {
+            "value": last.get("energy_j"),
+            "low": last.get("energy_low_j"),
+            "high": last.get("energy_high_j"),
+            "basis": last.get("energy_basis", "assumed"),
+        },
+        "checkpoint": str(checkpoints[0]) if checkpoints else None,
+        "attempts": sum(row["kind"] in ("start", "resume") for row in events),
+    }
+
+
+def _found(stage: Stage, found: dict[str, Any]) -> Stage:
+    if found["data"]["hash"] != stage.data.hash:
+        raise DataError(
+            f"the data of {stage.folder} changed",
+            found=f"prepared data {stage.data.hash}",
+            wanted=f"{found['data']['hash']}, which this stage began with",
+            fix="put the source files back as they were, or begin a new run with --run DIR",
+        )
+    origin = Origin.from_json(found.get("origin"))
+    if stage.origin is not None and origin != stage.origin:
+        raise RecipeError(
+            f"{stage.folder} began from other weights",
+            found=f"--from {stage.origin.folder}, step {stage.origin.step}",
+            wanted=f"{origin.folder}, step {origin.step}" if origin else "no --from: it began at random",
+            fix="leave --from out to go on with this run, or give the new one a folder with --run DIR",
+        )
+    return replace(
+        stage,
+        shape=ModelShape.from_json(found["shape"]),
+        plan=StagePlan.from_json(found["plan"]),
+        origin=origin,
+        compiled=found.get("compiled"),
+    )
