@@ -69,6 +69,7 @@ class Ceilings:
     threads: int
     torch: str
     date: str
+    busy_share: float = 0.0  # of the cores, that others used when it was measured
 
     def matmul_tflops(self, dtype: str) -> float:
         return self.matmul_bf16_tflops if dtype == "bf16" else self.matmul_fp32_tflops

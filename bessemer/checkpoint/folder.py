@@ -1,7 +1,8 @@
 """Which checkpoints a stage has, and whether one is whole. No tensor is read here.
 
-A folder counts when it has a manifest; it is good when every file that the manifest names is there with
-its size and hash. Cost of the check: reading the files once, at the speed of the disk (xxh3 is faster).
+A folder counts when it has a manifest; it is good when the manifest is as it was written, by its own hash,
+and every file that it names is there with its size and hash. Cost of the check: reading the files once, at
+the speed of the disk (xxh3 is faster).
 """
 
 import json
@@ -27,7 +28,9 @@ class Manifest:
     state: dict[str, Any] = field(default_factory=dict)  # what a run carries on that is no tensor
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """With a hash over all of it: a changed step or state would otherwise pass unseen."""
+        values = asdict(self)
+        return {**values, "xxh3_128": _hash_of(values)}
 
 
 def checkpoint_folder(stage: Path, step: int) -> Path:
@@ -108,9 +111,23 @@ def _read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return Manifest(values["step"], values["layout"], values["files"], values.get("state", {}))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        expected = values.pop("xxh3_128", None)  # None: of another writer, which the contract allows
+        if expected not in (None, _hash_of(values)):
+            raise ValueError(f"hash {_hash_of(values)}, and {expected} was written")
+        files = {
+            name: {"bytes": file["bytes"], "xxh3_128": file["xxh3_128"]}
+            for name, file in values["files"].items()
+        }
+        if not files:
+            raise ValueError("it names no file")
+        return Manifest(values["step"], values["layout"], files, values.get("state", {}))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}", "the manifest that was written") from error
+
+
+def _hash_of(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 def _size_and_hash(path: Path) -> tuple[int, str]:

@@ -60,9 +60,15 @@ def save(
     return folder
 
 
-def prune(stage: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints; the manifest first, so that none is half there."""
-    for folder in listed(stage)[keep:]:
+def prune(stage: Path, keep: int, step: int) -> None:
+    """Remove all but the newest `keep` checkpoints up to `step`, the one that was just written.
+
+    Later ones go too: a run that writes `step` has gone back behind them, as they are damaged, and they
+    must not push out a good one. The manifest goes first, so that none is half there.
+    """
+    folders = listed(stage)
+    later = [folder for folder in folders if (step_of(folder) or 0) > step]
+    for folder in [*later, *folders[len(later) + keep :]]:
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -121,13 +121,11 @@ def _devices(calibrate: bool) -> list[dict[str, Any]]:
 
 
 def _compiler() -> dict[str, str | None]:
-    """The C++ compiler that torch.compile calls on a CPU."""
-    import os
-    import shutil
     import subprocess
 
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    path = next((found for name in names if name and (found := shutil.which(name))), None)
+    from bessemer.train.compiling import compiler
+
+    path = compiler()
     if path is None:
         return {"path": None, "version": None}
     answer = subprocess.run([path, "-dumpversion"], capture_output=True, text=True, timeout=10, check=False)

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 from bessemer import __version__
 from bessemer.cli.unbuilt import UNBUILT, refusal
-from bessemer.errors import RecipeError, UserError, WriteError
+from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
 from bessemer.log import Console
 
 VERBS = ("demo", "run", "doctor", "recipes", "schema", "plan", "data", "pretrain", "finetune", "evaluate",
@@ -248,7 +248,7 @@ def _make_streams_usable() -> None:
 def _user_error(error: UserError, words: Sequence[str]) -> int:
     if _asks(words, "--debug"):
         _complain("".join(traceback.format_exception(error)).rstrip())
-    _complain(f"error: {error}")
+    _complain(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}")
     if _asks(words, "--json"):
         texts = {key: getattr(error, key) for key in ("problem", "found", "wanted", "fix")}
         with suppress(WriteError):  # it is told already, on stderr

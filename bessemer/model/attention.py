@@ -80,7 +80,9 @@ def _document_blocks(starts_BT: Tensor) -> BlockMask:
     def inside(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (key >= starts_BT[b, query])
 
-    return create_block_mask(inside, rows, None, tokens, tokens, device=starts_BT.device)
+    # Compiled it never holds the full T x T mask; torch compiles it on accelerators only.
+    compiled = starts_BT.device.type != "cpu"
+    return create_block_mask(inside, rows, None, tokens, tokens, starts_BT.device, _compile=compiled)
 
 
 _flex: Callable[..., Any] | None = None

@@ -29,6 +29,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bessemer.hardware import cache_folder
+
 Instructions = Literal["amx", "avx512"]
 
 _HEAD_DIMS = (32, 64, 96, 128)
@@ -193,7 +195,7 @@ def build(instructions: Instructions, extra_flags: Sequence[str] = ()) -> Path:
     flags = [*_COMPILE, *(_COMPILE_AMX if instructions == "amx" else ()), *extra_flags]
     version = _run([compiler, "--version"])
     key = "\n".join([_SOURCE.read_text(encoding="utf-8"), *flags, version, str(openmp)])
-    folder = _cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
+    folder = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
     library = folder / f"attention_{instructions}.so"
     if not library.exists():
         _compile(compiler, flags, openmp, library)
@@ -251,7 +253,3 @@ def _openmp_library() -> Path:
     if not found:
         raise Unusable("torch has loaded no OpenMP library that the kernel could share")
     return Path(found[0])
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bessemer"

@@ -12,7 +12,8 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings, lookup
 from bessemer.recipe.schema import Cluster
 
-# Share of the matmul ceiling that a training step reaches, by width of the model.
+# Share of the matmul ceiling that a training step reaches, by width of the model; on a CPU as measured
+# with AMX at 1 TFLOP/s a core (predict.cpu_share turns it to slower cores).
 CPU_EFFICIENCY = ((64, 0.06), (128, 0.10), (256, 0.20), (512, 0.38), (1024, 0.45), (2048, 0.50))
 # Share of the dense peak, from published runs (0.35 to 0.45 where wide), lower where narrow.
 ACCELERATOR_EFFICIENCY = ((256, 0.05), (512, 0.12), (1024, 0.22), (2048, 0.33), (4096, 0.40), (8192, 0.42))

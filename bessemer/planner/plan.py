@@ -56,28 +56,31 @@ UNKNOWN = Estimate(None, None, None, "assumed")
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One training stage, pre-training or fine-tuning, fully decided."""
+    """One training stage, pre-training or fine-tuning, fully decided.
+
+    A recipe sets every field (planner/stage.py); the defaults are for jobs of your own (docs/library.md).
+    """
 
     steps: int
     context: int  # tokens in a row
     batch_rows: int  # rows per optimizer step, over all ranks
     micro_batch: int  # rows per forward
     lr: float
-    schedule: str
-    warmup: int
-    decay_steps: int  # wsd only
-    final_lr: float  # cosine only: share of the peak
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    grad_clip: float | None
-    dtype: str  # "bf16" or "fp32"
-    compile: bool | str  # "auto" is settled by train.build, which knows whether there is a compiler
-    recompute: str
-    validate_every: int
-    save_every: int
-    log_every: int
-    keep: int
+    schedule: str = "constant"
+    warmup: int = 0
+    decay_steps: int = 0  # wsd only
+    final_lr: float = 0.1  # cosine only: share of the peak
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    grad_clip: float | None = 1.0
+    dtype: str = "fp32"  # or "bf16"
+    compile: bool | str = False  # "auto" is settled by train.build, which knows whether there is a compiler
+    recompute: str = "none"
+    validate_every: int = 100
+    save_every: int = 100
+    log_every: int = 1
+    keep: int = 2
     optimizer: str = "adamw"
 
     @property

@@ -29,6 +29,9 @@ _CEILING_SHARE = 0.76
 # Llama 3: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv:2407.21783, section 3.3.4).
 _DEVICE_HOURS_PER_FAILURE = 50_700.0
 _SAVE_S, _RESTART_S = 30.0, 600.0
+# Matmuls inside a training step, over the ceiling of one large product; and the cores of the CPU curve.
+_MATMUL_SHARE = 0.85
+_REFERENCE_TFLOPS_PER_CORE = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ def peak_tflops(facts: Facts, dtype: str) -> float | None:
 def training_speed(shape: ModelShape, facts: Facts, dtype: str, recompute: str) -> Speed | None:
     """Model TFLOP/s of one device, without the optimizer's update. None: nothing to base it on."""
     share = efficiency(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
+    if facts.kind == "cpu" and facts.ceilings is not None:
+        share = cpu_share(share, facts.ceilings.matmul_tflops(dtype) / facts.ceilings.threads)
     model = train_flops_per_token(shape, shape.context)
     share *= model / hardware_flops_per_token(shape, shape.context, recompute)
     if facts.ceilings is not None:
@@ -59,6 +64,17 @@ def training_speed(shape: ModelShape, facts: Facts, dtype: str, recompute: str) 
     if peak is None:
         return None
     return Speed(Band(peak * share, 0.65 * peak * share, 1.35 * peak * share), "assumed")
+
+
+def cpu_share(share: float, tflops_per_core: float) -> float:
+    """The share that cores of another matmul speed reach.
+
+    A step is matmuls, at _MATMUL_SHARE of the ceiling, and work bound by memory and vector units, whose
+    time per FLOP is about the same on all cores: where matmuls are slower it weighs less.
+    Checked on EPYC cores at 0.21 TFLOP/s: 0.65 measured at width 256, 0.50 predicted from 0.20 with AMX.
+    """
+    other = max(0.0, 1.0 / share - 1.0 / _MATMUL_SHARE) * tflops_per_core / _REFERENCE_TFLOPS_PER_CORE
+    return 1.0 / (1.0 / _MATMUL_SHARE + other)
 
 
 def efficiency(curve: Curve, hidden: int) -> float:

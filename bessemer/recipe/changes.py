@@ -91,11 +91,13 @@ def _length(recipe: Recipe) -> tuple[int | None, int | None]:
 
 def _refused(change: Change, fork_command: str) -> RecipeError:
     longer = change.key in _LENGTH
+    plain = isinstance(change.new, int | float | str)
+    setting = f" --set {change.key}={toml_value(change.new)}" if plain and not longer else ""
     return RecipeError(
         f"the recipe changed under this run: `{change.key}`",
         found=f"{_shown(change.old)} in the run, {_shown(change.new)} now",
         wanted="a longer run" if longer else f"the same value: it affects {change.affects}",
-        fix=f"set it back, or begin a new run that goes on from this one: `{fork_command}`",
+        fix=f"set it back, or begin a new run that goes on from this one: `{fork_command}{setting}`",
     )
 
 

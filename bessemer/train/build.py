@@ -1,7 +1,7 @@
 """From a stage to a job: the only place that knows all parts.
 
-Order: model on the meta device, memory and first values (or the origin's weights), recompute, compile,
-optimizer, then the newest good checkpoint over all of it.
+Order: model on the meta device, memory and first values (or the origin's weights; neither where there is
+a checkpoint), recompute, compile, optimizer, then the newest good checkpoint over all of it.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from bessemer.checkpoint.folder import newest_good
+from bessemer.checkpoint.folder import listed, newest_good
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.load import COMPUTE, load_weights, restore
 from bessemer.data.loader import Batches
@@ -54,9 +54,9 @@ def build(stage: Stage, facts: Facts, console: Console, stop: Stop) -> tuple[Job
     validation = _rows(stage, "validation")
     peak = peak_tflops(facts, stage.plan.dtype)
     gauge = Gauge(
+        device=device,
         flops_per_token=train_flops_per_token(stage.shape, stage.plan.context),
         peak_flops=None if peak is None else peak * 1e12,
-        device=device,
         cores=facts.cores,
     )
     return assemble(
@@ -80,19 +80,23 @@ def assemble(
     model: nn.Module,
     loss: Loss,
     batches: Batches,
-    validation: Rows | None,
-    gauge: Gauge,
     console: Console,
     stop: Stop,
+    validation: Rows | None = None,
+    gauge: Gauge | None = None,
     sample: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> tuple[Job, TrainState]:
-    """A job from parts of your own: any module, any loss. Goes on from the newest good checkpoint."""
+    """A job from parts of your own: any module, any loss. Goes on from the newest good checkpoint.
+
+    gauge: None leaves MFU unknown, as nobody counted the FLOPs of your module.
+    """
     optimizer = make_optimizer(model, plan)
     found = newest_good(folder, console.line)
     state = TrainState()
     if found is not None:
         restore(model, optimizer, found[0])
         state = TrainState.from_json(found[1].state)
+    gauge = gauge or Gauge(next(model.parameters()).device)
     record = Recorder(folder, plan, gauge, console)
     job = Job(plan, model, optimizer, loss, batches, validation, folder, record, stop, sample)
     if record.attempt == 1:
@@ -106,6 +110,9 @@ def _model(stage: Stage, device: torch.device) -> Decoder:
     with torch.device("meta"):
         model = Decoder(stage.shape, COMPUTE[stage.plan.dtype])
     model.model.recompute = stage.plan.recompute == "full"
+    if listed(stage.folder):  # which sets every weight; the origin need not be there any more
+        model.to_empty(device=device)
+        return model
     if stage.origin is None:
         initialise(model, stage.shape, stage.seed, device)
         return model

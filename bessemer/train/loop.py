@@ -23,14 +23,16 @@ from bessemer.train.job import Job
 from bessemer.train.optimizer import clip_gradients, learning_rate
 from bessemer.train.state import StepStats, TrainState
 
-# Held-out rows that are measured during training; `evaluate` measures all of them.
+# Held-out tokens that are measured during training; `evaluate` measures all of them. A validation costs
+# a third of a step's FLOPs per token, so this share keeps all validations under a tenth of the run.
 _VALIDATION_TOKENS = 65536
+_VALIDATION_SHARE = 0.3  # of the tokens trained on since the last one
 
 
 def train(job: Job, state: TrainState) -> TrainState:
     """Run from `state` to `job.plan.steps`.
 
-    Raises NumericsError when a step is not finite (no weight was changed; the checkpoints stay), and
+    Raises NumericsError when a step is not finite (it changed no weight; the checkpoints stay), and
     StoppedError when the run was asked to stop (it has saved). The last step is always saved.
     """
     saved = state.step
@@ -69,7 +71,8 @@ def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
         group["lr"] = lr
     mean, norm = torch.stack([loss / max(1, batch.num_targets), grad_norm]).tolist()
     if not (math.isfinite(mean) and math.isfinite(norm)):
-        raise not_finite(job, state, mean, norm)
+        problem = f"step {state.step + 1} is not finite, so it was not taken"
+        raise not_finite(job, state.step + 1, problem, loss=mean, grad_norm=norm)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     return StepStats(loss=mean, grad_norm=norm, lr=lr)
@@ -78,10 +81,16 @@ def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
 def validate(job: Job, state: TrainState) -> dict[str, Any]:
     """Loss on the first held-out rows; and what the model writes by now, as an event."""
     assert job.validation is not None
-    most = max(job.plan.micro_batch, _VALIDATION_TOKENS // job.plan.context)
-    state.validation_loss, _ = validation_loss(
-        job.model, job.validation, micro_batch=job.plan.micro_batch, max_rows=most, loss=job.loss
+    plan = job.plan
+    tokens = min(_VALIDATION_TOKENS, _VALIDATION_SHARE * plan.validate_every * plan.batch_tokens)
+    most = plan.micro_batch * max(1, round(tokens / plan.context / plan.micro_batch))
+    loss, _ = validation_loss(
+        job.model, job.validation, micro_batch=plan.micro_batch, max_rows=most, loss=job.loss
     )
+    if not math.isfinite(loss):  # this step was finite, and blew up the weights
+        problem = f"the validation loss is not finite after step {state.step}, which was not saved"
+        raise not_finite(job, state.step, problem, validation_loss=loss)
+    state.validation_loss = loss
     if job.sample is not None:
         job.record.samples(state.step, job.sample())
     return {"validation_loss": state.validation_loss}
@@ -90,7 +99,7 @@ def validate(job: Job, state: TrainState) -> dict[str, Any]:
 def write_checkpoint(job: Job, state: TrainState) -> int:
     """Save, then remove what is older than the newest `keep`."""
     folder = save(job.folder, state.step, job.model, job.optimizer, state.to_json(), {"replicate": 1})
-    prune(job.folder, job.plan.keep)
+    prune(job.folder, job.plan.keep, state.step)
     job.record.event("checkpoint", state.step, folder=folder.name)
     return state.step
 
@@ -98,19 +107,20 @@ def write_checkpoint(job: Job, state: TrainState) -> int:
 def stopped(job: Job, state: TrainState) -> StoppedError:
     job.record.event("stop", state.step, reason=job.stop.reason)
     return StoppedError(
-        f"stopped at step {state.step} of {job.plan.steps}, and saved",
+        f"at step {state.step} of {job.plan.steps}, and saved",
         found=job.stop.reason,
         wanted=f"{job.plan.steps - state.step} more steps",
         fix="run the same command again to go on",
     )
 
 
-def not_finite(job: Job, state: TrainState, loss: float, norm: float) -> NumericsError:
-    job.record.event("diverged", state.step + 1, loss=str(loss), grad_norm=str(norm))
-    lr = learning_rate(job.plan, state.step)
+def not_finite(job: Job, step: int, problem: str, **found: float) -> NumericsError:
+    """`step`: whose update was refused, or did it."""
+    job.record.event("diverged", step, **{name: str(value) for name, value in found.items()})
+    values = ", ".join(f"{name} {value}" for name, value in found.items())
     return NumericsError(
-        f"step {state.step + 1} is not finite, so it was not taken",
-        found=f"loss {loss}, gradient norm {norm}, at a learning rate of {lr:.3g}",
+        problem,
+        found=f"{values}, at a learning rate of {learning_rate(job.plan, step - 1):.3g}",
         wanted="finite numbers",
         fix="go on from an earlier step with a lower rate: --from RUN@STEP --run NEW "
         f"--set {job.folder.name.split('-')[0]}.lr={job.plan.lr / 3:.1e}",

@@ -63,10 +63,16 @@ class Origin:
         return ModelShape.from_json(self.info["shape"])
 
 
-def find_origin(text: str, say: Callable[[str], None]) -> Origin:
-    """What `--from` names. A checkpoint is verified now: better before the run than in it."""
+def find_origin(text: str, say: Callable[[str], None], begun: Origin | None = None) -> Origin:
+    """What `--from` names. A checkpoint is verified now: better before the run than in it.
+
+    begun: where the stage that asks came from, if it has begun. The same words mean that again, also when
+    the run they name has gone on since, or has removed that checkpoint.
+    """
     match = re.fullmatch(r"(.+)@(\d+)", text)
     path, step = (Path(match[1]), int(match[2])) if match else (Path(text), None)
+    if begun is not None and _is_named(begun, path, step):
+        return begun
     if step is None and (path / "config.json").is_file():
         return Origin("huggingface", str(path.resolve()))
     if match is None and "@" in text and not path.exists():
@@ -82,3 +88,8 @@ def find_origin(text: str, say: Callable[[str], None]) -> Origin:
 def of_stage(stage: Path, step: int | None, say: Callable[[str], None]) -> Origin:
     folder, manifest = chosen(stage, step, say)
     return Origin("checkpoint", str(stage.resolve()), manifest.step, str(folder.resolve()))
+
+
+def _is_named(origin: Origin, path: Path, step: int | None) -> bool:
+    folder = Path(origin.folder)
+    return path.resolve() in (folder, folder.parent) and step in (None, origin.step)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.checkpoint.folder import checkpoint_folder
+from bessemer.checkpoint.folder import checkpoint_folder, verify
 from bessemer.data.store import Prepared, prepare
 from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
@@ -40,9 +40,11 @@ def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> di
     prepared = prepare(loaded.recipe, loaded.base, place.store, console)
     facts = pretrain_facts(loaded, prepared)
     plan = settle_plan(loaded, place.run, facts, console)
-    origin = find_origin(from_, console.line) if from_ else None
+    folder = place.run / "pretrain"
+    is_new, begun = not (folder / "stage.json").exists(), Origin.of_begun(folder)
+    origin = find_origin(from_, console.line, begun) if from_ else begun
     stage = Stage(
-        folder=place.run / "pretrain",
+        folder=folder,
         kind="pretrain",
         shape=plan.shape,
         plan=plan.pretrain,
@@ -51,7 +53,7 @@ def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> di
         tokenizer=prepared.tokenizer_path,
         origin=origin,
     )
-    if origin is not None:
+    if origin is not None and is_new:
         _check_origin(stage, origin)
     stage = replace(begin(stage), plan=plan.pretrain)
     if origin is not None and not read_rows(stage.folder / "events.jsonl"):
@@ -89,12 +91,13 @@ def pretrain_facts(loaded: LoadedRecipe, prepared: Prepared) -> Facts:
 
 
 def _check_origin(stage: Stage, origin: Origin) -> None:
-    shape = origin.shape(stage.shape.context)
-    if _plain(shape, stage.shape) != _plain(stage.shape, stage.shape):
+    ours, theirs = _plain(stage.shape), _plain(origin.shape(stage.shape.context))
+    different = [key for key in ours if ours[key] != theirs[key]]
+    if different:
         raise RecipeError(
             "the recipe describes another model than the one to go on from",
-            found=f"{stage.shape.layers} layers of {stage.shape.hidden}, vocabulary {stage.shape.vocab}",
-            wanted=f"{shape.layers} layers of {shape.hidden}, vocabulary {shape.vocab}, as {origin.folder}",
+            found=", ".join(f"{key} {ours[key]}" for key in different),
+            wanted=", ".join(f"{key} {theirs[key]}" for key in different) + f", as {origin.folder}",
             fix="leave [model] and [tokenizer] as they were in that run",
         )
     if origin.tokenizer.is_file() and origin.tokenizer.read_bytes() != stage.tokenizer.read_bytes():
@@ -113,9 +116,10 @@ def _check_origin(stage: Stage, origin: Origin) -> None:
         )
 
 
-def _plain(shape: ModelShape, like: ModelShape) -> ModelShape:
+def _plain(shape: ModelShape) -> dict[str, Any]:
     """Without what is free between two stages of one model."""
-    return replace(shape, bos_id=None, eos_id=None, max_positions=None, context=like.context)
+    free = ("bos_id", "eos_id", "max_positions", "context")
+    return {key: value for key, value in shape.to_json().items() if key not in free}
 
 
 def _goes_on(stage: Stage, origin: Origin) -> bool:
@@ -132,6 +136,7 @@ def _fork(stage: Stage, origin: Origin, console: Console) -> None:
         console.line(f"pretrain: weights of {origin.folder}, a new optimizer, step 0")
         return
     assert origin.step is not None and origin.checkpoint is not None
+    verify(Path(origin.checkpoint))  # it may be gone since the stage began: then by its name
     target = checkpoint_folder(stage.folder, origin.step)
     building = target.with_name(f".{target.name}.tmp")
     try:

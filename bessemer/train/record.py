@@ -7,13 +7,15 @@ to a kill included. A CPU's memory is the largest resident set of this process s
 import resource
 import sys
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter
+from bessemer.hardware import usable_cores
 from bessemer.log import Console, bar
 from bessemer.planner.plan import StagePlan
 from bessemer.rundir import JsonLines, Row, read_rows
@@ -27,10 +29,10 @@ _METER_S = 20.0  # counters of energy may wrap within minutes, so they are read 
 class Gauge:
     """What turns a step's time into figures."""
 
-    flops_per_token: float | None  # None: a model that nobody counted
-    peak_flops: float | None  # None: unknown device, no MFU
     device: torch.device
-    cores: int
+    flops_per_token: float | None = None  # None: a model that nobody counted
+    peak_flops: float | None = None  # None: unknown device, no MFU
+    cores: int = field(default_factory=usable_cores)
 
 
 class Recorder:
@@ -114,8 +116,9 @@ class Recorder:
             )
 
     def close(self) -> None:
-        self._rows.close()
-        self._events.close()
+        for file in (self._rows, self._events):
+            with suppress(OSError):  # of a full disk: `append` has told, and closing tries the row again
+                file.close()
         self._console.also_to(None)
 
     def _mfu(self, step_s: float) -> float | None:

@@ -7,6 +7,7 @@ or a changed file cannot change a run under way.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of
@@ -73,7 +74,7 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
     last: Row = rows[-1] if rows else {}
     validated = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
     events = read_rows(stage.folder / "events.jsonl")
-    paces = sorted(row["tokens_per_s"] for row in rows[min(5, len(rows) // 2) :])
+    steady = rows[min(5, len(rows) // 2) :]
     checkpoints = listed(stage.folder)
     return {
         "run": str(run),
@@ -82,8 +83,8 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
         "tokens": last.get("tokens", 0),
         "loss": last.get("loss"),
         "validation_loss": validated[-1] if validated else None,
-        "tokens_per_s": paces[len(paces) // 2] if paces else None,
-        "mfu": last.get("mfu"),
+        "tokens_per_s": _middle(steady, "tokens_per_s"),
+        "mfu": _middle(steady, "mfu"),
         "layout": last.get("layout", "replicate=1"),
         "energy_j": {
             "value": last.get("energy_j"),
@@ -94,6 +95,11 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
         "checkpoint": str(checkpoints[0]) if checkpoints else None,
         "attempts": sum(row["kind"] in ("start", "resume") for row in events),
     }
+
+
+def _middle(rows: list[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return median(values) if values else None
 
 
 def _found(stage: Stage, found: dict[str, Any]) -> Stage:
