@@ -70,4 +70,6 @@ def comparison_lines(comparison: dict[str, Any]) -> list[str]:
         for row in scratch["tried"]
     ]
     table = text_table(["start", "examples", "loss on held-out answers"], rows)
-    return [*table, f"{comparison['ratio']} fewer examples. {comparison['sentence']}"]
+    ratio = comparison["ratio"]
+    lead = "" if ratio == "none" else f"{ratio} fewer examples. "
+    return [*table, f"{lead}{comparison['sentence']}"]

@@ -1,7 +1,7 @@
 """What pre-training buys, measured: the same task from pre-trained and from random weights.
 
 The pre-trained model learns from 1/16, 1/4 and all of the examples. The random start gets all of them,
-three times as many epochs, and the better of two learning rates. Of every run the best validation on the
+twice as many epochs, and the better of two learning rates. Of every run the best validation on the
 way counts (early stopping), on the same held-out examples. The answer is how many times fewer examples
 the pre-trained model needs to be as good; between the measured points in the logarithm of the
 examples, beyond them as "≥ 16×".
@@ -19,7 +19,7 @@ from bessemer.recipe.schema import Recipe
 from bessemer.rundir import counting_rows, read_rows
 
 SHARES = (16, 4)
-_SCRATCH_EPOCHS = 3
+_SCRATCH_EPOCHS = 2
 _SCRATCH_RATES = (1.0, 3.0)  # times a third of pre-training's peak: that peak, and a third of it
 _RATE_ALONE = 1e-3  # where nothing is known of pre-training
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from bessemer.checkpoint.folder import listed
 from bessemer.data.store import PreparedTask, prepare_task
-from bessemer.durable import write_text
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.measure.facts import gather
@@ -23,7 +22,7 @@ from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Recipe
 from bessemer.train.origin import Origin, find_origin, of_stage
 from bessemer.train.pretrain import Place, run_stage
-from bessemer.train.settle import accept_changes, check_disk, followed_plan, write_receipt
+from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
 from bessemer.train.stage import Stage, begin, outcome
 
 
@@ -41,9 +40,9 @@ class Task:
 
 def finetune(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> dict[str, Any]:
     """Train the run's `finetune` stage, and tell what came of it. The caller holds the run's lock."""
+    changes = allowed_changes(loaded, place.run)
     task = prepare_finetune(loaded, place, from_)
-    accept_changes(loaded, place.run, place.console)
-    write_text(place.run / "recipe.toml", loaded.text)
+    take_over(changes, loaded, place.run, place.console)
     return train_on(task, "finetune")
 
 
@@ -127,9 +126,9 @@ def _check_recipe(recipe: Recipe) -> None:
 def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
     """An attempt that goes on keeps what it began from, unless --from says otherwise."""
     say = place.console.line
-    if from_ is not None:
-        return find_origin(from_, say)
     begun = Origin.of_begun(place.run / "finetune")
+    if from_ is not None:
+        return find_origin(from_, say, begun)
     if begun is not None:
         return begun
     own = place.run / "pretrain"

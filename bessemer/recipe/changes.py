@@ -93,11 +93,14 @@ def _refused(change: Change, fork_command: str) -> RecipeError:
     longer = change.key in _LENGTH
     plain = isinstance(change.new, int | float | str)
     setting = f" --set {change.key}={toml_value(change.new)}" if plain and not longer else ""
+    fork = f"or begin a new run that goes on from this one: `{fork_command}{setting}`"
+    if change.affects == "model":  # other weights: there is nothing to go on from
+        fork = f"or begin a new run of its own: `{fork_command.partition(' --from ')[0]} --run DIR{setting}`"
     return RecipeError(
         f"the recipe changed under this run: `{change.key}`",
         found=f"{_shown(change.old)} in the run, {_shown(change.new)} now",
         wanted="a longer run" if longer else f"the same value: it affects {change.affects}",
-        fix=f"set it back, or begin a new run that goes on from this one: `{fork_command}{setting}`",
+        fix=f"set it back, {fork}",
     )
 
 

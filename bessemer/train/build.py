@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from bessemer.checkpoint.folder import listed, newest_good
+from bessemer.checkpoint.folder import listed, newest_good, verify
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.load import COMPUTE, load_weights, restore
 from bessemer.data.loader import Batches
@@ -39,6 +39,8 @@ from bessemer.train.state import TrainState
 from bessemer.train.stop import Stop
 
 _SAMPLE_TOKENS = 24
+_VALIDATION_TOKENS = 65536
+_VALIDATION_SHARE = 0.3  # of the tokens trained on since the last validation
 
 
 def build(stage: Stage, facts: Facts, console: Console, stop: Stop) -> tuple[Job, TrainState]:
@@ -66,6 +68,7 @@ def build(stage: Stage, facts: Facts, console: Console, stop: Stop) -> tuple[Job
         loss=loss,
         batches=Batches(rows, stage.seed, stage.plan.batch_rows, stage.plan.micro_batch),
         validation=validation if len(validation) else None,
+        validation_rows=_validation_rows(stage),
         gauge=gauge,
         console=console,
         stop=stop,
@@ -83,6 +86,7 @@ def assemble(
     console: Console,
     stop: Stop,
     validation: Rows | None = None,
+    validation_rows: int | None = None,
     gauge: Gauge | None = None,
     sample: Callable[[], list[dict[str, Any]]] | None = None,
 ) -> tuple[Job, TrainState]:
@@ -98,7 +102,19 @@ def assemble(
         state = TrainState.from_json(found[1].state)
     gauge = gauge or Gauge(next(model.parameters()).device)
     record = Recorder(folder, plan, gauge, console)
-    job = Job(plan, model, optimizer, loss, batches, validation, folder, record, stop, sample)
+    job = Job(
+        plan=plan,
+        model=model,
+        optimizer=optimizer,
+        loss=loss,
+        batches=batches,
+        validation=validation,
+        folder=folder,
+        record=record,
+        stop=stop,
+        validation_rows=validation_rows,
+        sample=sample,
+    )
     if record.attempt == 1:
         record.begin("start", state.step)
     else:
@@ -121,7 +137,9 @@ def _model(stage: Stage, device: torch.device) -> Decoder:
         load_into(model, Path(stage.origin.folder))
     else:
         assert stage.origin.checkpoint is not None
-        load_weights(model, Path(stage.origin.checkpoint))
+        checkpoint = Path(stage.origin.checkpoint)
+        verify(checkpoint)
+        load_weights(model, checkpoint)
     return model
 
 
@@ -143,6 +161,19 @@ def _rows(stage: Stage, split: Any) -> Rows:
         examples = stage.examples if split == "train" else None
         return stage.data.rows(split, stage.plan.context, examples)  # type: ignore[call-arg]
     return stage.data.rows(split, stage.plan.context)
+
+
+def _validation_rows(stage: Stage) -> int:
+    """Held-out rows that are measured during training; `evaluate` measures all of them.
+
+    A validation costs a third of a step's FLOPs per token, so in pre-training the share keeps all of them
+    under a tenth of the run. A task's are all measured: stages that are compared must see the same ones.
+    """
+    plan = stage.plan
+    most = _VALIDATION_TOKENS // plan.context
+    if stage.kind == "pretrain":
+        most = min(most, round(_VALIDATION_SHARE * plan.validate_every * plan.batch_rows))
+    return plan.micro_batch * max(1, round(most / plan.micro_batch))
 
 
 def _sampler(stage: Stage, model: Decoder, validation: Rows) -> Callable[[], list[dict[str, Any]]] | None:

@@ -29,6 +29,7 @@ class Job:
     folder: Path  # of the stage
     record: Recorder
     stop: Stop
+    validation_rows: int | None = None  # measured during training: the first so many; None: all
     sample: Callable[[], list[dict[str, Any]]] | None = None  # texts to show at each validation
 
     @property

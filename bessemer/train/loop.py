@@ -23,11 +23,6 @@ from bessemer.train.job import Job
 from bessemer.train.optimizer import clip_gradients, learning_rate
 from bessemer.train.state import StepStats, TrainState
 
-# Held-out tokens that are measured during training; `evaluate` measures all of them. A validation costs
-# a third of a step's FLOPs per token, so this share keeps all validations under a tenth of the run.
-_VALIDATION_TOKENS = 65536
-_VALIDATION_SHARE = 0.3  # of the tokens trained on since the last one
-
 
 def train(job: Job, state: TrainState) -> TrainState:
     """Run from `state` to `job.plan.steps`.
@@ -81,11 +76,12 @@ def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
 def validate(job: Job, state: TrainState) -> dict[str, Any]:
     """Loss on the first held-out rows; and what the model writes by now, as an event."""
     assert job.validation is not None
-    plan = job.plan
-    tokens = min(_VALIDATION_TOKENS, _VALIDATION_SHARE * plan.validate_every * plan.batch_tokens)
-    most = plan.micro_batch * max(1, round(tokens / plan.context / plan.micro_batch))
     loss, _ = validation_loss(
-        job.model, job.validation, micro_batch=plan.micro_batch, max_rows=most, loss=job.loss
+        job.model,
+        job.validation,
+        micro_batch=job.plan.micro_batch,
+        max_rows=job.validation_rows,
+        loss=job.loss,
     )
     if not math.isfinite(loss):  # this step was finite, and blew up the weights
         problem = f"the validation loss is not finite after step {state.step}, which was not saved"

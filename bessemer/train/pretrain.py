@@ -20,8 +20,8 @@ from bessemer.rundir import read_rows
 from bessemer.train.build import build
 from bessemer.train.loop import train
 from bessemer.train.origin import Origin, find_origin
-from bessemer.train.settle import check_disk, settle_plan, write_receipt
-from bessemer.train.stage import Stage, begin, outcome
+from bessemer.train.settle import allowed_changes, check_disk, settle_plan, take_over, write_receipt
+from bessemer.train.stage import Stage, begin, check_data, outcome
 from bessemer.train.stop import Stop
 
 
@@ -38,8 +38,12 @@ def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> di
     """Train to the planned step, and tell what came of it. The caller holds the run's lock."""
     console = place.console
     prepared = prepare(loaded.recipe, loaded.base, place.store, console)
+    # Before anything is written; a key of the recipe that changed the data is told first, by its name.
+    changes = allowed_changes(loaded, place.run)
+    check_data(place.run / "pretrain", prepared.hash)
     facts = pretrain_facts(loaded, prepared)
-    plan = settle_plan(loaded, place.run, facts, console)
+    plan = settle_plan(loaded, place.run, facts)
+    take_over(changes, loaded, place.run, console)
     folder = place.run / "pretrain"
     is_new, begun = not (folder / "stage.json").exists(), Origin.of_begun(folder)
     origin = find_origin(from_, console.line, begun) if from_ else begun

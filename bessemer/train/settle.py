@@ -11,6 +11,7 @@ import math
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ _SECTIONS = ("pretrain", "finetune")  # whose keys concern their own stages only
 _BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 weight and AdamW's two moments
 
 
-def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts, console: Console) -> Plan:
+def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts) -> Plan:
     """The run's plan, written to the run directory. Refuses what cannot be trained or does not fit."""
     recipe, stored = loaded.recipe, read_object(run / "plan.json")
     if stored is None or "pretrain" not in begun(run):
@@ -51,12 +52,10 @@ def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts, console: Console)
         check_start(recipe, plan.shape, plan.pretrain, facts, plan.predicted["hours"].low)
     else:
         old = Plan.from_json(stored)
-        accept_changes(loaded, run, console, old.pretrain)
         plan = replace(old, pretrain=followed_plan(old.pretrain, recipe.pretrain, "pretrain"))
         check_start(recipe, plan.shape, plan.pretrain, facts, None)
     if stored is None or plan.to_json() != stored:
         write_json(run / "plan.json", plan.to_json())
-    write_text(run / "recipe.toml", loaded.text)
     return plan
 
 
@@ -65,28 +64,32 @@ def begun(run: Path) -> list[str]:
     return sorted(path.parent.name for path in run.glob("*/stage.json"))
 
 
-def accept_changes(loaded: LoadedRecipe, run: Path, console: Console, plan: StagePlan | None = None) -> None:
-    """Refuse a difference from the recipe that the run has; tell what is allowed to begun stages."""
+def allowed_changes(loaded: LoadedRecipe, run: Path) -> list[Change]:
+    """What differs from the recipe that the run has; RecipeError for what a run may not change."""
     path = run / "recipe.toml"
-    if not path.is_file():
-        return
-    old = load(str(path), []).recipe
-    command = f"bessemer pretrain {loaded.reference} --from {run} --run {run}-fork"
-    stages = [name.split("-")[0] for name in begun(run)]
-    changes = check_change(
-        old,
+    if not path.is_file() or not begun(run):  # an attempt that was refused has made nothing yet
+        return []
+    stored = read_object(run / "plan.json")
+    plan = None if stored is None else Plan.from_json(stored).pretrain
+    return check_change(
+        load(str(path), []).recipe,
         loaded.recipe,
-        command,
-        stages=stages,
+        f"bessemer pretrain {loaded.reference} --from {run} --run {run}-fork",
+        stages=[name.split("-")[0] for name in begun(run)],
         planned_steps=plan.steps if plan else None,
         planned_tokens=plan.steps * plan.batch_tokens if plan else None,
     )
+
+
+def take_over(changes: Sequence[Change], loaded: LoadedRecipe, run: Path, console: Console) -> None:
+    """The run's recipe is the new one now; the stages that a change concerns get an event."""
     for change in (change for change in changes if change.affects != "nothing"):
         console.line(f"recipe: {change.key} is now {change.new!r} (was {change.old!r})")
         section = change.key.split(".")[0]
         for name in begun(run):
             if section not in _SECTIONS or name.startswith(section):
                 _event(run / name, change)
+    write_text(run / "recipe.toml", loaded.text)
 
 
 def followed_plan(plan: StagePlan, section: Optimization, name: str) -> StagePlan:

@@ -102,14 +102,20 @@ def _middle(rows: list[Row], key: str) -> float | None:
     return median(values) if values else None
 
 
-def _found(stage: Stage, found: dict[str, Any]) -> Stage:
-    if found["data"]["hash"] != stage.data.hash:
+def check_data(folder: Path, data_hash: str) -> None:
+    """DataError when a stage that has begun had other data."""
+    found = read_object(folder / "stage.json")
+    if found is not None and found["data"]["hash"] != data_hash:
         raise DataError(
-            f"the data of {stage.folder} changed",
-            found=f"prepared data {stage.data.hash}",
+            f"the data of {folder} changed",
+            found=f"prepared data {data_hash}",
             wanted=f"{found['data']['hash']}, which this stage began with",
             fix="put the source files back as they were, or begin a new run with --run DIR",
         )
+
+
+def _found(stage: Stage, found: dict[str, Any]) -> Stage:
+    check_data(stage.folder, stage.data.hash)
     origin = Origin.from_json(found.get("origin"))
     if stage.origin is not None and origin != stage.origin:
         raise RecipeError(
