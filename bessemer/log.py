@@ -6,6 +6,7 @@ is rewritten in place; a pipe gets whole lines only, at most one per interval.
 
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +27,8 @@ class Console:
     def also_to(self, path: Path | None) -> None:
         """Append every line, with its time, to a file too; None: no longer."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # what a full disk did not take was told when it was written
+                self._file.close()
             self._file = None
         if path is not None:
             try:
@@ -63,8 +65,11 @@ class Console:
 
     def _keep(self, text: str) -> None:
         if self._file is not None:
-            self._file.write(f"{time.strftime('%F %T')} {text}\n")
-            self._file.flush()
+            try:
+                self._file.write(f"{time.strftime('%F %T')} {text}\n")
+                self._file.flush()
+            except OSError as error:
+                raise cannot_write(Path(self._file.name), error) from error
 
 
 def bar(fraction: float, width: int = 20) -> str:

@@ -54,7 +54,7 @@ def listed(stage: Path) -> list[Path]:
 
 def verify(folder: Path) -> Manifest:
     """The manifest of a checkpoint that is whole. CheckpointError names the file that is not."""
-    manifest = _read_manifest(folder)
+    manifest = read_manifest(folder)
     for name, expected in manifest.files.items():
         path = folder / Path(name).name
         try:
@@ -107,7 +107,7 @@ def chosen(stage: Path, step: int | None, say: Callable[[str], None]) -> tuple[P
     )
 
 
-def _read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         values = json.loads(path.read_text(encoding="utf-8"))

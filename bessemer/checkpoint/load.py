@@ -13,6 +13,7 @@ from torch import nn
 
 from bessemer.checkpoint.folder import chosen
 from bessemer.checkpoint.tensors import CheckpointTensors, incomplete
+from bessemer.checkpoint.write import stored_tensors
 from bessemer.errors import DataError
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
@@ -56,13 +57,13 @@ def load_model(
 
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Copy a verified checkpoint's weights into a model whose memory is there."""
-    parameters = dict(model.named_parameters())
+    tensors = stored_tensors(model)
     with CheckpointTensors(folder, "model") as stored, torch.no_grad():
-        different = set(stored.names) ^ set(parameters)
+        different = set(stored.names) ^ set(tensors)
         if different:
             raise incomplete(folder, f"{len(different)} names differ, {min(different)} among them")
-        for name, parameter in parameters.items():
-            parameter.copy_(stored.read(name, tuple(parameter.shape)))
+        for name, tensor in tensors.items():
+            tensor.copy_(stored.read(name, tuple(tensor.shape)))
 
 
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from bessemer.checkpoint.folder import read_manifest
 from bessemer.errors import CheckpointError
 
 
@@ -23,7 +24,9 @@ class CheckpointTensors:
         self._folder = folder
         self._stack = ExitStack()
         self._holders: dict[str, list[tuple[Any, dict[str, Any] | None]]] = {}
-        paths = sorted(folder.glob(f"{kind}-*.safetensors"))
+        # Only what the manifest names was verified; a stray file beside it was not.
+        names = sorted(name for name in read_manifest(folder).files if name.startswith(f"{kind}-"))
+        paths = [folder / Path(name).name for name in names]
         if not paths:
             raise incomplete(folder, f"no {kind}-*.safetensors")
         for path in paths:

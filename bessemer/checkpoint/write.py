@@ -32,6 +32,8 @@ _TYPES = {
     torch.float64: "F64",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
 
 
@@ -47,9 +49,8 @@ def save(
     folder = checkpoint_folder(stage, step)
     sweep(stage)
     shutil.rmtree(folder, ignore_errors=True)  # a whole one of the same step: it is written anew
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     contents = {
-        "model-00000.safetensors": weights,
+        "model-00000.safetensors": {name: tensor.detach() for name, tensor in stored_tensors(model).items()},
         "optimizer-00000.safetensors": optimizer_tensors(model, optimizer),
     }
     files = {
@@ -78,6 +79,13 @@ def sweep(stage: Path) -> None:
     for folder in (stage / "checkpoints").glob("step-*"):
         if step_of(folder) is not None and not (folder / MANIFEST).is_file():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def stored_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, each once, and the buffers that a module declares as part of its state."""
+    persistent = model.state_dict(keep_vars=True)
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in persistent}
+    return {**dict(model.named_parameters()), **buffers}
 
 
 def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
-"""Rows to tensors: the micro-batches of a step, made from the step's number alone.
+"""Rows to tensors: the micro-batches of a step, made from a position in the data order alone.
 
-There is no state: step s reads positions s*rows … (s+1)*rows of the endless order (data/order.py), so a
+There is no state: a step reads the next batch_rows positions of the endless order (data/order.py), so a
 run resumes at any step, and a step's rows are the same however they are cut into micro-batches. A last
 short micro-batch is filled up with rows that have no target: all micro-batches have one shape, which
 compiled code needs, and such rows weigh nothing.
@@ -54,10 +54,9 @@ class Batches:
     batch_rows: int
     micro_batch: int
 
-    def batch(self, step: int) -> Batch:
-        """Of the update that leads from `step` to `step` + 1."""
-        first = step * self.batch_rows
-        positions = np.arange(first, first + self.batch_rows, dtype=np.int64)
+    def batch(self, position: int) -> Batch:
+        """The rows from `position` on."""
+        positions = np.arange(position, position + self.batch_rows, dtype=np.int64)
         indices = samples(self.seed, positions, len(self.rows)).tolist()
         cuts = range(0, self.batch_rows, self.micro_batch)
         parts = [

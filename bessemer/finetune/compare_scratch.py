@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.durable import write_json
+from bessemer.errors import RecipeError
 from bessemer.finetune.run import Task, train_on
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import counting_rows, read_rows
@@ -32,6 +33,7 @@ class Point:
 
 def compare_scratch(task: Task) -> dict[str, Any]:
     """Trains what is missing, writes finetune-comparison.json. The `finetune` stage is trained already."""
+    _check(task)
     total = task.data.num_examples("train")
     run = task.place.run
     points = []
@@ -52,6 +54,16 @@ def compare_scratch(task: Task) -> dict[str, Any]:
     }
     write_json(run / "finetune-comparison.json", document)
     return document
+
+
+def _check(task: Task) -> None:
+    if task.data.num_examples("validation") == 0:
+        raise RecipeError(
+            "there is nothing to compare on",
+            found="no held-out example of the task",
+            wanted="some, to measure both starts on",
+            fix="set data.validation=0.05, or leave compare_scratch out",
+        )
 
 
 def best_loss(stage: Path) -> float:

@@ -20,6 +20,7 @@ from bessemer.planner.plan import StagePlan
 from bessemer.planner.resolve import finetune_context, resolve_finetune
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Recipe
+from bessemer.rundir import read_object
 from bessemer.train.origin import Origin, find_origin, of_stage
 from bessemer.train.pretrain import Place, run_stage
 from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
@@ -34,6 +35,7 @@ class Task:
     place: Place
     origin: Origin
     shape: ModelShape
+    tokenizer: Path
     data: PreparedTask
     facts: Facts
 
@@ -50,21 +52,21 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> T
     recipe = loaded.recipe
     _check_recipe(recipe)
     origin = _origin(loaded, place, from_)
-    shape = origin.shape(recipe.model.context if "context" in recipe.model.model_fields_set else None)
+    shape, tokenizer = _model(recipe, place.run / "finetune", origin)
     check_trainable(recipe, shape)
-    data = prepare_task(recipe, loaded.base, place.store, origin.tokenizer, place.console)
+    data = prepare_task(recipe, loaded.base, place.store, tokenizer, place.console)
     described = data.manifest["tokenizer"]
     if described["vocab"] > shape.vocab:
         raise DataError(
             "the tokenizer has more words than the model",
             found=f"{described['vocab']} words, {shape.vocab} rows in the embedding",
             wanted="the tokenizer that belongs to the model",
-            fix=f"put it at {origin.tokenizer}",
+            fix=f"put it at {tokenizer}",
         )
     shape = replace(shape, bos_id=described["bos_id"], eos_id=described["eos_id"])
     facts = gather(recipe, loaded.base, this_device(), vocab=described["vocab"])
     write_receipt(place.run, loaded, data.hash, facts, origin)
-    return Task(recipe, place, origin, shape, data, facts)
+    return Task(recipe, place, origin, shape, tokenizer, data, facts)
 
 
 def train_on(
@@ -85,7 +87,7 @@ def train_on(
             plan=plan,
             seed=task.recipe.seed,
             data=task.data,
-            tokenizer=task.origin.tokenizer,
+            tokenizer=task.tokenizer,
             origin=None if from_scratch else task.origin,
             examples=examples,
         )
@@ -143,6 +145,15 @@ def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
         wanted="a model to begin from",
         fix=f"first `bessemer pretrain {loaded.reference}`, or name one with --from RUN or --from HF_DIR",
     )
+
+
+def _model(recipe: Recipe, stage: Path, origin: Origin) -> tuple[ModelShape, Path]:
+    """Shape and tokenizer: a stage that has begun has its own copies, so its origin may be gone."""
+    own = read_object(stage / "stage.json")
+    if own is not None:
+        return ModelShape.from_json(own["shape"]), stage / str(own["tokenizer"])
+    context = recipe.model.context if "context" in recipe.model.model_fields_set else None
+    return origin.shape(context), origin.tokenizer
 
 
 def _named(origin: Origin) -> str:

@@ -92,9 +92,10 @@ def _length(recipe: Recipe) -> tuple[int | None, int | None]:
 def _refused(change: Change, fork_command: str) -> RecipeError:
     longer = change.key in _LENGTH
     plain = isinstance(change.new, int | float | str)
-    setting = f" --set {change.key}={toml_value(change.new)}" if plain and not longer else ""
+    told = f"--set {change.key}=" in fork_command
+    setting = f" --set {change.key}={toml_value(change.new)}" if plain and not longer and not told else ""
     fork = f"or begin a new run that goes on from this one: `{fork_command}{setting}`"
-    if change.affects == "model":  # other weights: there is nothing to go on from
+    if change.affects == "model" or change.key.startswith("tokenizer."):  # nothing to go on from
         fork = f"or begin a new run of its own: `{fork_command.partition(' --from ')[0]} --run DIR{setting}`"
     return RecipeError(
         f"the recipe changed under this run: `{change.key}`",

@@ -28,6 +28,7 @@ class LoadedRecipe:
     base: Path  # folder that relative paths in the recipe start from
     text: str  # canonical TOML, overrides applied
     reference: str  # as the user wrote it
+    overrides: tuple[str, ...] = ()  # the --set of the command
 
 
 def load(reference: str, overrides: list[str]) -> LoadedRecipe:
@@ -38,7 +39,7 @@ def load(reference: str, overrides: list[str]) -> LoadedRecipe:
     else:
         text, name, base = shipped_text(reference), f"shipped recipe {reference}", Path.cwd()
     recipe = parse(text, name, overrides)
-    return LoadedRecipe(recipe, base, recipe_text(recipe), reference)
+    return LoadedRecipe(recipe, base, recipe_text(recipe), reference, tuple(overrides))
 
 
 def parse(text: str, name: str, overrides: list[str]) -> Recipe:
@@ -101,12 +102,12 @@ def _read(path: Path) -> str:
 
 
 def _drop_replaced(settings: list[Override], values: dict[str, Any]) -> None:
-    """steps and tokens say the same thing twice: one that is set from outside replaces the other."""
-    length = {("pretrain", "steps"), ("pretrain", "tokens")}
-    given = length & {setting.path for setting in settings}
-    if len(given) == 1 and isinstance(values.get("pretrain"), dict):
-        ((_, replaced),) = length - given
-        values["pretrain"].pop(replaced, None)
+    """Two keys that say the same thing: one that is set from outside replaces the other in the file."""
+    for section, one, other in (("pretrain", "steps", "tokens"), ("tokenizer", "path", "vocab")):
+        given = {setting.path for setting in settings} & {(section, one), (section, other)}
+        if len(given) == 1 and isinstance(values.get(section), dict):
+            ((_, kept),) = given
+            values[section].pop(other if kept == one else one, None)
 
 
 def _validate(values: dict[str, Any], settings: list[Override], places: complaints.Places) -> Recipe:

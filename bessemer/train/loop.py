@@ -32,16 +32,15 @@ def train(job: Job, state: TrainState) -> TrainState:
     """
     saved = state.step
     while state.step < job.plan.steps and not job.stop.asked:
-        batch = job.batches.batch(state.step)
+        batch = job.batches.batch(state.samples)
         stats = train_step(job, state, batch)
         state.step += 1
         state.samples += job.plan.batch_rows
         state.tokens += job.plan.batch_tokens
         state.loss = stats.loss
-        logged = job.is_due(job.plan.log_every, state.step)
-        validated = job.is_due(job.plan.validate_every, state.step) and job.validation is not None
         job.record.end_of_step(state, stats)
-        if logged or validated:
+        validated = job.is_due(job.plan.validate_every, state.step) and job.validation is not None
+        if validated or job.stop.asked or job.is_due(job.plan.log_every, state.step):
             job.record.write(state, stats, validate(job, state) if validated else {})
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)

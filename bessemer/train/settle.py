@@ -9,6 +9,7 @@ taken over, each as an event; anything else is refused with the command that for
 
 import math
 import platform
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -74,11 +75,20 @@ def allowed_changes(loaded: LoadedRecipe, run: Path) -> list[Change]:
     return check_change(
         load(str(path), []).recipe,
         loaded.recipe,
-        f"bessemer pretrain {loaded.reference} --from {run} --run {run}-fork",
+        _fork_command(loaded, run, plan),
         stages=[name.split("-")[0] for name in begun(run)],
         planned_steps=plan.steps if plan else None,
         planned_tokens=plan.steps * plan.batch_tokens if plan else None,
     )
+
+
+def _fork_command(loaded: LoadedRecipe, run: Path, plan: StagePlan | None) -> str:
+    """What begins another run from this one; from before its end, where it has come to that."""
+    found = listed(run / "pretrain")
+    is_over = plan is not None and bool(found) and (step_of(found[0]) or 0) >= plan.steps
+    source = f"{run}@{step_of(found[1])}" if is_over and len(found) > 1 else str(run)
+    settings = "".join(f" --set {shlex.quote(text)}" for text in loaded.overrides)
+    return f"bessemer pretrain {loaded.reference}{settings} --from {source} --run {run}-fork"
 
 
 def take_over(changes: Sequence[Change], loaded: LoadedRecipe, run: Path, console: Console) -> None:

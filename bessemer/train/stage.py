@@ -10,10 +10,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bessemer.checkpoint.folder import listed, step_of
+from bessemer.checkpoint.folder import listed, step_of, verify
 from bessemer.data.store import Prepared, PreparedTask
 from bessemer.durable import write_bytes, write_json
-from bessemer.errors import DataError, RecipeError
+from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.plan import StagePlan
 from bessemer.rundir import Row, counting_rows, read_object, read_rows
@@ -35,9 +35,15 @@ class Stage:
 
     @property
     def is_done(self) -> bool:
-        """The last step is saved."""
+        """The last step is saved, and its checkpoint is whole."""
         found = listed(self.folder)
-        return bool(found) and (step_of(found[0]) or 0) >= self.plan.steps
+        if not found or (step_of(found[0]) or 0) < self.plan.steps:
+            return False
+        try:
+            verify(found[0])
+        except CheckpointError:
+            return False  # going on finds the newest good one, and says what is damaged
+        return True
 
 
 def begin(stage: Stage) -> Stage:
