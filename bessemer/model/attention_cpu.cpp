@@ -18,10 +18,12 @@
 // Transposing the 32-bit words of X in form A gives Xᵀ in form B, and the other way round. So loading
 // rows, storing row pairs, and one transpose make all six operands above.
 //
-// One of two `Tiles` does it, chosen by the compiler's flags (attention_cpu.py):
+// One of three `Tiles` does it, chosen by the compiler's flags (attention_cpu.py):
 //   AMX      bf16 operands in 16x16 tiles, summed in fp32: P and dS are rounded to bf16
-//   AVX-512  fp32 operands and ordinary multiply-adds. Not vdpbf16ps: measured at half their FLOP/s
-//            (92 against 185 GFLOP/s a core, Intel family 6 model 207)
+//   PAIRS    bf16 operands as for AMX, multiplied in pairs by vdpbf16ps: on AMD, where it does twice the
+//            FLOP/s of fp32 multiply-adds (Zen 4)
+//   neither  fp32 operands and ordinary multiply-adds: on Intel without AMX, where vdpbf16ps was measured
+//            at half their FLOP/s (92 against 185 GFLOP/s a core, family 6 model 207)
 //
 // A task is one (row of the batch, key-value head) with all its query heads, done by one thread in fixed
 // order. So results depend neither on timing nor on the number of threads; at most rows * groups
@@ -52,31 +54,12 @@ constexpr float LOG2_E = 1.44269504f;
 
 // ---------------------------------------------------------------------------- matmul on packed operands
 
-#ifdef BESSEMER_AMX
+#if defined(BESSEMER_AMX) || defined(BESSEMER_PAIRS)
 
-// Tokens in a block of queries or keys; its scores stay in L1. With 32, tiles of C would
-// be loaded and stored for every single step of depth. Reasoned, not measured: there was no AMX to measure on.
-constexpr int BLOCK = 64;
-
-struct Tiles {
+// Operands in bf16, two rows of form B interleaved.
+struct Bf16Operands {
     using Operand = bf16;
     static constexpr bool ONE_FORM = false;
-
-    struct alignas(64) Config {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    };
-    static_assert(sizeof(Config) == 64);
-
-    // Tile registers are private to a thread: each sets all eight to 16 rows of 64 bytes, and gives
-    // them back so that other users of AMX in this process (oneDNN) start from a clean state.
-    // Static, because gcc 12 says that loading reads 8 bytes, and may drop a local's other 56.
-    Tiles() {
-        static constexpr Config CONFIG;
-        _tile_loadconfig(&CONFIG);
-    }
-    ~Tiles() { _tile_release(); }
 
     static void store_pair_A(Operand* to, int row, int columns, int column, __m512 first, __m512 second) {
         const __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(second, first);  // first is the low half
@@ -93,6 +76,32 @@ struct Tiles {
         const __m512i pair = (__m512i)_mm512_cvtne2ps_pbh(second, first);
         _mm512_storeu_si512(to + row * columns + 2 * column, _mm512_permutexvar_epi16(order, pair));
     }
+};
+
+#endif
+
+#ifdef BESSEMER_AMX
+
+// Tokens in a block of queries or keys; its scores stay in L1. With 32, tiles of C would
+// be loaded and stored for every single step of depth. Reasoned, not measured: there was no AMX to measure on.
+constexpr int BLOCK = 64;
+
+struct Tiles : Bf16Operands {
+    struct alignas(64) Config {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    };
+    static_assert(sizeof(Config) == 64);
+
+    // Tile registers are private to a thread: each sets all eight to 16 rows of 64 bytes, and gives
+    // them back so that other users of AMX in this process (oneDNN) start from a clean state.
+    // Static, because gcc 12 says that loading reads 8 bytes, and may drop a local's other 56.
+    Tiles() {
+        static constexpr Config CONFIG;
+        _tile_loadconfig(&CONFIG);
+    }
+    ~Tiles() { _tile_release(); }
 
     // Two by two tiles of C at once: each tile of A and B that is loaded is used twice.
     static void matmul(float* c, const bf16* a, const bf16* b, int m, int n, int depth, bool accumulate) {
@@ -128,6 +137,41 @@ struct Tiles {
 
 // Smaller blocks compute less that the causal mask throws away: 11-14 % faster than 64 (2 cores, T 256-1024).
 constexpr int BLOCK = 32;
+
+#ifdef BESSEMER_PAIRS
+
+struct Tiles : Bf16Operands {
+    // 8 x 32 of C stay in 16 registers: enough independent sums to hide the latency of the units.
+    static void matmul(float* c, const bf16* a, const bf16* b, int m, int n, int depth, bool accumulate) {
+        for (int row = 0; row < m; row += 8)
+            for (int column = 0; column < n; column += 32) {
+                __m512 sum[8][2];
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i) {
+                    const float* at = c + (row + i / 2) * n + column + i % 2 * LANES;
+                    sum[i / 2][i % 2] = accumulate ? _mm512_load_ps(at) : _mm512_setzero_ps();
+                }
+                for (int k = 0; k < depth; k += 2) {
+                    const bf16* at = b + k * n + 2 * column;
+                    const __m512bh left = (__m512bh)_mm512_load_si512(at);
+                    const __m512bh right = (__m512bh)_mm512_load_si512(at + 2 * LANES);
+#pragma GCC unroll 8
+                    for (int i = 0; i < 8; ++i) {
+                        int pair;
+                        std::memcpy(&pair, a + (row + i) * depth + k, sizeof pair);
+                        const __m512bh scale = (__m512bh)_mm512_set1_epi32(pair);
+                        sum[i][0] = _mm512_dpbf16_ps(sum[i][0], scale, left);
+                        sum[i][1] = _mm512_dpbf16_ps(sum[i][1], scale, right);
+                    }
+                }
+#pragma GCC unroll 16
+                for (int i = 0; i < 16; ++i)
+                    _mm512_store_ps(c + (row + i / 2) * n + column + i % 2 * LANES, sum[i / 2][i % 2]);
+            }
+    }
+};
+
+#else
 
 struct Tiles {
     using Operand = float;
@@ -169,6 +213,7 @@ struct Tiles {
     }
 };
 
+#endif
 #endif
 
 using Operand = Tiles::Operand;

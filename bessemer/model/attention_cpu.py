@@ -2,8 +2,8 @@
 
 torch's own `scaled_dot_product_attention` spends a large part of a small model's training step on the CPU,
 its backward above all. The kernel keeps its blocks in the caches and skips key blocks of other documents.
-The algorithm is told at the head of the .cpp file, which has two instruction sets: "amx" (bf16 tiles) where
-the CPU has them, else "avx512" (fp32 multiply-adds, which still needs AVX512_BF16 to convert).
+The algorithm is told at the head of the .cpp file, which has three instruction sets: "amx" (bf16 tiles) where
+the CPU has them, "pairs" (vdpbf16ps) on AMD, else "avx512" (fp32 multiply-adds; AVX512_BF16 to convert).
 
 The kernel is compiled at first use by the system's C++ compiler (about 2 s) into the user's cache
 folder, under a name made of all that decides its content. `available()` says why it cannot be used.
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bessemer.hardware import cache_folder
 
-Instructions = Literal["amx", "avx512"]
+Instructions = Literal["amx", "pairs", "avx512"]
 
 _HEAD_DIMS = (32, 64, 96, 128)
 _SOURCE = Path(__file__).with_suffix(".cpp")
@@ -41,7 +41,11 @@ _CPU_FLAGS = {
 }
 _COMPILE = ["-std=c++17", "-O3", "-fPIC", "-fopenmp", "-fvisibility=hidden"]
 _COMPILE += ["-mfma", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16"]
-_COMPILE_AMX = ["-DBESSEMER_AMX", "-mamx-tile", "-mamx-bf16"]
+_COMPILE_FOR: dict[Instructions, list[str]] = {
+    "amx": ["-DBESSEMER_AMX", "-mamx-tile", "-mamx-bf16"],
+    "pairs": ["-DBESSEMER_PAIRS"],
+    "avx512": [],
+}
 
 
 class Unusable(Exception):
@@ -192,7 +196,7 @@ def build(instructions: Instructions, extra_flags: Sequence[str] = ()) -> Path:
     if compiler is None:
         raise Unusable("there is no C++ compiler: neither $CXX nor g++ is on PATH")
     openmp = _openmp_library()
-    flags = [*_COMPILE, *(_COMPILE_AMX if instructions == "amx" else ()), *extra_flags]
+    flags = [*_COMPILE, *_COMPILE_FOR[instructions], *extra_flags]
     version = _run([compiler, "--version"])
     key = "\n".join([_SOURCE.read_text(encoding="utf-8"), *flags, version, str(openmp)])
     folder = cache_folder() / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -243,7 +247,9 @@ def _instructions() -> Instructions:
     missing = [flag for flag in _CPU_FLAGS["avx512"] if flag not in found]
     if missing:
         raise Unusable(f"the CPU has no {', '.join(missing)}")
-    return "amx" if found.issuperset(_CPU_FLAGS["amx"]) else "avx512"
+    if found.issuperset(_CPU_FLAGS["amx"]):
+        return "amx"
+    return "pairs" if "AuthenticAMD" in found else "avx512"
 
 
 def _openmp_library() -> Path:

@@ -1,7 +1,7 @@
 """The CPU attention kernel against an fp32 reference with an explicit mask.
 
-The tests run on the instructions that this CPU has. The AMX path is also run with its tile instructions
-emulated (amx_emulation.h), so a mistake in packing or tiling shows on machines without AMX too.
+The tests run on the instructions that this CPU has, all of them. The AMX path is also run with its tile
+instructions emulated (amx_emulation.h), so a mistake in packing or tiling shows on machines without AMX too.
 """
 
 import hashlib
@@ -26,9 +26,12 @@ pytestmark = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
 Inputs = tuple[Tensor, Tensor, Tensor]
 
 
-@pytest.fixture(params=["native", "emulated amx"])
+@pytest.fixture(params=["native", "pairs", "avx512", "emulated amx"])
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything that uses this fixture runs once with this CPU's kernel and once with the AMX path."""
+    """Everything that uses this fixture runs once with this CPU's own choice and with each path."""
+    if request.param in ("pairs", "avx512"):
+        library = attention_cpu._open(attention_cpu.build(request.param))
+        monkeypatch.setattr(attention_cpu, "load", lambda: library)
     if request.param == "emulated amx":
         version = hashlib.sha256(_EMULATION.read_bytes()).hexdigest()  # the cache does not look into includes
         flags = ["-include", str(_EMULATION), f"-DEMULATION_{version}"]
