@@ -5,7 +5,7 @@ row, so that query t sees the keys starts[t] ≤ j ≤ t and positions are arang
 tensor is the whole mask: packing, left padding and cached generation need nothing else.
 
 What runs, chosen once by `choose`:
-  "amx"   our own kernel on CPUs with AMX or AVX512_BF16 (model/attention_cpu.cpp), bf16 only
+  "cpu"   our own kernel, on CPUs with AMX or AVX512_BF16 (model/attention_cpu.cpp), bf16 only
   "flex"  FlexAttention, compiled, on accelerators: skips blocks between documents
   "sdpa"  torch's scaled_dot_product_attention with a boolean mask: everywhere, also cached decoding
 Dims: B rows, T tokens, S keys, H query heads, G key-value heads, K head_dim.
@@ -22,7 +22,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from bessemer.model import attention_cpu
 
-Kind = Literal["amx", "flex", "sdpa"]
+Kind = Literal["cpu", "flex", "sdpa"]
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Mask:
 def choose(device_type: str, compute: torch.dtype, head_dim: int) -> Kind:
     """The fastest kernel that is right here."""
     if device_type == "cpu" and compute == torch.bfloat16 and attention_cpu.available() is None:
-        return "amx" if attention_cpu.supported(head_dim) else "sdpa"
+        return "cpu" if attention_cpu.supported(head_dim) else "sdpa"
     return "sdpa" if device_type == "cpu" else "flex"
 
 
 def make_mask(kind: Kind, starts_BT: Tensor) -> Mask:
     """The mask of a whole row (queries and keys at the same positions)."""
-    if kind == "amx":
+    if kind == "cpu":
         return Mask(starts_BT=starts_BT.to(torch.int32))
     if kind == "flex":
         return Mask(blocks=_document_blocks(starts_BT))
@@ -60,7 +60,7 @@ def allowed_keys(starts_BT: Tensor, num_keys: int, first_query: int = 0) -> Tens
 
 def attention(kind: Kind, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Mask) -> Tensor:
     """Softmax(q kᵀ / sqrt(K)) v over the allowed keys -> [B, T, H, K]."""
-    if kind == "amx":
+    if kind == "cpu":
         assert mask.starts_BT is not None
         return attention_cpu.attention(q_BTHK, k_BSGK, v_BSGK, mask.starts_BT)
     q, k, v = q_BTHK.transpose(1, 2), k_BSGK.transpose(1, 2), v_BSGK.transpose(1, 2)

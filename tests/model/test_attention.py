@@ -20,7 +20,7 @@ _why_not = attention_cpu.available()
 _if_kernel = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
 # torch warns that flex is slow where it is not compiled.
 _flex_is_slow = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-DIFFERENTIABLE = ["sdpa", pytest.param("amx", marks=_if_kernel)]  # on a CPU, flex is not
+DIFFERENTIABLE = ["sdpa", pytest.param("cpu", marks=_if_kernel)]  # on a CPU, flex is not
 KINDS = [*DIFFERENTIABLE, pytest.param("flex", marks=_flex_is_slow)]
 ROWS = {
     "one document": [[70]],
@@ -87,7 +87,7 @@ def test_every_kind_agrees_with_the_definition(
     got = attention(kind, *inputs, mask)
     assert got.dtype == torch.bfloat16
     torch.testing.assert_close(got.float(), want, rtol=0.02, atol=0.02)
-    if kind != "amx":
+    if kind != "cpu":
         exact = attention(kind, *in_fp32(inputs), mask)
         torch.testing.assert_close(exact, want, rtol=1e-4, atol=1e-5)
 
@@ -138,7 +138,7 @@ def test_allowed_keys_of_later_queries_are_the_rows_of_the_whole(first: int) -> 
 
 def test_cpu_takes_its_kernel_only_where_it_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_cpu, "available", lambda: None)
-    assert choose("cpu", torch.bfloat16, 64) == "amx"
+    assert choose("cpu", torch.bfloat16, 64) == "cpu"
     assert choose("cpu", torch.bfloat16, 48) == "sdpa"
     assert choose("cpu", torch.float32, 64) == "sdpa"
     monkeypatch.setattr(attention_cpu, "available", lambda: "there is no C++ compiler")
