@@ -127,6 +127,12 @@ def machine() -> Machine:
     )
 
 
+def process_bytes() -> int:
+    """Memory of this process that no file backs: what its end would give back. 0 where nobody tells."""
+    pages = _read_text(Path("/proc/self/statm")).split()
+    return (int(pages[1]) - int(pages[2])) * os.sysconf("SC_PAGE_SIZE") if len(pages) > 2 else 0
+
+
 def usable_cores() -> int:
     """Cores of this process's affinity, cut by a container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -145,8 +151,10 @@ def disk_free_bytes(folder: Path) -> int:
 
 def cache_folder() -> Path:
     """Where measurements of this machine are kept between runs."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "bessemer"
+    # A user without a home, as containers have them, gets the root's: not writable, so nothing is kept.
+    home = os.path.expanduser("~")
+    folder = os.environ.get("XDG_CACHE_HOME") or Path("/" if home == "~" else home) / ".cache"
+    return Path(folder) / "bessemer"
 
 
 def stored_ceilings(device: str, threads: int) -> Ceilings | None:

@@ -12,7 +12,7 @@ from typing import TextIO
 
 from bessemer.durable import cannot_write
 
-_PIPE_INTERVAL_S = 10.0
+_INTERVAL_S = 10.0
 
 
 class Console:
@@ -21,7 +21,7 @@ class Console:
     def __init__(self, *, quiet: bool = False) -> None:
         self._quiet = quiet
         self._live = ""
-        self._last_pipe_s = float("-inf")
+        self._last_kept_s = float("-inf")
         self._file: TextIO | None = None
 
     def also_to(self, path: Path | None) -> None:
@@ -48,19 +48,19 @@ class Console:
         sys.stderr.flush()
 
     def progress(self, text: str, *, last: bool = False) -> None:
-        """Rewrite the live line; in a pipe print at most one line per interval, and the last."""
+        """Rewrite the live line; a pipe and the file get at most one line per interval, and the last."""
+        now_s = time.monotonic()
+        is_due = last or now_s - self._last_kept_s >= _INTERVAL_S
+        if is_due:
+            self._last_kept_s = now_s
+            self._keep(text)
         if self._quiet:
             return
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[2K" + text + ("\n" if last else ""))
             self._live = "" if last else text
-        else:
-            now_s = time.monotonic()
-            if not last and now_s - self._last_pipe_s < _PIPE_INTERVAL_S:
-                return
-            self._last_pipe_s = now_s
+        elif is_due:
             sys.stderr.write(text + "\n")
-            self._keep(text)
         sys.stderr.flush()
 
     def _keep(self, text: str) -> None:

@@ -18,7 +18,9 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from bessemer.durable import cannot_write
@@ -26,6 +28,7 @@ from bessemer.errors import DataError, RecipeError, RefusedError
 
 Row = dict[str, Any]
 MAIN_STAGES = ("pretrain", "finetune")
+_WARMUP_STEPS = 5  # of each attempt: compilation and first touches are not the pace of the run
 
 
 class JsonLines:
@@ -52,6 +55,13 @@ class JsonLines:
         except OSError as error:
             raise cannot_write(self._path, error) from error
 
+    def sync(self) -> None:
+        """Wait until the disk has every row: those of saved steps must outlive a power failure too."""
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise cannot_write(self._path, error) from error
+
     def close(self) -> None:
         self._file.close()
 
@@ -64,11 +74,11 @@ class JsonLines:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All whole rows; a torn last row is left out. A missing file has no rows."""
+    """All whole rows; a torn last row is left out. A missing file has no rows. DataError: a damaged row."""
     if not path.exists():
         return []
     lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    return [_row(path, number, line) for number, line in enumerate(lines[:-1], start=1) if line]
 
 
 def read_object(path: Path) -> Row | None:
@@ -93,6 +103,34 @@ def counting_rows(rows: list[Row]) -> list[Row]:
     for row in rows:
         newest[row["step"]] = row
     return [newest[step] for step in sorted(newest)]
+
+
+def time_in_steps_s(rows: list[Row]) -> float | None:
+    """The time of counting rows. None: no row has one; steps of a row without one are left out.
+
+    Not `time_s`, which also counts steps that were lost to a kill and run again.
+    """
+    timed = [
+        steps * row["step_time_s"]
+        for row, steps in zip(rows, _num_steps(rows), strict=True)
+        if row.get("step_time_s") is not None
+    ]
+    return sum(timed) if timed else None
+
+
+def steady_median(rows: list[Row], key: str) -> float | None:
+    """The median of a figure over counting rows, without those that tell of an attempt's first steps.
+
+    Where no others are left, over all of them. None: no row has the figure.
+    """
+    begins: dict[int | None, int] = {}
+    calm = []
+    for row, steps in zip(rows, _num_steps(rows), strict=True):
+        before = row["step"] - steps
+        if before >= begins.setdefault(row.get("attempt"), before) + _WARMUP_STEPS:
+            calm.append(row)
+    values = [row[key] for row in calm or rows if row.get(key) is not None]
+    return median(values) if values else None
 
 
 @contextmanager
@@ -132,7 +170,7 @@ def stages(run: Path) -> list[Path]:
 def find_stage(path: Path) -> Path:
     """RUN on the command line: a stage itself, or a run directory, meaning its newest stage."""
     if (path / "checkpoints").is_dir():
-        return path
+        return named(path)
     begun = [stage for stage in stages(path) if (stage / "checkpoints").is_dir()]
     # Stages beside them are parts of a comparison, not what the run is for.
     begun = [stage for stage in begun if stage.name in MAIN_STAGES] or begun
@@ -144,3 +182,38 @@ def find_stage(path: Path) -> Path:
             fix="list runs/ or begin one with `bessemer run RECIPE`",
         )
     return begun[-1]
+
+
+def named(path: Path) -> Path:
+    """The same folder by a path that ends in its name: of "." and ".." neither name nor parent is right."""
+    if path.name not in ("", ".."):
+        return path
+    whole = path.resolve()
+    return whole if path.is_absolute() else Path(os.path.relpath(whole.parent)) / whole.name
+
+
+def _row(path: Path, number: int, line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+        if not isinstance(row, dict):
+            raise ValueError("not a JSON object")
+    except ValueError as error:
+        raise DataError(
+            f"line {number} of {path} is damaged",
+            found=f"{line[:40]!r} ({error})",
+            wanted="one JSON object, as bessemer wrote it",
+            fix=f"put the file back from a copy, or lose this row alone: `sed -i {number}d {path}`",
+        ) from error
+    return row
+
+
+def _num_steps(rows: list[Row]) -> list[int]:
+    """How many steps each counting row tells of: those since the row before it."""
+    if not rows:
+        return []
+    first = rows[0]
+    own: int = first["step"]
+    if first.get("time_s") and first.get("step_time_s"):
+        # A fork begins at its origin's step, not at 0; its clock begins there too.
+        own = min(own, max(1, round(first["time_s"] / first["step_time_s"])))
+    return [own, *(row["step"] - before["step"] for before, row in pairwise(rows))]

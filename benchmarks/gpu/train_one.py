@@ -26,6 +26,7 @@ from bessemer.energy.meter import EnergyReading, PowerMeter
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.hardware import find, usable_cores
 from bessemer.measure.ceiling import ceilings, device_name
+from bessemer.measure.facts import meter_name
 from bessemer.model.device import this_device
 from bessemer.planner.plan import Plan
 
@@ -145,10 +146,10 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _nvml_indices(device: torch.device) -> tuple[int, ...]:
+def _nvml_indices(device: torch.device) -> tuple[int | str, ...]:
     """NVML counts all devices of the machine, torch those that it may see. Another vendor's has no
     counter there: then the meter knows of a device that it cannot read, and energy is unknown."""
-    return () if device.type == "cpu" else (device.index or 0,)
+    return () if device.type == "cpu" else (meter_name(device),)
 
 
 def _per_token(energy: EnergyReading, tokens: int) -> dict[str, Any] | None:

@@ -8,9 +8,9 @@ to our fp32 parameters exactly, so loading never changes a weight. Memory: one t
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,11 +20,14 @@ from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import tensor_table
-from bessemer.model.decoder import Decoder
+
+if TYPE_CHECKING:  # importing it takes 1.4 s more than torch alone, and `bessemer plan` only reads a shape
+    from bessemer.model.decoder import Decoder
 
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _EXACT_TYPES = {"F32", "BF16", "F16"}  # those that fp32 holds without rounding
+_DEFAULT_CONTEXT = 1024  # that of a recipe; Llama 3 allows 131,072 positions, and few can train on such rows
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -36,9 +39,13 @@ class _Stored:
 
 
 def read_shape(folder: Path, *, context: int | None = None) -> ModelShape:
-    """The shape of a Hugging Face folder, or of a `config.json` itself."""
+    """The shape of a Hugging Face folder, or of a `config.json` itself.
+
+    context: tokens in a training row; None: 1024, or all positions where the model has fewer.
+    """
     path = folder if folder.is_file() else folder / "config.json"
-    return shape_from_config(_read_json(path), context=context)
+    shape = shape_from_config(_read_json(path), context=context)
+    return shape if context is not None else replace(shape, context=min(_DEFAULT_CONTEXT, shape.context))
 
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -50,7 +57,7 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
-def load_into(model: Decoder, folder: Path) -> None:
+def load_into(model: "Decoder", folder: Path) -> None:
     """Copy the folder's weights into a model. All are checked before the first is copied."""
     check_weights(folder, model.shape)
     parameters = dict(model.named_parameters())
@@ -128,15 +135,16 @@ def _read(stored: dict[str, _Stored], name: str) -> Tensor:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__} instead of an object")
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"cannot read {path}",
             found=str(error),
             wanted="a folder as Hugging Face's save_pretrained writes it",
-            fix="check the path in model.from or --from",
+            fix="check the path in model.from (relative to the recipe's folder) or --from",
         ) from error
-    assert isinstance(content, dict), f"{path} holds {type(content).__name__}"
     return content
 
 

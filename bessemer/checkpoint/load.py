@@ -34,10 +34,11 @@ class LoadedModel:
     folder: Path  # of the checkpoint
 
 
-def load_model(
-    stage: Path, step: int | None = None, say: Callable[[str], None] = lambda text: None
-) -> LoadedModel:
-    """The model of a stage's checkpoint: the newest good one, or that of `step`."""
+def load_model(stage: Path, step: int | None, say: Callable[[str], None]) -> LoadedModel:
+    """The model of a stage's checkpoint: the newest good one, or that of `step`.
+
+    say: is told of each damaged checkpoint that was passed over.
+    """
     folder, manifest = chosen(stage, step, say)
     info = read_object(stage / "stage.json")
     if info is None or "shape" not in info:

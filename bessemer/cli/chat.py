@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check(args)
     stage = find_stage(args.target)
-    completer = Completer.load(stage, args.step)
+    completer = Completer.load(stage, args.step, args.console)
     described = {"run": str(stage.parent), "stage": stage.name, "step": completer.step}
 
     def answer(prompt: str, turn: int = 0) -> str:

@@ -28,11 +28,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     from bessemer.energy.meter import PowerMeter
     from bessemer.hardware import cache_folder, disk_free_bytes, machine
+    from bessemer.measure.facts import meter_name
 
-    here = machine()
-    devices = _devices(args.calibrate)
-    accelerators = tuple(range(sum(row["kind"] != "cpu" for row in devices)))
-    meter = PowerMeter(cores=here.cores, accelerators=accelerators)
+    here, accelerators = machine(), _accelerators()
+    devices = _devices([torch.device("cpu"), *accelerators], args.calibrate)
+    meter = PowerMeter(cores=here.cores, accelerators=[meter_name(device) for device in accelerators])
     document: dict[str, Any] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "devices": devices,
         "ceilings_stored_in": str(cache_folder()),
         "meters": meter.parts,
-        "compiler": _compiler(),
+        "compiler": _compiler("gpu" if accelerators else "cpu"),
         "optional": _optional(),
     }
     return {**document, "missing": _missing(document, meter.missing), "advice": _advice(devices)}
@@ -85,21 +85,25 @@ def _ceilings(devices: list[dict[str, Any]]) -> str:
     return "\n".join(text_table(headings, rows))
 
 
-def _devices(calibrate: bool) -> list[dict[str, Any]]:
-    """The CPU, and the accelerators; those of one name share one measurement."""
+def _accelerators() -> list[Any]:
     import torch
 
-    from bessemer.hardware import find
-    from bessemer.measure.ceiling import ceilings, device_name
-    from bessemer.measure.facts import memory_available
     from bessemer.model.device import this_device
 
     here = this_device()
-    found = [torch.device("cpu")]
-    if here.type != "cpu":
-        found += [torch.device(here.type, index) for index in range(torch.accelerator.device_count())]
+    if here.type == "cpu":
+        return []
+    return [torch.device(here.type, index) for index in range(torch.accelerator.device_count())]
+
+
+def _devices(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
+    """A row of each; those of one name share one measurement."""
+    from bessemer.hardware import find
+    from bessemer.measure.ceiling import ceilings, device_name
+    from bessemer.measure.facts import memory_available
+
     rows, measured = [], set()
-    for device in found:
+    for device in devices:
         name = device_name(device)
         ceiling = ceilings(device, fresh=calibrate and name not in measured)
         measured.add(name)
@@ -120,16 +124,17 @@ def _devices(calibrate: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def _compiler() -> dict[str, str | None]:
+def _compiler(kind: str) -> dict[str, str | None]:
+    """That of the device which training takes: the accelerator where there is one."""
     import subprocess
 
-    from bessemer.train.compiling import compiler
+    from bessemer.train.compiling import compiler, compiler_language
 
-    path = compiler()
+    path, language = compiler(kind), compiler_language(kind)
     if path is None:
-        return {"path": None, "version": None}
+        return {"path": None, "version": None, "language": language}
     answer = subprocess.run([path, "-dumpversion"], capture_output=True, text=True, timeout=10, check=False)
-    return {"path": path, "version": answer.stdout.strip() or None}
+    return {"path": path, "version": answer.stdout.strip() or None, "language": language}
 
 
 def _optional() -> list[dict[str, str | None]]:
@@ -146,6 +151,8 @@ def _optional() -> list[dict[str, str | None]]:
 
 
 def _missing(document: dict[str, Any], unmetered: list[str]) -> list[dict[str, str]]:
+    from bessemer.train.compiling import COMPILER_PACKAGE
+
     has_nvidia = any(row["kind"] == "gpu" for row in document["devices"])
     rows = [
         {"what": part["name"], "why": part["for"], "get": part["get"]}
@@ -153,8 +160,9 @@ def _missing(document: dict[str, Any], unmetered: list[str]) -> list[dict[str, s
         if part["version"] is None and (part["name"] != "nvidia-ml-py" or has_nvidia)
     ]
     if document["compiler"]["path"] is None:
-        why = "torch.compile on this CPU: without it training is slower"
-        rows.append({"what": "a C++ compiler", "why": why, "get": "apt install g++, or dnf install gcc-c++"})
+        what = f"a {document['compiler']['language']} compiler"
+        why = "torch.compile: without it training is slower"
+        rows.append({"what": what, "why": why, "get": COMPILER_PACKAGE})
     if all(part["basis"] == "assumed" for part in document["meters"]):
         why = "measured energy: without one it is assumed from watts per core"
         get = "a machine with RAPL, readable: chmod o+r /sys/class/powercap/intel-rapl:*/energy_uj"

@@ -6,14 +6,16 @@ from typing import Any
 
 from bessemer.cli.columns import figure, text_table
 
-HELP = "measure every stage of a run on held-out data"
+HELP = "measure the pretrain and finetune stages of a run on held-out data"
 COMPUTES = True
 
 _MEASURES = ("validation_loss", "perplexity", "bits_per_byte", "task_loss", "exact_match", "rouge_l")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("target", type=Path, metavar="RUN", help="a run directory, or one of its stages")
+    parser.add_argument(
+        "target", type=Path, metavar="RUN", help="a run directory, or one of its stages: the run is measured"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

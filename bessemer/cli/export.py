@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stage = find_stage(args.target)
     out = args.out or stage.parent / "export" / "hf"
     return {"run": str(stage.parent), "format": args.format, **export_huggingface(
-        stage, out, step=args.step, dtype=args.dtype
+        stage, out, step=args.step, dtype=args.dtype, console=args.console
     )}  # fmt: skip
 
 

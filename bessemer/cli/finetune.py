@@ -37,14 +37,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def run_finetune(loaded: Any, place: Any, from_: str | None) -> dict[str, Any]:
     """The stage, and the comparison where the recipe asks for it."""
-    from bessemer.finetune.compare_scratch import compare_scratch
+    from bessemer.finetune.compare_scratch import check_comparable, compare_scratch
     from bessemer.finetune.run import finetune, prepare_finetune
 
-    document = finetune(loaded, place, from_)
-    comparison = None
-    if loaded.recipe.finetune.compare_scratch:
-        comparison = compare_scratch(prepare_finetune(loaded, place, from_))
-    return {**document, "comparison": comparison}
+    task = prepare_finetune(loaded, place, from_)
+    compares = loaded.recipe.finetune.compare_scratch
+    if compares:
+        check_comparable(task)
+    document = finetune(loaded, place, from_, task)
+    return {**document, "comparison": compare_scratch(task) if compares else None}
 
 
 def show(document: dict[str, Any]) -> str:

@@ -34,11 +34,14 @@ def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     from bessemer.cli.finetune import run_finetune
     from bessemer.evaluate.run import evaluate
     from bessemer.export.huggingface import export_huggingface
+    from bessemer.finetune.run import check_early
     from bessemer.report.build import write_report
     from bessemer.report.overview import result_sentence
     from bessemer.train.pretrain import pretrain
 
     say, has_task = place.console.line, loaded.recipe.finetune is not None
+    if has_task:
+        check_early(loaded)  # a mistake in [finetune] must not show after hours of pre-training
     say("== data and pretrain")
     document: dict[str, Any] = {"pretrain": pretrain(loaded, place), "finetune": None}
     if has_task:
@@ -48,7 +51,9 @@ def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     document["evaluate"] = evaluate(place.run, loaded.recipe, place.console)
     say("== export")
     stage = place.run / ("finetune" if has_task else "pretrain")
-    document["export"] = export_huggingface(stage, place.run / "export" / "hf", step=None, dtype=None)
+    document["export"] = export_huggingface(
+        stage, place.run / "export" / "hf", step=None, dtype=None, console=place.console
+    )
     done = " (done already)" if document["export"]["already_done"] else ""
     say(f"export: {document['export']['out']}{done}")
     say("== report")

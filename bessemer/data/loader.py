@@ -30,11 +30,10 @@ class MicroBatch:
     def to(self, device: torch.device) -> "MicroBatch":
         if device.type == "cpu":
             return self
-        moved = (
-            tensor.pin_memory().to(device, non_blocking=True)
-            for tensor in (self.tokens_BT, self.targets_BT, self.starts_BT)
-        )
-        return MicroBatch(*moved)
+        tensors = (self.tokens_BT, self.targets_BT, self.starts_BT)
+        if device.type != "cuda":  # pinned memory is CUDA's way of copying while the device computes
+            return MicroBatch(*(tensor.to(device) for tensor in tensors))
+        return MicroBatch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors))
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,6 @@ class Batches:
             micro_batch(self.rows, indices[cut : cut + self.micro_batch], self.micro_batch) for cut in cuts
         ]
         return Batch(parts, sum(int((part.targets_BT != NO_LOSS).sum()) for part in parts))
-
-    @property
-    def epoch_steps(self) -> float:
-        return len(self.rows) / self.batch_rows
 
 
 def micro_batch(rows: Rows, indices: Sequence[int], size: int | None = None) -> MicroBatch:

@@ -156,14 +156,23 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console) -> Prepar
 
 
 def prepare_task(
-    recipe: Recipe, base: Path, store: Path, tokenizer_path: Path, console: Console
+    recipe: Recipe,
+    base: Path,
+    store: Path,
+    tokenizer_path: Path,
+    console: Console,
+    context: int | None = None,
 ) -> PreparedTask:
-    """The recipe's fine-tuning examples for this tokenizer: found in the store, or built there now."""
+    """The recipe's fine-tuning examples for this tokenizer: found in the store, or built there now.
+
+    context: tokens in a row of the model that they are for; None: as the recipe says.
+    """
     assert recipe.finetune is not None and recipe.finetune.data is not None, "the caller checks finetune.data"
     data, learnt = recipe.finetune.data, tokenizer.load(tokenizer_path)
     supported.check_task(data)
-    asked = recipe.finetune.context
-    context = asked if isinstance(asked, int) else recipe.model.context
+    if context is None:
+        asked = recipe.finetune.context
+        context = asked if isinstance(asked, int) else recipe.model.context
     inputs = find_inputs(WHAT, data.path or "", _start(recipe, base, store, console))
     about = {key.path: key.value for key in leaves(recipe) if key.path.startswith("finetune.data.")}
     about |= {"validation": recipe.data.validation, "dedup": recipe.data.clean.dedup, "context": context}

@@ -15,6 +15,7 @@ sampled only a quarter of the time on A100 and H100 (arXiv:2312.02741).
 import importlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,13 +34,6 @@ class EnergyReading:
     low: float | None
     high: float | None
     basis: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"value": self.joules, "low": self.low, "high": self.high, "basis": self.basis}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "EnergyReading":
-        return EnergyReading(values["value"], values["low"], values["high"], values["basis"])
 
 
 ZERO = EnergyReading(0.0, 0.0, 0.0, "measured")
@@ -69,12 +63,14 @@ class PowerMeter:
         start: EnergyReading = ZERO,
         *,
         cores: int = 1,
-        accelerators: tuple[int, ...] = (),
+        accelerators: Sequence[int | str] = (),
         powercap: Path = POWERCAP,
     ) -> None:
-        """accelerators: NVML indices of those that this machine's ranks use."""
+        """accelerators: those that this machine's ranks use, by NVML's UUID or index. torch's index is
+        another one where CUDA_VISIBLE_DEVICES is set."""
         self._counters: list[_Counter] = [*_open_nvml(accelerators)]
-        self.missing = [f"accelerator {i}" for i in accelerators if i not in {c.index for c in self._nvml()}]
+        known = {counter.device for counter in self._nvml()}
+        self.missing = [f"accelerator {device}" for device in accelerators if device not in known]
         packages = _open_rapl(powercap)
         self._counters += packages or [_AssumedCpu(cores)]
         self._total = start
@@ -140,10 +136,11 @@ class _Nvml:
 
     basis = "measured"
 
-    def __init__(self, nvml: Any, index: int) -> None:
-        self.name, self.index = f"NVML device {index}", index
+    def __init__(self, nvml: Any, device: int | str) -> None:
+        self.name, self.device = f"NVML device {device}", device
         self._nvml = nvml
-        self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
+        self._handle = by_index(device) if isinstance(device, int) else by_uuid(device)
         self._last = nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
 
     def advance(self, seconds: float) -> Band | None:
@@ -192,9 +189,9 @@ def _open_rapl(powercap: Path) -> list[_Counter]:
     return counters
 
 
-def _open_nvml(indices: tuple[int, ...]) -> "list[_Nvml]":
+def _open_nvml(devices: Sequence[int | str]) -> "list[_Nvml]":
     """The devices whose counters can be read through the optional package nvidia-ml-py."""
-    if not indices:
+    if not devices:
         return []
     try:
         nvml = importlib.import_module("pynvml")
@@ -202,9 +199,9 @@ def _open_nvml(indices: tuple[int, ...]) -> "list[_Nvml]":
     except Exception:  # no package, no driver, no rights: each has its own type
         return []
     found = []
-    for index in indices:
+    for device in devices:
         try:
-            found.append(_Nvml(nvml, index))
+            found.append(_Nvml(nvml, device))
         except nvml.NVMLError:
             continue
     return found

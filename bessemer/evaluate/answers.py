@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from bessemer.checkpoint.load import load_model
 from bessemer.data.store import Example, Rows
 from bessemer.evaluate.text import exact_match, rouge_l
+from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.generate import generate
 
@@ -67,8 +68,8 @@ class Completer:
     step: int
 
     @staticmethod
-    def load(stage: Path, step: int | None = None) -> "Completer":
-        loaded = load_model(stage, step)
+    def load(stage: Path, step: int | None, console: Console) -> "Completer":
+        loaded = load_model(stage, step, console.line)
         tokenizer = Tokenizer.from_file(str(loaded.tokenizer_path))
         return Completer(loaded.model, tokenizer, loaded.shape.bos_id, loaded.shape.eos_id, loaded.step)
 

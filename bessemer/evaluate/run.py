@@ -1,4 +1,4 @@
-"""Measure every training stage of a run on what was held out, and keep the results with their checkpoint.
+"""Measure the stages `pretrain` and `finetune` of a run on what was held out, and keep the results.
 
 A pretrained stage: loss per target token, perplexity, bits per byte. A fine-tuned one: loss on the
 answers, and greedy answers to held-out prompts scored by exact match and ROUGE-L. `evaluate/results.json`
@@ -31,8 +31,8 @@ CONVENTIONS = {
     "document; the begin token is never a target)",
     "perplexity": "exp of the validation loss, per token of this tokenizer: compare bits per byte instead "
     "across tokenizers",
-    "bits_per_byte": "summed loss of the held-out tokens / ln 2 / UTF-8 bytes of their text; where the last "
-    "row is short and left out, the sum is scaled to all target tokens",
+    "bits_per_byte": "summed loss of all target tokens of the held-out documents / ln 2 / UTF-8 bytes of "
+    "their text",
     "task_loss": "natural log, mean over the answer tokens of held-out examples; prompts have no loss",
     "exact_match": "share of greedy answers equal to the expected one but for case, white space and a "
     "final full stop",
@@ -41,8 +41,9 @@ CONVENTIONS = {
 
 
 def evaluate(run: Path, recipe: Recipe, console: Console) -> dict[str, Any]:
-    """Results of every stage with a checkpoint, written to evaluate/results.json.
+    """Results of `pretrain` and `finetune`, if they have a checkpoint, written to evaluate/results.json.
 
+    Stages beside them are parts of a comparison, measured only where there is neither of these.
     Stages whose checkpoint, data and settings did not change since are taken from that file.
     """
     path = run / "evaluate" / "results.json"
@@ -72,7 +73,7 @@ def _stage(
 ) -> tuple[dict[str, Any], bool]:
     """The result of one stage, and whether it was there already."""
     info = read_object(stage / "stage.json") or {}
-    loaded = load_model(stage)
+    loaded = load_model(stage, None, console.line)
     key = {
         "kind": info.get("kind"),
         "step": loaded.step,
@@ -100,11 +101,10 @@ def _pretrain(
     if len(rows) == 0:
         return {"validation_loss": None, "perplexity": None, "bits_per_byte": None, "samples": []}
     loss, targets = validation_loss(loaded.model, rows, micro_batch=_ROWS)
-    all_targets = _all_targets(data, targets)
     return {
         "validation_loss": loss,
         "perplexity": math.exp(loss) if loss < 700 else None,
-        "bits_per_byte": bits_per_byte(loss, all_targets, data.validation_bytes),
+        "bits_per_byte": bits_per_byte(loss, targets, data.validation_bytes),
         "target_tokens": targets,
         "validation_bytes": data.validation_bytes,
         "samples": continuations(loaded.model, rows, tokenizer, data.eos_id, recipe.evaluate.answer_tokens),
@@ -135,9 +135,3 @@ def _task(
 def bits_per_byte(mean_nll: float, targets: int, text_bytes: int) -> float | None:
     """Summed negative log-likelihood in bits over the bytes of the text that it is for."""
     return mean_nll * targets / math.log(2.0) / text_bytes if text_bytes else None
-
-
-def _all_targets(data: Prepared, scored: int) -> int:
-    """Target tokens of all held-out text: every token but the begin token of each document."""
-    documents = data.manifest.get("validation_documents")
-    return scored if documents is None else data.validation_tokens - int(documents)

@@ -10,7 +10,7 @@ from typing import Any
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import count_params
 from bessemer.recipe.load import load
-from bessemer.rundir import Row, counting_rows, read_object, read_rows, stages
+from bessemer.rundir import Row, counting_rows, read_object, read_rows, stages, time_in_steps_s
 from bessemer.units import format_count, format_seconds
 
 _RESULTS = [
@@ -108,13 +108,12 @@ def _training(known: list[Path]) -> str:
 
 
 def _figures(rows: list[Row]) -> list[str]:
-    last = rows[-1]
-    seconds = [row["step_time_s"] for row in rows if row.get("step_time_s") is not None]
+    last, seconds = rows[-1], time_in_steps_s(rows)
     return [
         _count(last["step"]),
         _count(last.get("tokens")),
         f"{last['loss']:.4f}",
-        format_seconds(sum(seconds)) if seconds else "not measured",
+        format_seconds(seconds) if seconds else "not measured",
         _energy(last),
     ]
 

@@ -1,12 +1,12 @@
 """A stage's model as a folder that transformers, vLLM and llama.cpp's converter load.
 
 Built under a temporary name beside the target and renamed when whole, so a killed export leaves
-nothing that looks like a model. A folder that holds anything we did not write is never replaced.
-Exporting the same checkpoint again changes nothing and says so.
+nothing that looks like a model, and the next one sweeps what it left (publish.py). A folder that holds
+anything we did not write is never replaced. Exporting the same checkpoint again changes nothing and
+says so.
 """
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +16,16 @@ import torch
 import xxhash
 
 from bessemer.checkpoint.load import load_model
-from bessemer.durable import cannot_write, publish_folder, write_json, write_text
+from bessemer.durable import cannot_write, write_json, write_text
 from bessemer.errors import RecipeError
 from bessemer.export.card import model_card
 from bessemer.export.parity import parity
+from bessemer.export.publish import building_folder, replace, sweep
 from bessemer.export.tokenizer import write_tokenizer
 from bessemer.export.weights import dtype_name, parse_dtype, stored_dtype, write_weights
 from bessemer.formulas.huggingface import config_from_shape
 from bessemer.formulas.shape import ModelShape
+from bessemer.log import Console
 
 _OURS = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "README.md")
 _RECEIPT = "parity.json"
@@ -40,14 +42,20 @@ class _Source:
     tokenizer: Path
 
 
-def export_huggingface(stage: Path, out: Path, *, step: int | None, dtype: str | None) -> dict[str, Any]:
+def export_huggingface(
+    stage: Path, out: Path, *, step: int | None, dtype: str | None, console: Console
+) -> dict[str, Any]:
     """Write the newest checkpoint of `stage` (or that of `step`) to `out`; returns the receipt.
 
     dtype None keeps every weight bit for bit in its stored type.
     """
     wanted = None if dtype is None else parse_dtype(dtype)
+    try:
+        sweep(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
     previous = _previous_receipt(out)
-    loaded = load_model(stage, step)
+    loaded = load_model(stage, step, console.line)
     stored = stored_dtype(loaded.folder)
     written = stored if wanted is None else wanted
     exact = "bit for bit as in the checkpoint"
@@ -65,10 +73,10 @@ def export_huggingface(stage: Path, out: Path, *, step: int | None, dtype: str |
         return {**previous, "out": str(out), "already_done": True}
     source = _Source(stage, loaded.shape, loaded.folder, loaded.tokenizer_path)
     del loaded  # the proof loads the exported files instead: never two copies of ours at once
-    building = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    building = building_folder(out)
     try:
         _build(source, building, wanted, receipt)
-        _replace(building, out)
+        replace(building, out)
     except OSError as error:
         raise cannot_write(out, error) from error
     finally:
@@ -127,21 +135,6 @@ def _is_whole(out: Path, receipt: dict[str, Any]) -> bool:
     return bool(files) and all(
         (out / name).is_file() and (out / name).stat().st_size == size for name, size in files.items()
     )
-
-
-def _replace(building: Path, out: Path) -> None:
-    """Put the new folder in the old one's place; the old one is moved aside first, and back on failure."""
-    if not out.exists():
-        publish_folder(building, out)
-        return
-    aside = out.with_name(f".{out.name}.{os.getpid()}.old")
-    os.replace(out, aside)
-    try:
-        publish_folder(building, out)
-    except BaseException:
-        os.replace(aside, out)
-        raise
-    shutil.rmtree(aside)
 
 
 def _hash(path: Path) -> str | None:

@@ -33,13 +33,12 @@ class Point:
 
 def compare_scratch(task: Task) -> dict[str, Any]:
     """Trains what is missing, writes finetune-comparison.json. The `finetune` stage is trained already."""
-    _check(task)
     total = task.data.num_examples("train")
     run = task.place.run
     points = []
     for share in SHARES:
         if total // share >= 1:
-            train_on(task, f"finetune-1of{share}", examples=total // share)
+            train_on(_for_share(task), f"finetune-1of{share}", examples=total // share)
             points.append(Point(total // share, best_loss(run / f"finetune-1of{share}")))
     points.append(Point(total, best_loss(run / "finetune")))
     tried = [_scratch(task, number, rate) for number, rate in enumerate(_rates(task), start=1)]
@@ -56,7 +55,7 @@ def compare_scratch(task: Task) -> dict[str, Any]:
     return document
 
 
-def _check(task: Task) -> None:
+def check_comparable(task: Task) -> None:
     if task.data.num_examples("validation") == 0:
         raise RecipeError(
             "there is nothing to compare on",
@@ -94,6 +93,13 @@ def ratio_words(ratio: float | None, largest: float) -> str:
     if ratio is None:
         return "none"
     return f"≥ {largest:.0f}×" if ratio >= largest else f"{ratio:.1f}×"
+
+
+def _for_share(task: Task) -> Task:
+    """Batch and warm-up follow from the number of examples: those given for all may not fit a few."""
+    assert task.recipe.finetune is not None
+    section = task.recipe.finetune.model_copy(update={"micro_batch": "auto", "warmup": "auto"})
+    return replace(task, recipe=task.recipe.model_copy(update={"finetune": section}))
 
 
 def _rates(task: Task) -> list[float]:

@@ -8,8 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.checkpoint.folder import listed
+from bessemer.checkpoint.folder import listed, step_of
+from bessemer.data import supported
+from bessemer.data.inputs import find_inputs
 from bessemer.data.store import PreparedTask, prepare_task
+from bessemer.data.task import WHAT
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.measure.facts import gather
@@ -17,14 +20,15 @@ from bessemer.model.device import this_device
 from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start, check_trainable
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.resolve import finetune_context, resolve_finetune
+from bessemer.planner.resolve import check_recipe, finetune_context, resolve_finetune
+from bessemer.planner.stage import rows_of
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.rundir import read_object
 from bessemer.train.origin import Origin, find_origin, of_stage
 from bessemer.train.pretrain import Place, run_stage
 from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
-from bessemer.train.stage import Stage, begin, outcome
+from bessemer.train.stage import Stage, begin, check_begun, note_done, outcome
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,42 @@ class Task:
     facts: Facts
 
 
-def finetune(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> dict[str, Any]:
-    """Train the run's `finetune` stage, and tell what came of it. The caller holds the run's lock."""
+def finetune(
+    loaded: LoadedRecipe, place: Place, from_: str | None = None, task: Task | None = None
+) -> dict[str, Any]:
+    """Train the run's `finetune` stage, and tell what came of it. The caller holds the run's lock.
+
+    task: where the caller has prepared it already.
+    """
     changes = allowed_changes(loaded, place.run)
-    task = prepare_finetune(loaded, place, from_)
-    take_over(changes, loaded, place.run, place.console)
+    task = task or prepare_finetune(loaded, place, from_)
+    take_over(changes, loaded, None, place.run, place.console)
+    write_receipt(place.run, loaded, task.data.hash, task.facts, task.origin)
     return train_on(task, "finetune")
 
 
+def check_early(loaded: LoadedRecipe) -> None:
+    """What can be said of [finetune] before there is a model to fine-tune."""
+    section = check_section(loaded.recipe)
+    assert section.data is not None
+    supported.check_task(section.data)
+    context = section.context if isinstance(section.context, int) else loaded.recipe.model.context
+    rows_of(section, "finetune", context)
+    if loaded.recipe.data.gather is None and section.data.path is not None:
+        find_inputs(WHAT, section.data.path, loaded.base)
+
+
 def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> Task:
+    """Data and first weights, checked; the run itself is not changed yet."""
     recipe = loaded.recipe
-    _check_recipe(recipe)
+    section = check_section(recipe)
+    check_recipe(recipe)
+    allowed_changes(loaded, place.run)
     origin = _origin(loaded, place, from_)
     shape, tokenizer = _model(recipe, place.run / "finetune", origin)
     check_trainable(recipe, shape)
-    data = prepare_task(recipe, loaded.base, place.store, tokenizer, place.console)
+    context = finetune_context(section, shape)
+    data = prepare_task(recipe, loaded.base, place.store, tokenizer, place.console, context)
     described = data.manifest["tokenizer"]
     if described["vocab"] > shape.vocab:
         raise DataError(
@@ -65,7 +90,6 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> T
         )
     shape = replace(shape, bos_id=described["bos_id"], eos_id=described["eos_id"])
     facts = gather(recipe, loaded.base, this_device(), vocab=described["vocab"])
-    write_receipt(place.run, loaded, data.hash, facts, origin)
     return Task(recipe, place, origin, shape, tokenizer, data, facts)
 
 
@@ -79,7 +103,7 @@ def train_on(
     """One stage named `name` on the first `examples` examples. An earlier attempt of it goes on."""
     run, console = task.place.run, task.place.console
     plan, derived = _plan(task, examples)
-    stage = begin(
+    stage = check_begun(
         Stage(
             folder=run / name,
             kind="finetune",
@@ -95,10 +119,12 @@ def train_on(
     assert task.recipe.finetune is not None
     stage = replace(stage, plan=followed_plan(stage.plan, task.recipe.finetune, "finetune"))
     if stage.is_done:
+        note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
         return {**outcome(stage, run), "already_done": True}
     check_start(task.recipe, stage.shape, stage.plan, task.facts, None)
-    check_disk(run, stage.shape, stage.plan)
+    check_disk(stage)
+    begin(stage)
     start = "random weights" if from_scratch else f"the weights of {_named(task.origin)}"
     count = task.data.num_examples("train") if examples is None else examples
     console.line(f"{name}: {count:,} examples, {stage.plan.steps:,} steps, from {start}")
@@ -115,7 +141,8 @@ def _plan(task: Task, examples: int | None) -> tuple[StagePlan, Any]:
     return resolve_finetune(task.recipe, task.shape, num_rows, task.facts, task.origin.plan)
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def check_section(recipe: Recipe) -> Finetune:
+    """[finetune], which must name the task's data."""
     if recipe.finetune is None or recipe.finetune.data is None:
         raise RecipeError(
             "the recipe says nothing of a task",
@@ -123,6 +150,7 @@ def _check_recipe(recipe: Recipe) -> None:
             wanted="[finetune] with the task's examples",
             fix='add to the recipe: [finetune] and data = { kind = "jsonl", path = "train.jsonl" }',
         )
+    return recipe.finetune
 
 
 def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
@@ -132,6 +160,7 @@ def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
     if from_ is not None:
         return find_origin(from_, say, begun)
     if begun is not None:
+        _tell_if_older(begun, place)
         return begun
     own = place.run / "pretrain"
     if listed(own):
@@ -145,6 +174,16 @@ def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
         wanted="a model to begin from",
         fix=f"first `bessemer pretrain {loaded.reference}`, or name one with --from RUN or --from HF_DIR",
     )
+
+
+def _tell_if_older(begun: Origin, place: Place) -> None:
+    newest = listed(Path(begun.folder))
+    step = step_of(newest[0]) if newest else None
+    if begun.step is not None and step is not None and step > begun.step:
+        place.console.line(
+            f"finetune: it began from step {begun.step:,} of {begun.folder}, which is at {step:,} now; "
+            "for the newer weights remove the finetune* folders, or give it another --run"
+        )
 
 
 def _model(recipe: Recipe, stage: Path, origin: Origin) -> tuple[ModelShape, Path]:

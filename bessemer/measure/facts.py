@@ -1,19 +1,15 @@
 """The planner's facts of this machine: device, memory, measured ceilings, and the model to begin from."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from bessemer.errors import DataError
-from bessemer.formulas.huggingface import shape_from_config
+from bessemer.checkpoint.huggingface import read_shape
 from bessemer.formulas.shape import ModelShape
-from bessemer.hardware import find, machine
+from bessemer.hardware import find, machine, process_bytes
 from bessemer.measure.ceiling import ceilings, device_name
 from bessemer.planner.facts import Facts
 from bessemer.recipe.schema import Recipe
-
-_DEFAULT_CONTEXT = 1024
 
 
 def gather(
@@ -46,29 +42,35 @@ def gather(
 
 
 def memory_available(device: torch.device) -> int | None:
-    """Bytes that a run could take now; None where the device does not tell."""
+    """Bytes that a run in this process could take now; None where the device does not tell.
+
+    What an earlier stage has freed stays with the process (launch/environment.py) or in torch's cache,
+    and the next stage uses it again: without it the same stage would get another plan here than alone.
+    """
     if device.type == "cpu":
-        return machine().memory_available_bytes
+        # All that the process has: the prediction includes Python and torch themselves.
+        here = machine()
+        return min(here.memory_bytes, here.memory_available_bytes + process_bytes())
     ask = getattr(getattr(torch, device.type, None), "mem_get_info", None)
-    return int(ask(device)[0]) if ask else None
+    if ask is None:
+        return None
+    torch.accelerator.empty_cache()
+    return int(ask(device)[0])
+
+
+def meter_name(device: torch.device) -> str:
+    """What NVML calls this accelerator. Its indices count all devices of the machine, torch's only those
+    that CUDA_VISIBLE_DEVICES shows and in another order, so a device is named by its UUID; one that has
+    none gets a name that NVML does not know, and no other device is read in its place."""
+    index = torch.accelerator.current_device_index() if device.index is None else device.index
+    if device.type != "cuda":
+        return f"{device.type}:{index}"
+    return f"GPU-{torch.cuda.get_device_properties(index).uuid}"
 
 
 def source_shape(recipe: Recipe, base: Path) -> ModelShape | None:
     """The shape that `model.from` names: a Hugging Face directory, or its config.json."""
     if recipe.model.from_ is None:
         return None
-    path = base / recipe.model.from_
-    file = path / "config.json" if path.is_dir() else path
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"model.from: cannot read {file}",
-            found=str(error),
-            wanted="a Hugging Face directory with a config.json, or that file",
-            fix="check model.from; relative paths start from the recipe's folder",
-        ) from error
-    if "context" in recipe.model.model_fields_set:
-        return shape_from_config(config, context=recipe.model.context)
-    longest = config.get("max_position_embeddings")
-    return shape_from_config(config, context=min(_DEFAULT_CONTEXT, longest or _DEFAULT_CONTEXT))
+    given = "context" in recipe.model.model_fields_set
+    return read_shape(base / recipe.model.from_, context=recipe.model.context if given else None)

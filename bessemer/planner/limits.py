@@ -38,7 +38,8 @@ def check_trainable(recipe: Recipe, shape: ModelShape) -> None:
 def check_start(
     recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts, hours: float | None
 ) -> None:
-    """RefusedError when memory or budget will not do. `hours`: the low end of the prediction."""
+    """RefusedError when device, memory or budget will not do. `hours`: the low end of the prediction."""
+    _check_deterministic(recipe, facts)
     _check_memory(shape, stage, facts)
     allowed = hours_allowed(recipe, facts)
     if allowed is not None and hours is not None and hours > allowed:
@@ -48,6 +49,17 @@ def check_start(
             found=f"{hours:.3g} hours at the least",
             wanted=f"{allowed:.3g} hours, as [budget] allows",
             fix=f"set fewer steps ({enough} would do), or raise the budget",
+        )
+
+
+def _check_deterministic(recipe: Recipe, facts: Facts) -> None:
+    """On a CPU every run is bitwise repeatable, so there the key has nothing to add."""
+    if recipe.deterministic and facts.kind != "cpu":
+        raise RefusedError(
+            "deterministic training on an accelerator is not built yet in this version",
+            found=f"deterministic = true on {facts.device}",
+            wanted="a CPU, or a resume that may differ in the last bits",
+            fix="remove deterministic",
         )
 
 

@@ -27,8 +27,7 @@ _FINETUNE_MIN_STEPS = 100
 
 def resolve(recipe: Recipe, facts: Facts) -> Plan:
     """Everything that a run needs to know, decided once."""
-    layout = resolve_layout(recipe.parallel.layout)
-    _refuse_contradictions(recipe)
+    layout = check_recipe(recipe)
     shape, derived = resolve_shape(recipe, facts)
     _check_data(shape, facts)
     rules = Rules("pretrain")
@@ -52,6 +51,13 @@ def resolve(recipe: Recipe, facts: Facts) -> Plan:
         predicted=predict(recipe, shape, stage, facts),
         derived=[*derived, *rules.derived],
     )
+
+
+def check_recipe(recipe: Recipe) -> dict[str, int]:
+    """What holds for every recipe, also under a run that exists. Returns the layout's degrees."""
+    layout = resolve_layout(recipe.parallel.layout)
+    _refuse_contradictions(recipe)
+    return layout
 
 
 def resolve_finetune(

@@ -47,14 +47,14 @@ class Rules:
     """The derived values so far."""
 
     def __init__(self, section: str) -> None:
-        self._section = section
+        self.section = section
         self.derived: list[Derived] = []
 
     def settle(self, name: str, given: Any, value: Any, rule: str) -> Any:
         """The given value, or if it is "auto" the derived one, noted with its rule."""
         if given != "auto":
             return given
-        self.derived.append(Derived(f"{self._section}.{name}", value, rule))
+        self.derived.append(Derived(f"{self.section}.{name}", value, rule))
         return value
 
 
@@ -151,6 +151,17 @@ def rows_of(section: Optimization, name: str, context: int) -> int | None:
     return rows
 
 
+def check_micro_batch(micro_batch: int, rows: int, name: str) -> None:
+    """RecipeError when a micro-batch holds more rows than a step has. `name`: of the recipe's section."""
+    if micro_batch > rows:
+        raise RecipeError(
+            "micro_batch is larger than the batch",
+            found=f"{name}.micro_batch = {micro_batch} rows, a step has {rows}",
+            wanted=f"at most {rows}",
+            fix=f"set {name}.micro_batch={rows}, or raise {name}.batch_tokens",
+        )
+
+
 def _tokens(
     section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, dtype: str
 ) -> tuple[float, str]:
@@ -201,21 +212,15 @@ def _micro_batch(
 ) -> int:
     rows, context = decided.batch_rows, decided.context
     if section.micro_batch != "auto":
-        if section.micro_batch > rows:
-            raise RecipeError(
-                "micro_batch is larger than the batch",
-                found=f"micro_batch = {section.micro_batch} rows, batch_tokens = {rows} rows of {context}",
-                wanted=f"at most {rows}",
-                fix=f"set micro_batch={rows}, or raise batch_tokens",
-            )
+        check_micro_batch(section.micro_batch, rows, rules.section)
         return section.micro_batch
     limit = _CPU_MICRO_BATCH_TOKENS if facts.kind == "cpu" else _ACCELERATOR_MICRO_BATCH_TOKENS
-    rule = f"about {limit} tokens, dividing the batch"
+    rule = f"{limit} tokens or down to half of them, with the fewest empty rows"
     share = -(-rows // facts.devices)
-    best = _largest_divisor(share, max(1, limit // context))
+    best = _evenest(share, max(1, limit // context))
     while facts.devices == 1 and best > 1 and not _fits(section, shape, best * context, decided.dtype, facts):
-        best = _largest_divisor(share, best - 1)
-        rule = f"the largest that fits in {_MEMORY_SHARE:.0%} of memory, dividing the batch"
+        best = _evenest(share, best - 1)
+        rule = f"what fits in {_MEMORY_SHARE:.0%} of memory, with the fewest empty rows"
     return int(rules.settle("micro_batch", "auto", best, rule))
 
 
@@ -226,8 +231,14 @@ def _fits(section: Optimization, shape: ModelShape, tokens: int, dtype: str, fac
     return device_memory(shape, work).total <= _MEMORY_SHARE * facts.memory_bytes
 
 
-def _largest_divisor(number: int, limit: int) -> int:
-    return max(divisor for divisor in range(1, min(number, limit) + 1) if number % divisor == 0)
+def _evenest(rows: int, limit: int) -> int:
+    """The size from half the limit on that cuts `rows` with the fewest empty ones; the largest of them.
+
+    The loader fills the last micro-batch up with empty rows, which cost as much as others. Smaller than
+    half the limit is worse: a batch of 17 rows in one-row micro-batches.
+    """
+    most = min(rows, limit)
+    return min(range(most, (most + 1) // 2 - 1, -1), key=lambda size: -rows % size)
 
 
 def _save_every(section: Optimization, steps: int, step_s: float | None, rules: Rules) -> int:

@@ -74,13 +74,15 @@ def _is_longer(old: Recipe, new: Recipe, planned_steps: int | None, planned_toke
     """Whether the new length of pre-training is known to be no shorter than the old one."""
     old_steps, old_tokens = _length(old)
     new_steps, new_tokens = _length(new)
-    for before, after in (
-        (old_steps or planned_steps, new_steps),
-        (old_tokens or planned_tokens, new_tokens),
-    ):
-        if after is not None:
-            return before is not None and after >= before
-    return False
+    given = [
+        before is not None and after >= before
+        for before, after in (
+            (old_steps or planned_steps, new_steps),
+            (old_tokens or planned_tokens, new_tokens),
+        )
+        if after is not None
+    ]
+    return bool(given) and all(given)
 
 
 def _length(recipe: Recipe) -> tuple[int | None, int | None]:
@@ -94,6 +96,8 @@ def _refused(change: Change, fork_command: str) -> RecipeError:
     plain = isinstance(change.new, int | float | str)
     told = f"--set {change.key}=" in fork_command
     setting = f" --set {change.key}={toml_value(change.new)}" if plain and not longer and not told else ""
+    if change.key.startswith("finetune."):
+        fork_command = fork_command.replace(" pretrain ", " finetune ", 1)
     fork = f"or begin a new run that goes on from this one: `{fork_command}{setting}`"
     if change.affects == "model" or change.key.startswith("tokenizer."):  # nothing to go on from
         fork = f"or begin a new run of its own: `{fork_command.partition(' --from ')[0]} --run DIR{setting}`"

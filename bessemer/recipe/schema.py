@@ -235,7 +235,7 @@ class Energy(Section):
 class Recipe(Section):
     name: Name = key(..., "nothing", "name of the run; never influences a number")
     seed: NonNegativeInt = key(0, "learning", "initial weights and order of samples")
-    deterministic: bool = key(False, "learning", "bitwise resume on a GPU; on a CPU it is always so")
+    deterministic: bool = key(False, "learning", "bitwise resume: always so on a CPU, refused elsewhere yet")
     model: Model = key(Model(), "model", "the network")
     tokenizer: Tokenizer = key(Tokenizer(), "data", "text to tokens")
     data: Data = key(Data(), "data", "what to train on")

@@ -17,7 +17,7 @@ from bessemer.report.html import Section, page, paragraph, table
 from bessemer.report.overview import energy_words
 from bessemer.report.record import StageRecord, number, read_stage
 from bessemer.report.svg import Chart, Series, draw
-from bessemer.rundir import find_stage
+from bessemer.rundir import find_stage, named
 from bessemer.rundir import stages as list_stages
 
 _MOST_ROWS = 12
@@ -48,7 +48,7 @@ def final_figures(stage: StageRecord) -> dict[str, Any]:
         "validation_loss": stage.final_validation,
         "tokens_per_s": stage.middle("tokens_per_s"),
         "mfu": stage.middle("mfu"),
-        "time_s": stage.total("step_time_s"),
+        "time_s": stage.time_in_steps_s,
         "memory_bytes": stage.largest("memory_bytes"),
         "energy_j": number(last.get("energy_j")),
         "energy_basis": energy_words(stage)[1],
@@ -101,7 +101,7 @@ def _read(paths: list[Path]) -> list[StageRecord]:
 def _stage(path: Path) -> Path:
     """A stage itself, or a run's newest one; a run that has not saved a checkpoint yet counts too."""
     if (path / "metrics.jsonl").is_file():
-        return path
+        return named(path)
     begun = list_stages(path)
     return begun[-1] if begun else find_stage(path)
 

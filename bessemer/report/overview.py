@@ -42,6 +42,8 @@ def energy_words(stage: StageRecord) -> tuple[str | None, str]:
 def format_energy(joules: float) -> str:
     """Watt-hours as people read them: 36 kJ -> "10.0 Wh"."""
     hours = joules / 3600.0
+    if 1e3 <= joules < 3600.0:
+        return f"{joules / 1e3:.3g} kJ"
     for unit, scale in (("MWh", 1e6), ("kWh", 1e3), ("Wh", 1.0)):
         if hours >= scale:
             return f"{hours / scale:.3g} {unit}"
@@ -57,7 +59,7 @@ def _pretrain_words(run: RunRecord, stage: StageRecord) -> str:
     words += f"{format_count(tokens)} tokens" if tokens else "its first tokens"
     sources = (stage.data or {}).get("sources")
     words += f" of {len(sources)} source{'s' * (len(sources) != 1)}" if sources else ""
-    seconds = stage.total("step_time_s")
+    seconds = stage.time_in_steps_s
     words += f" in {format_seconds(seconds)}" if seconds else ""
     if stage.final_validation is not None:
         words += f" and ends at a validation loss of {stage.final_validation:.3f} nat per token"
@@ -97,7 +99,7 @@ def _training_tiles(run: RunRecord) -> list[Tile]:
     stage = run.first_of_kind("pretrain") or run.stages[0]
     tokens, seconds, pace = (
         number(stage.last.get("tokens")),
-        stage.total("step_time_s"),
+        stage.time_in_steps_s,
         stage.middle("tokens_per_s"),
     )
     mfu = stage.middle("mfu")

@@ -24,7 +24,7 @@ def planned(run: RunRecord) -> str:
 
 def measured(stage: StageRecord) -> dict[str, float | None]:
     """What the rows say, in the plan's words and units."""
-    memory, seconds = stage.largest("memory_bytes"), stage.total("step_time_s")
+    memory, seconds = stage.largest("memory_bytes"), stage.time_in_steps_s
     energy = number(stage.last.get("energy_j"))
     return {
         "step_time_s": stage.middle("step_time_s"),

@@ -6,13 +6,10 @@ out. Only JSON is read; a damaged file is the user's error with its path, not a 
 
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bessemer.errors import RecipeError
-from bessemer.rundir import Row, read_object, read_rows, stages
-
-_WARMUP_STEPS = 5  # of each attempt: compilation and first touches are not the pace of the run
+from bessemer.rundir import Row, named, read_object, read_rows, stages, steady_median, time_in_steps_s
 
 
 @dataclass(frozen=True)
@@ -38,20 +35,15 @@ class StageRecord:
 
     def middle(self, key: str) -> float | None:
         """The median over the steps, without the first ones of each attempt."""
-        starts = [event["step"] for event in self.events if event.get("kind") in ("start", "resume")] or [0]
-        calm = [
-            row for row in self.rows if not any(0 < row["step"] - start <= _WARMUP_STEPS for start in starts)
-        ]
-        values = [value for row in calm or self.rows if (value := number(row.get(key))) is not None]
-        return median(values) if values else None
+        return steady_median(self.rows, key)
 
     def largest(self, key: str) -> float | None:
         values = [value for row in self.rows if (value := number(row.get(key))) is not None]
         return max(values) if values else None
 
-    def total(self, key: str) -> float | None:
-        values = [value for row in self.rows if (value := number(row.get(key))) is not None]
-        return sum(values) if values else None
+    @property
+    def time_in_steps_s(self) -> float | None:
+        return time_in_steps_s(self.rows)
 
     @property
     def final_validation(self) -> float | None:
@@ -76,7 +68,7 @@ class RunRecord:
 
 def read_run(path: Path) -> RunRecord:
     """A run directory, or one of its stages (then the run that it belongs to)."""
-    run = path.parent if (path / "metrics.jsonl").is_file() else path
+    run = named(path).parent if (path / "metrics.jsonl").is_file() else path
     found = [read_stage(stage) for stage in stages(run)]
     if not found:
         raise RecipeError(

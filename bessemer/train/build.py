@@ -30,7 +30,7 @@ from bessemer.model.loss import loss_chunk
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
-from bessemer.train.compiling import compile_blocks, settle_compile
+from bessemer.train.compiling import check_compiler, compile_blocks, settle_compile
 from bessemer.train.job import Job
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.record import Gauge, Recorder
@@ -99,7 +99,7 @@ def assemble(
     state = TrainState()
     if found is not None:
         restore(model, optimizer, found[0])
-        state = TrainState.from_json(found[1].state)
+        state = TrainState.from_json({"step": found[1].step, **found[1].state})
     gauge = gauge or Gauge(next(model.parameters()).device)
     record = Recorder(folder, plan, gauge, console)
     job = Job(
@@ -152,6 +152,8 @@ def _compile_settled(stage: Stage, facts: Facts, console: Console) -> Stage:
             console.line(f"compile: {'yes' if answer else 'no'}, {reason}")
             stage = replace(stage, compiled=answer)
         decided = bool(stage.compiled)
+    elif decided:
+        check_compiler(facts.kind)
     write(stage)
     return replace(stage, plan=replace(stage.plan, compile=decided))
 
@@ -173,7 +175,7 @@ def _validation_rows(stage: Stage) -> int:
     most = _VALIDATION_TOKENS // plan.context
     if stage.kind == "pretrain":
         most = min(most, round(_VALIDATION_SHARE * plan.validate_every * plan.batch_rows))
-    return plan.micro_batch * max(1, round(most / plan.micro_batch))
+    return max(1, most)
 
 
 def _sampler(stage: Stage, model: Decoder, validation: Rows) -> Callable[[], list[dict[str, Any]]] | None:

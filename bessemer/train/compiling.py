@@ -6,7 +6,11 @@ depth (8 layers: 17 s instead of 25 s for the whole model on two cores), and sha
 
 import os
 import shutil
+import sys
 
+import torch._dynamo
+
+from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.planner.facts import Facts
@@ -16,18 +20,22 @@ from bessemer.units import format_seconds
 
 _COMPILE_S = 25.0  # blocks and loss, forward and backward, on two cores
 _GAIN = 0.35  # of the eager step's time, at width 512 on a CPU
+COMPILER_PACKAGE = "apt install g++, or dnf install gcc-c++"  # which bring gcc too
 _PAYS = 1.5  # gain over cost, so that a close call stays eager
 
 
 def compile_blocks(model: Decoder) -> None:
+    # One process may train several stages (bessemer run), each with a micro-batch of its own. torch would
+    # give up compiling after eight shapes, and run slowly, with other bits than a process of its own.
+    torch._dynamo.config.recompile_limit = 256
     for block in model.model.layers:
         block.compile(dynamic=False)
 
 
 def settle_compile(plan: StagePlan, shape: ModelShape, facts: Facts) -> tuple[bool, str]:
     """(whether "auto" means yes, why): there must be a compiler, and the run must be long enough."""
-    if facts.kind == "cpu" and compiler() is None:
-        return False, "there is no C++ compiler (see `bessemer doctor`)"
+    if compiler(facts.kind) is None:
+        return False, f"there is no {compiler_language(facts.kind)} compiler (see `bessemer doctor`)"
     speed = training_speed(shape, facts, plan.dtype, plan.recompute)
     step_s = step_time(shape, plan.batch_tokens, speed, facts).value
     if step_s is None:
@@ -38,7 +46,38 @@ def settle_compile(plan: StagePlan, shape: ModelShape, facts: Facts) -> tuple[bo
     return saved_s > _PAYS * _COMPILE_S, told
 
 
-def compiler() -> str | None:
-    """The C++ compiler that torch calls on a CPU."""
-    names = [os.environ.get("CXX"), "g++", "clang++", "c++"]
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+def check_compiler(kind: str) -> None:
+    """RecipeError where `compile = true` could not work. `kind`: of the device, as in Facts."""
+    if compiler(kind) is None:
+        raise RecipeError(
+            f"compile = true needs a {compiler_language(kind)} compiler",
+            found=f"no {' or '.join(_candidates(kind))} on the PATH",
+            wanted="the compiler that torch.compile calls on this device",
+            fix=f"install one ({COMPILER_PACKAGE}), name it in {_variable(kind)}, or set compile=false",
+        )
+
+
+def compiler(kind: str = "cpu") -> str | None:
+    """The compiler that torch.compile calls: C++ for code on a CPU, C for what starts Triton's kernels.
+
+    Only what they look for themselves: torch's inductor takes CXX or g++ (on macOS clang++), Triton CC or
+    gcc or clang.
+    """
+    return next((found for name in _candidates(kind) if (found := shutil.which(name))), None)
+
+
+def compiler_language(kind: str) -> str:
+    return "C++" if kind == "cpu" else "C"
+
+
+def _candidates(kind: str) -> list[str]:
+    given = os.environ.get(_variable(kind))
+    if given:  # then they take nothing else
+        return [given]
+    if kind == "cpu":
+        return ["clang++" if sys.platform == "darwin" else "g++"]
+    return ["gcc", "clang"]
+
+
+def _variable(kind: str) -> str:
+    return "CXX" if kind == "cpu" else "CC"

@@ -93,6 +93,7 @@ def validate(job: Job, state: TrainState) -> dict[str, Any]:
 
 def write_checkpoint(job: Job, state: TrainState) -> int:
     """Save, then remove what is older than the newest `keep`."""
+    job.record.sync()
     folder = save(job.folder, state.step, job.model, job.optimizer, state.to_json(), {"replicate": 1})
     prune(job.folder, job.plan.keep, state.step)
     job.record.event("checkpoint", state.step, folder=folder.name)

@@ -8,11 +8,14 @@ from torch import Tensor, nn
 
 from bessemer.planner.plan import StagePlan
 
+_FUSED = {"cpu", "cuda", "mps", "xpu"}
+
 
 def make_optimizer(model: nn.Module, plan: StagePlan) -> torch.optim.AdamW:
     """Weight decay on matrices only: norms and other vectors are scales, not directions.
 
-    fused: one kernel for all tensors, on CPUs and accelerators alike. Source: arXiv:1711.05101.
+    fused: one kernel for all tensors, where torch has one; elsewhere torch's own choice.
+    Source: arXiv:1711.05101.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
@@ -20,7 +23,8 @@ def make_optimizer(model: nn.Module, plan: StagePlan) -> torch.optim.AdamW:
         {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=True)
+    fused = True if all(parameter.device.type in _FUSED for parameter in trained) else None
+    return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=fused)
 
 
 def clip_gradients(parameters: Sequence[Tensor], most: float | None) -> Tensor:

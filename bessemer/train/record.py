@@ -1,7 +1,8 @@
 """What a run writes while it goes: rows of metrics, events, and the line that a person watches.
 
 Time and energy are counted from the run's beginning over all attempts, those of steps that were lost
-to a kill included. A CPU's memory is the largest resident set of this process so far.
+to a kill included. Memory is the peak of this stage; but a CPU's is the largest resident set of this
+process so far, which the kernel does not let a process lower, so it includes earlier stages.
 """
 
 import resource
@@ -17,6 +18,7 @@ import torch
 from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter
 from bessemer.hardware import usable_cores
 from bessemer.log import Console, bar
+from bessemer.measure.facts import meter_name
 from bessemer.planner.plan import StagePlan
 from bessemer.rundir import JsonLines, Row, read_rows
 from bessemer.train.state import StepStats, TrainState
@@ -47,7 +49,10 @@ class Recorder:
         console.also_to(stage / "logs" / "rank-00000.log")
         last = earlier[-1] if earlier else {}
         self._time_s = float(last.get("time_s", 0.0))
-        accelerators = () if gauge.device.type == "cpu" else (gauge.device.index or 0,)
+        accelerators: tuple[str, ...] = ()
+        if gauge.device.type != "cpu":
+            accelerators = (meter_name(gauge.device),)
+            torch.accelerator.reset_peak_memory_stats(gauge.device)  # an earlier stage's is not this one's
         self._meter = PowerMeter(_energy_of(last), cores=gauge.cores, accelerators=accelerators)
         self._reading = self._meter.read()
         self._began_s = self._last_s = self._row_s = self._metered_s = time.monotonic()
@@ -114,6 +119,10 @@ class Recorder:
             self._console.line(
                 f"step {state.step:,}: loss {stats.loss:.4f}, validation {more['validation_loss']:.4f}"
             )
+
+    def sync(self) -> None:
+        self._rows.sync()
+        self._events.sync()
 
     def close(self) -> None:
         for file in (self._rows, self._events):

@@ -23,20 +23,22 @@ import xxhash
 import bessemer
 from bessemer.checkpoint.folder import listed, step_of
 from bessemer.durable import write_json, write_text
-from bessemer.errors import RecipeError, RefusedError
+from bessemer.errors import RefusedError
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import disk_free_bytes
 from bessemer.log import Console
 from bessemer.planner.facts import Facts
-from bessemer.planner.limits import check_start, check_trainable
+from bessemer.planner.limits import check_trainable
 from bessemer.planner.plan import Plan, StagePlan
-from bessemer.planner.resolve import resolve
+from bessemer.planner.predict import predict
+from bessemer.planner.resolve import check_recipe, resolve
+from bessemer.planner.stage import check_micro_batch
 from bessemer.recipe.changes import Change, check_change
 from bessemer.recipe.load import LoadedRecipe, load
 from bessemer.recipe.schema import Optimization, Pretrain
 from bessemer.rundir import JsonLines, read_object, read_rows
 from bessemer.train.origin import Origin
+from bessemer.train.stage import Stage
 from bessemer.units import format_bytes
 
 _EXECUTION = ("micro_batch", "compile", "recompute", "validate_every", "save_every", "log_every", "keep")
@@ -45,19 +47,33 @@ _BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 weight and AdamW's two moment
 
 
 def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts) -> Plan:
-    """The run's plan, written to the run directory. Refuses what cannot be trained or does not fit."""
+    """The plan of a new run, or that of the run with what the recipe says now. Writes nothing."""
     recipe, stored = loaded.recipe, read_object(run / "plan.json")
     if stored is None or "pretrain" not in begun(run):
         plan = resolve(recipe, facts)
         check_trainable(recipe, plan.shape)
-        check_start(recipe, plan.shape, plan.pretrain, facts, plan.predicted["hours"].low)
-    else:
-        old = Plan.from_json(stored)
-        plan = replace(old, pretrain=followed_plan(old.pretrain, recipe.pretrain, "pretrain"))
-        check_start(recipe, plan.shape, plan.pretrain, facts, None)
-    if stored is None or plan.to_json() != stored:
-        write_json(run / "plan.json", plan.to_json())
-    return plan
+        return plan
+    old = Plan.from_json(stored)
+    check_recipe(recipe)
+    check_trainable(recipe, old.shape)
+    stage = followed_plan(old.pretrain, recipe.pretrain, "pretrain")
+    if stage == old.pretrain:
+        return old
+    left_to_us = [row for row in old.derived if _is_auto(recipe.pretrain, row.key)]
+    layout = {**old.layout, "micro_batch": stage.micro_batch, "recompute": stage.recompute}
+    predicted = predict(recipe, old.shape, stage, facts)
+    return replace(old, pretrain=stage, layout=layout, predicted=predicted, derived=left_to_us)
+
+
+def hours_left(plan: Plan, step: int) -> float | None:
+    """The low end of what the steps after `step` are predicted to take."""
+    low = plan.predicted["hours"].low
+    return None if low is None else low * (1.0 - step / plan.pretrain.steps)
+
+
+def _is_auto(section: Pretrain, key: str) -> bool:
+    """Whether a derived key of the plan is still one that the recipe leaves open."""
+    return getattr(section, key.removeprefix("pretrain."), "auto") == "auto"
 
 
 def begun(run: Path) -> list[str]:
@@ -84,15 +100,22 @@ def allowed_changes(loaded: LoadedRecipe, run: Path) -> list[Change]:
 
 def _fork_command(loaded: LoadedRecipe, run: Path, plan: StagePlan | None) -> str:
     """What begins another run from this one; from before its end, where it has come to that."""
-    found = listed(run / "pretrain")
-    is_over = plan is not None and bool(found) and (step_of(found[0]) or 0) >= plan.steps
-    source = f"{run}@{step_of(found[1])}" if is_over and len(found) > 1 else str(run)
+    source, found = str(run / "pretrain"), listed(run / "pretrain")
+    asked = loaded.recipe.pretrain.steps
+    steps = asked if isinstance(asked, int) else plan.steps if plan else None
+    if steps is not None and len(found) > 1 and (step_of(found[0]) or 0) >= steps:
+        source += f"@{step_of(found[1])}"
     settings = "".join(f" --set {shlex.quote(text)}" for text in loaded.overrides)
-    return f"bessemer pretrain {loaded.reference}{settings} --from {source} --run {run}-fork"
+    paths = f"--from {shlex.quote(source)} --run {shlex.quote(f'{run}-fork')}"
+    return f"bessemer pretrain {shlex.quote(loaded.reference)}{settings} {paths}"
 
 
-def take_over(changes: Sequence[Change], loaded: LoadedRecipe, run: Path, console: Console) -> None:
-    """The run's recipe is the new one now; the stages that a change concerns get an event."""
+def take_over(
+    changes: Sequence[Change], loaded: LoadedRecipe, plan: Plan | None, run: Path, console: Console
+) -> None:
+    """Recipe and plan are now the run's; the stages that a change concerns get an event."""
+    if plan is not None and plan.to_json() != read_object(run / "plan.json"):
+        write_json(run / "plan.json", plan.to_json())
     for change in (change for change in changes if change.affects != "nothing"):
         console.line(f"recipe: {change.key} is now {change.new!r} (was {change.old!r})")
         section = change.key.split(".")[0]
@@ -115,25 +138,20 @@ def followed_plan(plan: StagePlan, section: Optimization, name: str) -> StagePla
             steps = math.ceil(float(section.tokens) / plan.batch_tokens)
         decay = round(section.decay * steps) if section.schedule == "wsd" else 0
         plan = replace(plan, steps=steps, decay_steps=decay)
-    if plan.micro_batch > plan.batch_rows:
-        raise RecipeError(
-            "micro_batch is larger than the batch",
-            found=f"micro_batch = {plan.micro_batch} rows, a step has {plan.batch_rows}",
-            wanted=f"at most {plan.batch_rows}",
-            fix=f"set {name}.micro_batch={plan.batch_rows}",
-        )
+    check_micro_batch(plan.micro_batch, plan.batch_rows, name)
     return plan
 
 
-def check_disk(run: Path, shape: ModelShape, plan: StagePlan) -> None:
-    """Room for the checkpoints that are kept and the one being written."""
-    needed = _BYTES_PER_PARAMETER * total_params(shape) * (plan.keep + 1)
-    free = disk_free_bytes(run)
+def check_disk(stage: Stage) -> None:
+    """Room for the checkpoints that are kept and the one being written; those that are there count."""
+    missing = max(1, stage.plan.keep + 1 - len(listed(stage.folder)))
+    needed = _BYTES_PER_PARAMETER * total_params(stage.shape) * missing
+    free = disk_free_bytes(stage.folder)
     if needed > free:
         raise RefusedError(
-            f"the disk of {run} is too full for this run's checkpoints",
+            f"the disk of {stage.folder} is too full for this run's checkpoints",
             found=f"{format_bytes(free)} free",
-            wanted=f"{format_bytes(needed)}: {plan.keep} kept and one being written",
+            wanted=f"{format_bytes(needed)}: {stage.plan.keep} kept and one being written",
             fix="free space, choose another disk with --run DIR, or set keep=1",
         )
 
@@ -159,9 +177,9 @@ def write_receipt(
         "parent": None if origin is None else origin.to_json(),
         "began": time.strftime("%FT%TZ", time.gmtime()),
     }
-    if any(receipt[key] != now[key] for key in now if key != "command"):
+    if any(receipt.get(key) != now[key] for key in now if key != "command"):
         later = receipt.setdefault("later_attempts", [])
-        if not later or any(later[-1][key] != now[key] for key in now if key != "command"):
+        if not later or any(later[-1].get(key) != now[key] for key in now if key != "command"):
             later.append(now)
     write_json(path, receipt)
 

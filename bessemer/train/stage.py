@@ -5,9 +5,9 @@ goes on reads it instead of deciding anew, so that a second measurement of the m
 or a changed file cannot change a run under way.
 """
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
@@ -16,7 +16,7 @@ from bessemer.durable import write_bytes, write_json
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.plan import StagePlan
-from bessemer.rundir import Row, counting_rows, read_object, read_rows
+from bessemer.rundir import JsonLines, Row, counting_rows, read_object, read_rows, steady_median
 from bessemer.train.origin import Origin
 
 
@@ -34,6 +34,11 @@ class Stage:
     compiled: bool | None = None  # what compile = "auto" came to; None: not decided yet
 
     @property
+    def newest_step(self) -> int:
+        found = listed(self.folder)
+        return (step_of(found[0]) or 0) if found else 0
+
+    @property
     def is_done(self) -> bool:
         """The last step is saved, and its checkpoint is whole."""
         found = listed(self.folder)
@@ -46,14 +51,32 @@ class Stage:
         return True
 
 
-def begin(stage: Stage) -> Stage:
-    """Write stage.json and the tokenizer where there are none; else what is there wins, if it fits."""
+def check_begun(stage: Stage) -> Stage:
+    """The stage as it began, where it has: its data and origin must be the same. Writes nothing."""
     found = read_object(stage.folder / "stage.json")
-    if found is not None:
-        return _found(stage, found)
-    write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
-    write(stage)
-    return stage
+    return stage if found is None else _found(stage, found)
+
+
+def begin(stage: Stage) -> None:
+    """Write the tokenizer and stage.json where there are none."""
+    if not (stage.folder / "stage.json").is_file():
+        write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
+        write(stage)
+
+
+def has_started(folder: Path) -> bool:
+    """Whether an attempt has begun to train."""
+    return any(row["kind"] in ("start", "resume") for row in read_rows(folder / "events.jsonl"))
+
+
+def note_done(stage: Stage) -> None:
+    """The event that a kill after the last save kept from being written."""
+    rows = read_rows(stage.folder / "events.jsonl")
+    if rows and not any(row["kind"] == "done" and row["step"] >= stage.plan.steps for row in rows):
+        attempt = sum(row["kind"] in ("start", "resume") for row in rows)
+        events = JsonLines(stage.folder / "events.jsonl")
+        events.append({"time": time.time(), "attempt": attempt, "kind": "done", "step": stage.plan.steps})
+        events.close()
 
 
 def write(stage: Stage) -> None:
@@ -80,7 +103,6 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
     last: Row = rows[-1] if rows else {}
     validated = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
     events = read_rows(stage.folder / "events.jsonl")
-    steady = rows[min(5, len(rows) // 2) :]
     checkpoints = listed(stage.folder)
     return {
         "run": str(run),
@@ -89,8 +111,8 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
         "tokens": last.get("tokens", 0),
         "loss": last.get("loss"),
         "validation_loss": validated[-1] if validated else None,
-        "tokens_per_s": _middle(steady, "tokens_per_s"),
-        "mfu": _middle(steady, "mfu"),
+        "tokens_per_s": steady_median(rows, "tokens_per_s"),
+        "mfu": steady_median(rows, "mfu"),
         "layout": last.get("layout", "replicate=1"),
         "energy_j": {
             "value": last.get("energy_j"),
@@ -101,11 +123,6 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
         "checkpoint": str(checkpoints[0]) if checkpoints else None,
         "attempts": sum(row["kind"] in ("start", "resume") for row in events),
     }
-
-
-def _middle(rows: list[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row.get(key) is not None]
-    return median(values) if values else None
 
 
 def check_data(folder: Path, data_hash: str) -> None:

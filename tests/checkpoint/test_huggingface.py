@@ -141,6 +141,22 @@ def test_damaged_file_and_foreign_config_are_the_users_errors(tmp_path):
         read_shape(tmp_path / "nowhere")
 
 
+def test_rows_are_1024_tokens_unless_said_however_many_positions_there_are(tmp_path):
+    LlamaConfig(**{**SIZES, "max_position_embeddings": 131072}).save_pretrained(tmp_path)
+    shape = read_shape(tmp_path)
+    assert (shape.context, shape.max_positions) == (1024, 131072)
+    assert read_shape(tmp_path, context=4096).context == 4096
+    LlamaConfig(**SIZES).save_pretrained(tmp_path)
+    assert read_shape(tmp_path).context == read_shape(tmp_path).max_positions == 256
+
+
+def test_config_that_is_no_object_is_the_users_error(tmp_path):
+    (tmp_path / "config.json").write_text("[1, 2]")
+    with pytest.raises(RecipeError, match="cannot read") as caught:
+        read_shape(tmp_path)
+    assert "list" in caught.value.found
+
+
 def test_index_never_leads_out_of_its_folder(tmp_path):
     llama().save_pretrained(tmp_path / "secret")
     inside = tmp_path / "inside"

@@ -229,7 +229,8 @@ def test_each_mistake_has_its_exit_code(
     error = getattr(errors, kind)("no text", found="an empty file", wanted="some text", fix="write some")
     fail_with(monkeypatch, error)
     assert main(["recipes"]) == exit_code
-    assert capsys.readouterr() == ("", f"error: {error}\n")
+    word = "stopped" if kind == "StoppedError" else "error"
+    assert capsys.readouterr() == ("", f"{word}: {error}\n")
 
 
 def test_an_error_is_a_json_document_too(

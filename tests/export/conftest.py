@@ -92,3 +92,15 @@ def make_stage(run: Path, **changes: Any) -> Path:
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., Path]:
     return lambda **changes: make_stage(tmp_path / "small", **changes)
+
+
+@pytest.fixture
+def damaged(make: Callable[..., Path]) -> Path:
+    """A stage whose newest checkpoint, of step 40, has one bit flipped; that of step 30 is whole."""
+    stage = make()
+    write_checkpoint(stage, SHAPE, step=40)
+    file = stage / "checkpoints/step-00000040/model-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return stage

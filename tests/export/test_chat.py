@@ -8,11 +8,13 @@ import pytest
 
 from bessemer.cli import chat as verb
 from bessemer.errors import RecipeError
+from bessemer.log import Console
 
 
 def call(*words: str) -> dict:
     parser = argparse.ArgumentParser()
     parser.add_argument("--json", action="store_true")
+    parser.set_defaults(console=Console())
     verb.arguments(parser)
     return verb.run(parser.parse_args([*words]))
 
@@ -32,6 +34,13 @@ def test_lines_are_answered_until_quit_and_only_answers_go_to_stdout(make, monke
     assert document["turns"] == 2
     printed = capsys.readouterr()
     assert printed.out.strip() and not printed.err
+
+
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_answers(damaged, capsys):
+    document = call(str(damaged), "--prompt", "the quick", "--max-tokens", "2")
+    assert document["step"] == 30
+    printed = capsys.readouterr()
+    assert "step-00000040" in printed.err and "trying the one before" in printed.err and not printed.out
 
 
 def test_end_of_input_ends_the_conversation(make, monkeypatch):

@@ -1,9 +1,13 @@
 import argparse
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -15,7 +19,10 @@ from bessemer.errors import CheckpointError, RecipeError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.export.weights import write_weights
 from bessemer.formulas.shape import ModelShape
+from bessemer.log import Console
+from bessemer.units import format_seconds
 
+QUIET = Console(quiet=True)
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -45,7 +52,7 @@ def shape_of(stage: Path) -> ModelShape:
 )
 def test_export_is_bitwise_and_loads_in_transformers_with_our_logits(make, tmp_path, changes):
     stage = make(**changes)
-    receipt = export_huggingface(stage, tmp_path / "hf", step=None, dtype=None)
+    receipt = export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
     exported, trained = load_file(tmp_path / "hf/model.safetensors"), weights_of(stage)
     assert exported.keys() == trained.keys()
     assert all(torch.equal(exported[name], trained[name]) for name in trained)
@@ -59,7 +66,7 @@ def test_export_is_bitwise_and_loads_in_transformers_with_our_logits(make, tmp_p
 
 def test_tokenizer_gives_the_tokens_that_training_used(make, tmp_path):
     stage = make()
-    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None)
+    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
     ours = Tokenizer.from_file(str(stage / "tokenizer.json"))
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf", local_files_only=True)
     for text in ["the quick brown fox", "  ä\n\tx := (3.14) ", "<bos>hello<eos>", ""]:
@@ -74,7 +81,7 @@ def test_tokenizer_gives_the_tokens_that_training_used(make, tmp_path):
 
 def test_weights_are_rounded_only_when_asked_and_the_receipt_says_so(make, tmp_path):
     stage = make()
-    receipt = export_huggingface(stage, tmp_path / "hf", step=None, dtype="bf16")
+    receipt = export_huggingface(stage, tmp_path / "hf", step=None, dtype="bf16", console=QUIET)
     exported, trained = load_file(tmp_path / "hf/model.safetensors"), weights_of(stage)
     assert all(torch.equal(exported[name], trained[name].to(torch.bfloat16)) for name in trained)
     assert (receipt["dtype"], receipt["weights"]) == ("bfloat16", "rounded from float32")
@@ -83,7 +90,7 @@ def test_weights_are_rounded_only_when_asked_and_the_receipt_says_so(make, tmp_p
 
 def test_shards_hold_every_tensor_once_and_load(make, tmp_path):
     stage = make()
-    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None)
+    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
     (tmp_path / "hf/model.safetensors").unlink()
     checkpoint = stage / "checkpoints/step-00000030"
     write_weights(checkpoint, shape_of(stage), tmp_path / "hf", None, shard_bytes=40_000)
@@ -93,6 +100,16 @@ def test_shards_hold_every_tensor_once_and_load(make, tmp_path):
     assert len(together) == len(set(together)) == len(weights_of(stage))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", local_files_only=True)
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in weights_of(stage).items())
+
+
+def name_files(checkpoint: Path) -> None:
+    """The manifest of the files that are there."""
+    files = {
+        file.name: {"bytes": file.stat().st_size, "xxh3_128": xxhash.xxh3_128_hexdigest(file.read_bytes())}
+        for file in checkpoint.glob("*.safetensors")
+    }
+    manifest = {"step": 30, "layout": {}, "files": files}
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_slices_of_several_ranks_are_joined(make, tmp_path):
@@ -107,22 +124,24 @@ def test_slices_of_several_ranks_are_joined(make, tmp_path):
             parts[name] = tensor[rank * half : (rank + 1) * half].clone()
             slices[name] = {"shape": list(tensor.shape), "offset": offset}
         save_file(parts, checkpoint / f"model-{rank:05d}.safetensors", {"slices": json.dumps(slices)})
+    name_files(checkpoint)
     write_weights(checkpoint, shape_of(stage), tmp_path, None)
     joined = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(joined[name], tensor) for name, tensor in whole.items())
     (checkpoint / "model-00001.safetensors").unlink()
+    name_files(checkpoint)
     with pytest.raises(CheckpointError, match="not whole"):
         write_weights(checkpoint, shape_of(stage), tmp_path, None)
 
 
 def test_same_export_again_changes_nothing_and_a_new_checkpoint_replaces_it(make, tmp_path):
     stage, out = make(), tmp_path / "hf"
-    first = export_huggingface(stage, out, step=None, dtype=None)
+    first = export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
     written = (out / "model.safetensors").stat().st_mtime_ns
-    again = export_huggingface(stage, out, step=None, dtype=None)
+    again = export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
     assert not first["already_done"] and again["already_done"]
     assert (out / "model.safetensors").stat().st_mtime_ns == written
-    export_huggingface(stage, out, step=None, dtype="bf16")
+    export_huggingface(stage, out, step=None, dtype="bf16", console=QUIET)
     with safe_open(out / "model.safetensors", framework="pt") as file:
         assert file.get_slice("model.norm.weight").get_dtype() == "BF16"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
@@ -130,22 +149,22 @@ def test_same_export_again_changes_nothing_and_a_new_checkpoint_replaces_it(make
 
 def test_foreign_folder_is_refused_and_left_as_it_was(make, tmp_path):
     stage, out = make(), tmp_path / "hf"
-    export_huggingface(stage, out, step=None, dtype=None)
+    export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
     (out / "notes.txt").write_text("mine")
     with pytest.raises(RecipeError, match=r"notes\.txt"):
-        export_huggingface(stage, out, step=None, dtype="bf16")
+        export_huggingface(stage, out, step=None, dtype="bf16", console=QUIET)
     assert (out / "notes.txt").read_text() == "mine"
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text("{}")
     with pytest.raises(RecipeError, match="not an export of ours"):
-        export_huggingface(stage, other, step=None, dtype=None)
+        export_huggingface(stage, other, step=None, dtype=None, console=QUIET)
 
 
 def test_failed_export_leaves_nothing_behind(make, tmp_path):
     stage = make(family="llama", qk_norm=True)
     with pytest.raises(RecipeError, match="qk_norm"):
-        export_huggingface(stage, tmp_path / "out" / "hf", step=None, dtype=None)
+        export_huggingface(stage, tmp_path / "out" / "hf", step=None, dtype=None, console=QUIET)
     assert not list((tmp_path / "out").glob("*")) and not list((tmp_path / "out").glob(".*"))
 
 
@@ -154,7 +173,7 @@ def test_card_tells_data_training_energy_and_padding(make, tmp_path):
     results = {"stages": {"pretrain": {"validation_loss": 5.123, "bits_per_byte": 2.345, "perplexity": None}}}
     (stage.parent / "evaluate").mkdir()
     (stage.parent / "evaluate/results.json").write_text(json.dumps(results))
-    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None)
+    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
     card = (tmp_path / "hf/README.md").read_text()
     front = yaml.safe_load(card.split("---")[1])
     assert front["license"] == "cc-by-4.0" and front["library_name"] == "transformers"
@@ -169,9 +188,55 @@ def test_card_tells_data_training_energy_and_padding(make, tmp_path):
     assert "perplexity" not in card
 
 
+def test_card_weighs_rows_by_the_steps_that_they_tell_of(make, tmp_path):
+    stage = make()
+    more = {"attempt": 1, "step": 40, "tokens": 1280, "loss": 5.4, "step_time_s": 6.0}
+    with open(stage / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(more) + "\n")
+    export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
+    seconds = 30 * 0.5 + 10 * 6.0
+    assert f"| {format_seconds(seconds)} |" in (tmp_path / "hf/README.md").read_text()
+
+
+def test_damaged_newest_checkpoint_is_named_and_the_one_before_is_exported(damaged, tmp_path, capsys):
+    receipt = export_huggingface(damaged, tmp_path / "hf", step=None, dtype=None, console=Console())
+    assert receipt["step"] == 30
+    said = capsys.readouterr().err
+    assert "step-00000040" in said and "trying the one before" in said
+
+
+def dead_process() -> int:
+    """The number of a process that has ended."""
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    return child.pid
+
+
+def test_what_a_killed_export_left_is_swept(make, tmp_path):
+    stage, out, dead = make(), tmp_path / "hf", dead_process()
+    for name in (f".hf.{dead}.tmp", f".hf.{dead}.old", f".hf.{os.getppid()}.tmp", f".other.{dead}.tmp"):
+        (tmp_path / name).mkdir()
+    export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
+    (tmp_path / f".hf.{dead}.old").mkdir()
+    assert export_huggingface(stage, out, step=None, dtype=None, console=QUIET)["already_done"]
+    # Of a living process, and of another export: not ours to remove.
+    left = {path.name for path in tmp_path.iterdir() if path.name.startswith(".")}
+    assert left == {f".hf.{os.getppid()}.tmp", f".other.{dead}.tmp"}
+
+
+def test_export_killed_between_its_two_renames_gets_the_old_folder_back(make, tmp_path):
+    stage, out, dead = make(), tmp_path / "hf", dead_process()
+    export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    out.rename(tmp_path / f".hf.{dead}.old")
+    again = export_huggingface(stage, out, step=None, dtype=None, console=QUIET)
+    assert again["already_done"] and (out / "model.safetensors").stat().st_mtime_ns == written
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
 def test_without_transformers_the_receipt_says_so(make, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    receipt = export_huggingface(make(), tmp_path / "hf", step=None, dtype=None)
+    receipt = export_huggingface(make(), tmp_path / "hf", step=None, dtype=None, console=QUIET)
     assert receipt["max_absolute_logit_difference"] is None
     assert "pip install transformers" in receipt["reason"]
     assert "Not compared with transformers" in (tmp_path / "hf/README.md").read_text()
@@ -180,13 +245,25 @@ def test_without_transformers_the_receipt_says_so(make, tmp_path, monkeypatch):
 def test_wrong_export_is_never_published(make, tmp_path, monkeypatch):
     monkeypatch.setattr("bessemer.export.parity.TOLERANCE", 0.0)
     with pytest.raises(AssertionError, match="differs from ours"):
-        export_huggingface(make(), tmp_path / "out" / "hf", step=None, dtype=None)
+        export_huggingface(make(), tmp_path / "out" / "hf", step=None, dtype=None, console=QUIET)
     assert not (tmp_path / "out" / "hf").exists()
+
+
+def test_verb_exports_the_stage_that_it_stands_in(make, monkeypatch):
+    stage = make()
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(console=QUIET)
+    verb.arguments(parser)
+    monkeypatch.chdir(stage)
+    document = verb.run(parser.parse_args(["."]))
+    assert (document["run"], document["out"]) == ("..", "../export/hf")
+    assert (stage.parent / "export/hf/model.safetensors").is_file()
 
 
 def test_verb_exports_to_the_run_by_default_and_refuses_what_is_not_built(make):
     stage = make()
     parser = argparse.ArgumentParser()
+    parser.set_defaults(console=QUIET)
     verb.arguments(parser)
     document = verb.run(parser.parse_args([str(stage.parent)]))
     json.dumps(document)

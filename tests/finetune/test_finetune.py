@@ -12,6 +12,7 @@ from making_runs import (
     assert_same_training,
     curve,
     events,
+    fail,
     place,
     pretrained,
     tensors_of,
@@ -108,7 +109,7 @@ def test_another_run_is_begun_from_at_the_step_asked_for(
 def test_hugging_face_folder_is_begun_from_without_pretraining(
     named: str, folder: Path, run: Path, first_weights: dict[str, Tensor]
 ) -> None:
-    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None)
+    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None, console=QUIET)
     if named == "--from":
         finetuned(folder, run="mine", from_=str(folder / "hf"))
     else:
@@ -135,7 +136,7 @@ def test_recipe_without_a_task_says_so(folder: Path, run: Path) -> None:
 
 
 def test_tokenizer_with_more_words_than_the_model_is_refused(folder: Path, run: Path) -> None:
-    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None)
+    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None, console=QUIET)
     pretrained(folder, SHORT, "tokenizer.vocab=400", run="larger")
     shutil.copy(folder / "larger/pretrain/tokenizer.json", folder / "hf/tokenizer.json")
     error = refused(folder, run="mine", from_=str(folder / "hf"))
@@ -153,7 +154,7 @@ def test_loss_is_on_the_answers_alone(folder: Path, run: Path) -> None:
     assert info is not None
     plan, examples = info["plan"], task.data.examples("train")
     rows = task.data.rows("train", plan["context"])
-    model, total, count = load_model(run / "pretrain").model, 0.0, 0
+    model, total, count = load_model(run / "pretrain", None, fail).model, 0.0, 0
     for position in range(plan["batch_rows"]):
         for number, _, _ in rows.documents(sample(0, position, len(rows))):
             prompt, answer = examples[number].prompt_ids, examples[number].answer_ids

@@ -6,7 +6,7 @@ from bessemer.formulas.flops import train_flops_per_token
 from bessemer.hardware import Ceilings
 from bessemer.planner.facts import Facts, cluster_facts
 from bessemer.planner.plan import UNKNOWN, Estimate
-from bessemer.planner.predict import efficiency
+from bessemer.planner.predict import cpu_share, efficiency
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import load, parse
 
@@ -51,6 +51,15 @@ def test_efficiency_runs_through_its_points_and_is_flat_outside() -> None:
     assert [efficiency(curve, hidden) for hidden in (64, 128, 256, 512, 4096)] == pytest.approx(
         [0.1, 0.1, 0.2, 0.3, 0.3]
     )
+
+
+def test_slower_cores_reach_a_larger_share_and_the_measured_one_is_in_the_band() -> None:
+    share = efficiency(CPU.curve, 512)
+    assert cpu_share(share, 1.0) == pytest.approx(share)
+    shares = [cpu_share(share, tflops) for tflops in (2.0, 1.0, 0.5, 0.1, 0.0)]
+    assert shares == sorted(shares) and shares[-1] == pytest.approx(0.97)
+    epyc = cpu_share(share, 0.205)
+    assert epyc == pytest.approx(0.74, abs=0.005) and 0.7 * epyc < 0.343 / 0.41 < 1.3 * epyc
 
 
 def test_llama_405b_takes_the_published_device_hours_within_its_band() -> None:

@@ -15,6 +15,7 @@ from bessemer.planner.facts import Facts, cluster_facts, parse_cluster
 from bessemer.planner.limits import check_start, check_trainable, untrainable
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve, resolve_finetune
+from bessemer.planner.stage import check_micro_batch
 from bessemer.recipe.load import load, parse, shipped_names
 from bessemer.recipe.schema import Recipe
 
@@ -122,6 +123,25 @@ def test_micro_batch_divides_the_batch_and_shrinks_until_it_fits() -> None:
     check_start(recipe(), squeezed.shape, squeezed.pretrain, small, None)
 
 
+@pytest.mark.parametrize(
+    ("rows", "size"),
+    [(1, 1), (3, 3), (4, 4), (5, 3), (6, 3), (8, 4), (10, 2), (13, 2), (16, 4), (17, 3), (31, 4)],
+)
+def test_micro_batch_leaves_the_fewest_rows_empty_and_is_never_tiny(rows: int, size: int) -> None:
+    given = recipe(f"pretrain.batch_tokens={1024 * rows}", "pretrain.steps=10")
+    stage = resolve(given, CPU).pretrain
+    assert stage.micro_batch == size
+    most = min(rows, 4)
+    assert -rows % size == min(-rows % other for other in range((most + 1) // 2, most + 1))
+
+
+def test_micro_batch_beyond_the_batch_is_refused_by_the_name_of_its_section() -> None:
+    check_micro_batch(8, 8, "finetune")
+    with pytest.raises(RecipeError, match="larger than the batch") as caught:
+        check_micro_batch(9, 8, "finetune")
+    assert caught.value.fix.startswith("set finetune.micro_batch=8,")
+
+
 def test_slow_bf16_cpu_trains_in_fp32_and_an_accelerator_in_bf16() -> None:
     slow = replace(CPU, ceilings=replace(CEILINGS, matmul_bf16_tflops=0.2))
     assert resolve(recipe(), slow).pretrain.dtype == "fp32"
@@ -219,6 +239,18 @@ def test_run_beyond_its_budget_is_refused() -> None:
     plan = resolve(given, CPU)
     with pytest.raises(RefusedError, match="does not fit its budget"):
         check_start(given, plan.shape, plan.pretrain, CPU, plan.predicted["hours"].low)
+
+
+def test_deterministic_is_always_so_on_a_cpu_and_refused_on_an_accelerator() -> None:
+    given = recipe("deterministic=true", "pretrain.steps=10")
+    gpu = replace(cluster_facts("H100", 1), vocab=8000)
+    for facts in (CPU, gpu):
+        plan = resolve(given, facts)
+        check_start(recipe(), plan.shape, plan.pretrain, facts, None)
+    check_start(given, plan.shape, plan.pretrain, CPU, None)
+    with pytest.raises(RefusedError, match="not built yet") as caught:
+        check_start(given, plan.shape, plan.pretrain, gpu, None)
+    assert "H100" in caught.value.found
 
 
 def test_shape_of_a_source_is_taken_whole_and_other_keys_beside_it_refused() -> None:

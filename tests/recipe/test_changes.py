@@ -52,7 +52,11 @@ def test_anything_else_is_refused_with_key_values_and_the_fork(override: str, fo
         check_change(recipe(), recipe(override), FORK)
     assert f"`{override.split('=')[0]}`" in caught.value.problem
     assert caught.value.found == found
-    assert FORK in caught.value.fix
+    if override.startswith("model.size"):  # other weights: a run of its own
+        assert f"`{FORK.split(' --from')[0]} --run DIR --set {override}" in caught.value.fix.replace('"', "")
+    else:
+        verb = "finetune" if override.startswith("finetune.") else "pretrain"
+        assert FORK.replace("pretrain", verb) in caught.value.fix
 
 
 def test_source_that_is_added_is_refused() -> None:

@@ -7,7 +7,9 @@ import pytest
 
 from bessemer.errors import DataError, RecipeError
 from bessemer.report.build import write_report
+from bessemer.report.planned import measured
 from bessemer.report.record import read_stage
+from bessemer.units import format_seconds
 
 
 class Balance(HTMLParser):
@@ -83,6 +85,29 @@ def test_bare_run_still_has_a_report(tmp_path):
     )
     assert "training loss of 3.000" in report(tmp_path / "bare")
     assert (tmp_path / "bare" / "report.html").is_file()
+
+
+def test_report_made_from_inside_a_stage_is_the_runs(made_run, monkeypatch):
+    monkeypatch.chdir(made_run / "pretrain")
+    path, record = write_report(Path())
+    assert path.resolve() == made_run / "report.html"
+    assert record.name == "made" and record.recipe_text
+
+
+def test_rows_written_every_ten_steps_give_the_same_time(made_run):
+    stage = made_run / "pretrain/metrics.jsonl"
+    lines = [line for line in stage.read_text().splitlines() if json.loads(line)["step"] % 10 == 0]
+    stage.write_text("\n".join(lines) + "\n")
+    record = read_stage(made_run / "pretrain")
+    assert measured(record)["hours"] == pytest.approx(2400 / 3600, rel=0.01)
+    assert f"of 2 sources in {format_seconds(record.time_in_steps_s)}" in report(made_run)
+
+
+def test_damaged_row_is_the_users_error(made_run):
+    path = made_run / "pretrain/events.jsonl"
+    path.write_text('{"kind": "st\n' + path.read_text())
+    with pytest.raises(DataError, match=r"line 1 of .*events\.jsonl"):
+        write_report(made_run)
 
 
 def test_only_the_last_attempt_that_reached_a_step_counts(made_run):

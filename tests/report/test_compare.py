@@ -1,5 +1,6 @@
 import argparse
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,21 @@ def test_final_figures_keep_null_for_what_was_not_measured(two_runs):
     assert (one["step"], two["step"]) == (1000, 600)
     assert one["energy_j"] > 0 and two["energy_j"] is None
     assert one["time_s"] == pytest.approx(2400, rel=0.01)
+
+
+def test_time_does_not_depend_on_how_often_rows_were_written(two_runs):
+    path = two_runs[0] / "pretrain/metrics.jsonl"
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] % 10 == 0]
+    path.write_text("\n".join(lines) + "\n")
+    one, two = compare(two_runs)["final"]
+    assert one["time_s"] == pytest.approx(2400, rel=0.01)
+    assert two["time_s"] == pytest.approx(1440, rel=0.01)
+
+
+def test_runs_are_found_from_inside_a_stage(two_runs, monkeypatch):
+    monkeypatch.chdir(two_runs[0] / "pretrain")
+    document = compare([Path(), two_runs[1]])
+    assert document["runs"] == ["one", "two"] and document["recipe_differences"]
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path, make):

@@ -73,6 +73,11 @@ def test_update_is_that_of_torchs_plain_adamw() -> None:
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
+def test_device_without_a_fused_update_gets_torchs_own_choice() -> None:
+    assert make_optimizer(tiny_model(), stage_plan()).defaults["fused"] is True
+    assert make_optimizer(tiny_model().to("meta"), stage_plan()).defaults["fused"] is None
+
+
 def test_frozen_weights_are_not_trained() -> None:
     model = tiny_model()
     model.model.embed_tokens.weight.requires_grad_(False)

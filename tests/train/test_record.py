@@ -12,9 +12,11 @@ from making_runs import QUIET, TinyRows, assert_same_training, run_job, stage_pl
 from torch import Tensor, nn
 
 from bessemer.data.loader import MicroBatch
+from bessemer.energy.meter import PowerMeter
 from bessemer.errors import WriteError
 from bessemer.evaluate.loss import summed_loss
 from bessemer.rundir import read_rows
+from bessemer.train import record
 from bessemer.train.record import Gauge, Recorder
 from bessemer.train.state import StepStats, TrainState
 
@@ -52,17 +54,39 @@ def test_rows_have_the_keys_and_units_of_the_contract(tmp_path: Path) -> None:
 def test_mfu_is_model_flops_of_a_step_over_the_peak(tmp_path: Path) -> None:
     plan = stage_plan(steps=2)
     gauge = Gauge(torch.device("cpu"), flops_per_token=1e6, peak_flops=1e9)
-    record = Recorder(tmp_path, plan, gauge, QUIET)
+    writer = Recorder(tmp_path, plan, gauge, QUIET)
     time.sleep(0.05)  # building and loading belong to no step
-    record.begin("start", 0)
+    writer.begin("start", 0)
     time.sleep(0.01)
     state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0)
-    record.end_of_step(state, stats)
-    record.write(state, stats, {})
-    record.close()
+    writer.end_of_step(state, stats)
+    writer.write(state, stats, {})
+    writer.close()
     (row,) = read_rows(tmp_path / "metrics.jsonl")
     assert 0.01 <= row["step_time_s"] < 0.05
     assert row["mfu"] == pytest.approx(64 * 1e6 / row["step_time_s"] / 1e9)
+
+
+def test_stage_on_an_accelerator_has_its_own_peak_and_meters_the_device_by_uuid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks = {"cuda:1": 900}
+    monkeypatch.setattr(record, "meter_name", lambda device: f"GPU-of-{device}")
+    monkeypatch.setattr(
+        torch.accelerator, "reset_peak_memory_stats", lambda device: peaks.update({str(device): 5})
+    )
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: peaks[str(device)])
+    metered = []
+    monkeypatch.setattr(
+        record, "PowerMeter", lambda *args, accelerators, **more: metered.extend(accelerators) or PowerMeter()
+    )
+    writer = Recorder(tmp_path, stage_plan(), Gauge(torch.device("cuda", 1)), QUIET)
+    state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0)
+    writer.end_of_step(state, stats)
+    writer.write(state, stats, {})
+    writer.close()
+    assert read_rows(tmp_path / "metrics.jsonl")[0]["memory_bytes"] == 5
+    assert metered == ["GPU-of-cuda:1"]
 
 
 def test_rows_between_which_steps_lie_give_their_mean_time(tmp_path: Path) -> None:

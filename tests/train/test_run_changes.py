@@ -10,6 +10,7 @@ import pytest
 import torch
 from making_processes import small_disk, start, wait_for
 from making_runs import (
+    QUIET,
     assert_same_tensors,
     assert_same_training,
     curve,
@@ -185,7 +186,7 @@ def test_fork_on_other_data_takes_the_weights_only(folder: Path, run: Path) -> N
 
 
 def test_hugging_face_folder_gives_its_weights(folder: Path, run: Path) -> None:
-    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None)
+    export_huggingface(run / "pretrain", folder / "hf", step=None, dtype=None, console=QUIET)
     pretrained(folder, "pretrain.steps=1", "pretrain.lr=1e-9", run="child", from_=str(folder / "hf"))
     child, parent = tensors_of(folder / "child/pretrain"), tensors_of(run / "pretrain")
     for name, tensor in parent.items():
