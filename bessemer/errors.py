@@ -1,6 +1,7 @@
 """Errors that a user can act on. Each carries problem, found, wanted, fix; the CLI prints them bare.
 
     UserError                exit  meaning
+    ├── WorkerError             1  a process of the run ended without saying why, or by our own mistake
     ├── RecipeError             2  usage, recipe, or a recipe changed under a run
     ├── RefusedError            3  refused before start: memory, disk, run in use
     ├── DataError              65  bad or vanished data
@@ -24,6 +25,12 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.problem}\n  found:  {self.found}\n  wanted: {self.wanted}\n  fix:    {self.fix}"
+
+
+class WorkerError(UserError):
+    """A process among several was killed, fell silent, or met a mistake of ours; its rank is named."""
+
+    exit_code = 1
 
 
 class RecipeError(UserError):

@@ -10,16 +10,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import tensor_table
+from bessemer.model.pieces import Piece, Pieces, local, stored, whole_pieces
 
 if TYPE_CHECKING:  # importing it takes 1.4 s more than torch alone, and `bessemer plan` only reads a shape
     from bessemer.model.decoder import Decoder
@@ -50,36 +51,47 @@ def read_shape(folder: Path, *, context: int | None = None) -> ModelShape:
 
 def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the folder under its own name, in its stored type, file by file."""
-    stored = _inventory(folder)
-    for file in dict.fromkeys(entry.file for entry in stored.values()):
+    inventory = _inventory(folder)
+    for file in dict.fromkeys(entry.file for entry in inventory.values()):
         with safe_open(file, framework="pt") as tensors:
-            for name in (name for name, entry in stored.items() if entry.file == file):
+            for name in (name for name, entry in inventory.items() if entry.file == file):
                 yield name, tensors.get_tensor(name)
 
 
-def load_into(model: "Decoder", folder: Path) -> None:
-    """Copy the folder's weights into a model. All are checked before the first is copied."""
-    check_weights(folder, model.shape)
-    parameters = dict(model.named_parameters())
+def load_into(
+    model: nn.Module, folder: Path, shape: ModelShape | None = None, pieces: Pieces | None = None
+) -> None:
+    """Copy the folder's weights into a model, or into the parts that a rank holds of it.
+
+    All are checked before the first is copied. shape: None: that of the model, a Decoder.
+    pieces: of a rank; None: the whole model.
+    """
+    check_weights(folder, shape or cast("Decoder", model).shape)
+    tensors, held = dict(stored(model)), whole_pieces(model) if pieces is None else pieces
+    places: dict[str, list[tuple[Piece, Tensor]]] = {}
+    for name, parts in held.items():
+        for piece in parts:
+            places.setdefault(piece.name, []).append((piece, piece.of(local(tensors[name]))))
     with torch.no_grad():
         for name, tensor in read_weights(folder):
-            if name in parameters:
-                parameters[name].copy_(tensor)
+            for piece, place in places.get(name, []):
+                ranges = [slice(o, o + n) for o, n in zip(piece.offset, piece.size, strict=True)]
+                place.copy_(tensor[tuple(ranges)])
 
 
 def check_weights(folder: Path, shape: ModelShape) -> None:
     """Raise DataError unless the folder holds exactly the tensors of this shape."""
-    stored = _inventory(folder)
+    inventory = _inventory(folder)
     expected = {spec.name: spec.shape for spec in tensor_table(shape)}
-    missing = [name for name in expected if name not in stored]
-    extra = [name for name in stored if name not in expected and not _redundant(name, stored, shape)]
+    missing = [name for name in expected if name not in inventory]
+    extra = [name for name in inventory if name not in expected and not _redundant(name, inventory, shape)]
     if missing or extra:
         raise _unfit(folder, f"missing: {_names(missing)}; not part of this model: {_names(extra)}")
     for name, size in expected.items():
-        if stored[name].shape != size:
-            raise _unfit(folder, f"{name} of shape {list(stored[name].shape)} instead of {list(size)}")
-        if stored[name].dtype not in _EXACT_TYPES:
-            raise _unfit(folder, f"{name} of type {stored[name].dtype}, which fp32 cannot hold exactly")
+        if inventory[name].shape != size:
+            raise _unfit(folder, f"{name} of shape {list(inventory[name].shape)} instead of {list(size)}")
+        if inventory[name].dtype not in _EXACT_TYPES:
+            raise _unfit(folder, f"{name} of type {inventory[name].dtype}, which fp32 cannot hold exactly")
 
 
 def _inventory(folder: Path) -> dict[str, _Stored]:
@@ -119,17 +131,17 @@ def _files(folder: Path) -> list[Path]:
     )  # fmt: skip
 
 
-def _redundant(name: str, stored: dict[str, _Stored], shape: ModelShape) -> bool:
+def _redundant(name: str, inventory: dict[str, _Stored], shape: ModelShape) -> bool:
     """Tensors beyond the table that change nothing: old rotary tables, a copy of a tied embedding."""
     if name.endswith("rotary_emb.inv_freq"):
         return True
-    if name != _HEAD or not shape.tie_embeddings or _EMBEDDING not in stored:
+    if name != _HEAD or not shape.tie_embeddings or _EMBEDDING not in inventory:
         return False
-    return torch.equal(_read(stored, _HEAD), _read(stored, _EMBEDDING))
+    return torch.equal(_read(inventory, _HEAD), _read(inventory, _EMBEDDING))
 
 
-def _read(stored: dict[str, _Stored], name: str) -> Tensor:
-    with safe_open(stored[name].file, framework="pt") as tensors:
+def _read(inventory: dict[str, _Stored], name: str) -> Tensor:
+    with safe_open(inventory[name].file, framework="pt") as tensors:
         return tensors.get_tensor(name)
 
 

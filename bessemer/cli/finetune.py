@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from bessemer.errors import RecipeError
+
 HELP = "teach a trained model a task; measure against training from scratch with --compare-scratch"
 COMPUTES = True
 
@@ -24,15 +26,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.finetune.run import begin_finetune
+    from bessemer.launch.world import world_of_environment
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
     from bessemer.train.pretrain import Place
+    from bessemer.train.run import run_among
 
     settings = [*args.set, "finetune.compare_scratch=true"] if args.compare_scratch else args.set
     loaded = load(args.recipe, settings)
     place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
-    with lock(place.run):
-        return run_finetune(loaded, place, args.from_)
+    world = world_of_environment()
+    if world is None or world.size == 1:
+        with lock(place.run):
+            return run_finetune(loaded, place, args.from_)
+    if args.compare_scratch:
+        raise RecipeError(
+            "--compare-scratch trains several stages, one after the other, by itself",
+            found=f"one of {world.size} processes that were started together",
+            wanted="one process, which starts the ranks of its layout",
+            fix="call it without torchrun, with parallel.layout in the recipe",
+        )
+
+    def begin() -> Any:
+        return begin_finetune(loaded, place, args.from_, world=world.size)
+
+    return {**run_among(world, loaded, place.run, place.console, begin), "comparison": None}
 
 
 def run_finetune(loaded: Any, place: Any, from_: str | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bessemer.cli.columns import text_table
 from bessemer.errors import RecipeError
+from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.units import format_bytes, format_count, format_seconds
 
 HELP = "predict memory, time, energy and money of a recipe, with the rule behind each derived value"
@@ -16,22 +17,27 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a file or the name of a shipped recipe")
     parser.add_argument("rows", nargs="?", metavar="ROWS.csv", help=argparse.SUPPRESS)
     parser.add_argument("--cluster", metavar="64xH100", help="plan for these devices; default: the recipe's")
-    parser.add_argument("--layout", default="auto", help='degrees, e.g. "shard=1"')
+    parser.add_argument("--layout", help='degrees, e.g. "shard=2,tensor=2"; default: the recipe\'s')
     parser.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
     parser.add_argument("--rehearse", action="store_true", help="run the layout on CPU processes")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from bessemer.planner.layout import resolve_layout
-    from bessemer.planner.resolve import resolve
+    from bessemer.planner.layout import WHERE
+    from bessemer.planner.resolve import check_recipe, resolve
     from bessemer.recipe.load import load
+    from bessemer.recipe.schema import Parallel
 
     _refuse_what_is_not_built(args)
     loaded = load(args.recipe, args.set)
-    facts = _facts(args, loaded.recipe, loaded.base)
-    plan = resolve(loaded.recipe, facts)
-    resolve_layout(args.layout, "--layout")
-    return _document(loaded.recipe, plan, facts, args.top)
+    recipe, layout_from = loaded.recipe, WHERE
+    if args.layout is not None:
+        recipe = recipe.model_copy(update={"parallel": Parallel(layout=args.layout)})
+        layout_from = "--layout"
+    check_recipe(recipe, layout_from=layout_from)  # before the machine is measured
+    facts = _facts(args, recipe, loaded.base)
+    plan = resolve(recipe, facts, layout_from=layout_from)
+    return _document(recipe, plan, facts, args.top)
 
 
 def show(document: dict[str, Any]) -> str:
@@ -81,17 +87,15 @@ def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> Any:
 
 def _document(recipe: Any, plan: Any, facts: Any, top: int) -> dict[str, Any]:
     from bessemer.formulas.flops import CONVENTION, train_flops_per_token
-    from bessemer.formulas.memory import device_memory
     from bessemer.hardware import GIB
-    from bessemer.planner.predict import workload
 
-    values, single = plan.to_json(), facts.devices == 1
-    layout = values["layout"] if single else None
+    values, known = plan.to_json(), facts.devices == 1 or plan.pretrain.layout.world > 1
+    layout = values["layout"] if known else None
     per_token = train_flops_per_token(plan.shape, plan.pretrain.context)
     tokens = plan.pretrain.steps * plan.pretrain.batch_tokens
     several = "the best layout over several devices is not searched yet in this version; time and money "
     several += "are those of a typical share of the peak, memory needs a layout"
-    work = workload(plan.pretrain, facts, compiled=plan.pretrain.compile is not False)
+    memories = _memories(plan, facts) if known else []
     return {
         "name": plan.name,
         "model": {"params": plan.params, "params_active": plan.params_active, **values["shape"]},
@@ -105,12 +109,32 @@ def _document(recipe: Any, plan: Any, facts: Any, top: int) -> dict[str, Any]:
         "training": {**values["pretrain"], "batch_tokens": plan.pretrain.batch_tokens, "tokens": tokens},
         "flops": {"per_token": per_token, "total": per_token * tokens, "convention": CONVENTION},
         "predicted": values["predicted"],
-        "memory_parts": asdict(device_memory(plan.shape, work)) if single else None,
+        "memory_parts": max(memories, key=lambda row: row["total"])["parts"] if memories else None,
+        "memory_by_pipeline_rank": memories,
         "derived": values["derived"],
-        "candidates": [{"layout": layout, "predicted": values["predicted"]}][:top] if single else [],
-        "rejected": [] if single else [{"layout": None, "reason": several}],
+        "candidates": [{"layout": layout, "predicted": values["predicted"]}][:top] if known else [],
+        "rejected": [] if known else [{"layout": None, "reason": several}],
         "refused_because": _refusal(recipe, plan, facts),
     }
+
+
+def _memories(plan: Any, facts: Any) -> list[dict[str, Any]]:
+    """Of a rank at each place in the pipeline."""
+    from bessemer.formulas.layout import layers_of_stages
+    from bessemer.planner.predict import rank_memories
+
+    layout = plan.pretrain.layout
+    stages = [list(stage) for stage in layers_of_stages(plan.shape, layout)]
+    memories = rank_memories(plan.shape, plan.pretrain, facts, compiled=plan.pretrain.compile is not False)
+    return [
+        {
+            "pipeline_rank": rank,
+            "layers": [layer for stage in layout.stages_of(rank) for layer in stages[stage]],
+            "total": memory.total,
+            "parts": asdict(memory),
+        }
+        for rank, memory in enumerate(memories)
+    ]
 
 
 def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
@@ -121,8 +145,8 @@ def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
     refusal = untrainable(recipe, plan.shape)
     if refusal is not None:
         return f"{refusal[0]} cannot be trained in this version yet (wanted: {refusal[1]})"
-    if facts.devices > 1:
-        return "this version trains on one device"
+    if facts.devices > 1 and plan.pretrain.layout.world == 1:
+        return "training on several devices needs a layout"
     try:
         check_start(recipe, plan.shape, plan.pretrain, facts, plan.predicted["hours"].low)
     except RefusedError as error:
@@ -135,12 +159,14 @@ def _model(document: dict[str, Any]) -> str:
     count = format_count(model["params"])
     if model["params_active"] != model["params"]:
         count += f" ({format_count(model['params_active'])} active)"
+    layout = Layout.from_json(document["training"]["layout"])
+    split = f", {layout.world} ranks: {layout}" if layout.world > 1 else ""
     heads = f"{model['heads']} heads" + ("" if model["mla_kv_rank"] else f" ({model['kv_heads']} for keys)")
     return "\n".join(
         [
             f"{document['name']}: {count} parameters, {model['family']}, {model['layers']} layers, "
             f"{model['hidden']} wide, {heads}, vocabulary {model['vocab']}",
-            f"on {cluster['devices']} x {cluster['device']}",
+            f"on {cluster['devices']} x {cluster['device']}{split}",
         ]
     )
 
@@ -170,8 +196,20 @@ def _predicted(document: dict[str, Any]) -> str:
 
 
 def _memory(document: dict[str, Any]) -> str:
-    rows = [[name, format_bytes(value)] for name, value in document["memory_parts"].items()]
-    return "\n".join(text_table(["Memory of a device", ""], rows))
+    ranks = document["memory_by_pipeline_rank"]
+    what = (
+        "Memory of a device"
+        if document["training"]["layout"] == ONE_PROCESS.to_json()
+        else "Memory of a rank"
+    )
+    parts = [[name, format_bytes(value)] for name, value in document["memory_parts"].items() if value]
+    lines = text_table([what if len(ranks) == 1 else f"{what}, the fullest", ""], parts)
+    if len(ranks) > 1:
+        rows = [
+            [str(row["pipeline_rank"]), str(len(row["layers"])), format_bytes(row["total"])] for row in ranks
+        ]
+        lines += ["", *text_table(["Pipeline rank", "layers", "memory"], rows)]
+    return "\n".join(lines)
 
 
 def _derived(document: dict[str, Any]) -> str:

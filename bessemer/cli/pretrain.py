@@ -19,14 +19,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.launch.world import world_of_environment
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
-    from bessemer.train.pretrain import Place, pretrain
+    from bessemer.train.pretrain import Place, begin_pretrain, pretrain
+    from bessemer.train.run import run_among
 
     loaded = load(args.recipe, args.set)
     place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
-    with lock(place.run):
-        return pretrain(loaded, place, args.from_)
+    world = world_of_environment()
+    if world is None or world.size == 1:
+        with lock(place.run):
+            return pretrain(loaded, place, args.from_)
+
+    def begin() -> Any:
+        return begin_pretrain(loaded, place, args.from_, world.size)
+
+    return run_among(world, loaded, place.run, place.console, begin)
 
 
 def show(document: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bessemer.data.order import samples
 from bessemer.data.rows import NO_LOSS, Rows
+from bessemer.formulas.layout import split_evenly
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class MicroBatch:
     tokens_BT: Tensor
     targets_BT: Tensor  # NO_LOSS: none
     starts_BT: Tensor  # where in the row the document of each token begins
+    balance_B: Tensor | None = None  # weight of each row in the balance of experts; set where there are any
 
     def to(self, device: torch.device) -> "MicroBatch":
         if device.type == "cpu":
@@ -38,26 +40,32 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Batch:
-    """What one optimizer step reads."""
+    """What one optimizer step reads on one rank."""
 
     micro_batches: list[MicroBatch]
-    num_targets: int
+    num_targets: int  # in these rows
 
 
 @dataclass(frozen=True)
 class Batches:
-    """All batches of a stage, by number."""
+    """All batches of a stage, by number, or one rank's share of them."""
 
     rows: Rows
     seed: int
-    batch_rows: int
+    batch_rows: int  # over all ranks
     micro_batch: int
+    rank: int = 0  # of those that read different rows
+    ranks: int = 1
 
     def batch(self, position: int) -> Batch:
-        """The rows from `position` on."""
-        positions = np.arange(position, position + self.batch_rows, dtype=np.int64)
+        """This rank's share of the batch_rows rows from `position` on.
+
+        Every rank gets as many micro-batches as the one with most rows: all must take part in exchanges.
+        """
+        share = split_evenly(self.batch_rows, self.ranks)[self.rank]
+        positions = position + np.arange(share.start, share.stop, dtype=np.int64)
         indices = samples(self.seed, positions, len(self.rows)).tolist()
-        cuts = range(0, self.batch_rows, self.micro_batch)
+        cuts = range(0, -(-self.batch_rows // self.ranks), self.micro_batch)
         parts = [
             micro_batch(self.rows, indices[cut : cut + self.micro_batch], self.micro_batch) for cut in cuts
         ]
@@ -65,8 +73,8 @@ class Batches:
 
 
 def micro_batch(rows: Rows, indices: Sequence[int], size: int | None = None) -> MicroBatch:
-    """These rows, and empty ones up to `size`."""
-    picked = [rows.row(index) for index in indices]
+    """These rows, and empty ones up to `size`; which may be all."""
+    picked = [rows.row(index) for index in indices] or [rows.row(0)]
     columns = (
         [row.tokens_T for row in picked],
         [row.targets_T for row in picked],
@@ -75,7 +83,8 @@ def micro_batch(rows: Rows, indices: Sequence[int], size: int | None = None) -> 
     tensors = []
     for column, filler in zip(columns, (0, NO_LOSS, 0), strict=True):
         stacked = np.stack(column).astype(np.int64)
-        missing = (size or len(picked)) - len(picked)
+        missing = (size or len(indices)) - len(indices)
+        stacked = stacked[: len(indices)]
         if missing:
             empty = np.full((missing, stacked.shape[1]), filler, dtype=np.int64)
             stacked = np.concatenate([stacked, empty])

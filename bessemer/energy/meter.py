@@ -15,7 +15,7 @@ sampled only a quarter of the time on A100 and H100 (arXiv:2312.02741).
 import importlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,14 +65,16 @@ class PowerMeter:
         cores: int = 1,
         accelerators: Sequence[int | str] = (),
         powercap: Path = POWERCAP,
+        others_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """accelerators: those that this machine's ranks use, by NVML's UUID or index. torch's index is
-        another one where CUDA_VISIBLE_DEVICES is set."""
+        another one where CUDA_VISIBLE_DEVICES is set. others_s: CPU time of this machine's other ranks,
+        from which energy is assumed where no counter is."""
         self._counters: list[_Counter] = [*_open_nvml(accelerators)]
         known = {counter.device for counter in self._nvml()}
         self.missing = [f"accelerator {device}" for device in accelerators if device not in known]
         packages = _open_rapl(powercap)
-        self._counters += packages or [_AssumedCpu(cores)]
+        self._counters += packages or [_AssumedCpu(cores, others_s)]
         self._total = start
         self._last_s = time.monotonic()
 
@@ -154,23 +156,23 @@ class _Nvml:
 
 
 class _AssumedCpu:
-    """Band per core times the cores that this process and its children kept busy."""
+    """Band per core times the cores that this process, its children and its fellow ranks kept busy."""
 
     name = "CPU by watts per core"
     basis = "assumed"
 
-    def __init__(self, cores: int) -> None:
-        self._cores = cores
-        self._last_s = _busy_seconds()
+    def __init__(self, cores: int, others_s: Callable[[], float]) -> None:
+        self._cores, self._others_s = cores, others_s
+        self._last_s = busy_seconds() + others_s()
 
     def advance(self, seconds: float) -> Band | None:
-        now_s = _busy_seconds()
+        now_s = busy_seconds() + self._others_s()
         busy = min(float(self._cores), (now_s - self._last_s) / seconds) if seconds > 0 else 0.0
         self._last_s = now_s
         return assumed_cpu_power(self._cores, busy).times(seconds)
 
 
-def _busy_seconds() -> float:
+def busy_seconds() -> float:
     """CPU time of this process and of those children that have ended."""
     return sum(os.times()[:4])
 

@@ -19,8 +19,9 @@ from bessemer.data.store import Prepared, PreparedTask, open_prepared
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError
 from bessemer.evaluate.answers import continuations, task_answers
-from bessemer.evaluate.loss import validation_loss
+from bessemer.evaluate.loss import summed_loss, validation_loss
 from bessemer.log import Console
+from bessemer.parallel.engine import Engine
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import MAIN_STAGES, read_object, stages
 
@@ -100,7 +101,7 @@ def _pretrain(
     rows = data.rows("validation", context)
     if len(rows) == 0:
         return {"validation_loss": None, "perplexity": None, "bits_per_byte": None, "samples": []}
-    loss, targets = validation_loss(loaded.model, rows, micro_batch=_ROWS)
+    loss, targets = validation_loss(Engine(loaded.model, summed_loss), rows, micro_batch=_ROWS)
     return {
         "validation_loss": loss,
         "perplexity": math.exp(loss) if loss < 700 else None,
@@ -117,7 +118,7 @@ def _task(
     rows = data.rows("validation", context)
     if len(rows) == 0:
         return {"task_loss": None, "exact_match": None, "rouge_l": None, "examples": 0, "samples": []}
-    loss, targets = validation_loss(loaded.model, rows, micro_batch=_ROWS)
+    loss, targets = validation_loss(Engine(loaded.model, summed_loss), rows, micro_batch=_ROWS)
     examples = data.examples("validation")[: recipe.evaluate.examples]
     answers = task_answers(
         loaded.model, examples, tokenizer, loaded.shape.eos_id, recipe.evaluate.answer_tokens

@@ -70,21 +70,26 @@ def write_weights(
     written = stored_dtype(checkpoint) if dtype is None else dtype
     names = _shards(shape, written.itemsize, shard_bytes)
     weights = stored_weights(checkpoint, shape)
+    # The bias of a router moves by steps far below bf16's; transformers too keeps it in fp32.
+    kept = {spec.name for spec in tensor_table(shape) if not spec.trained}
     index: dict[str, str] = {}
+    size_bytes = 0
     for place, shard in enumerate(names, start=1):
         file = (
             "model.safetensors" if len(names) == 1 else f"model-{place:05d}-of-{len(names):05d}.safetensors"
         )
-        tensors = {name: _convert(name, tensor, dtype) for name, tensor in _take(weights, len(shard))}
+        tensors = {
+            name: _convert(name, tensor, None if name in kept else dtype)
+            for name, tensor in _take(weights, len(shard))
+        }
         assert list(tensors) == shard, (list(tensors), shard)
         path = folder / file
         guard_write(path, partial(save_file, tensors, path, {"format": "pt"}))
         index |= dict.fromkeys(shard, file)
+        size_bytes += sum(tensor.nbytes for tensor in tensors.values())
     if len(names) > 1:
-        total = sum(spec.numel for spec in tensor_table(shape)) * written.itemsize
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": index}
-        )
+        content = {"metadata": {"total_size": size_bytes}, "weight_map": index}
+        write_json(folder / "model.safetensors.index.json", content)
 
 
 def _shards(shape: ModelShape, itemsize: int, shard_bytes: int) -> list[list[str]]:

@@ -25,10 +25,12 @@ from bessemer.planner.stage import rows_of
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.rundir import read_object
+from bessemer.train.build import machine_of, settle_compiled
 from bessemer.train.origin import Origin, find_origin, of_stage
-from bessemer.train.pretrain import Place, run_stage
+from bessemer.train.pretrain import Place
+from bessemer.train.run import Ready, run_stage
 from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
-from bessemer.train.stage import Stage, begin, check_begun, note_done, outcome
+from bessemer.train.stage import Stage, begin, check_begun, note_done
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class Task:
     tokenizer: Path
     data: PreparedTask
     facts: Facts
+    world: int | None = None  # processes that were started; None: as many are started as the layout has ranks
 
 
 def finetune(
@@ -51,11 +54,24 @@ def finetune(
 
     task: where the caller has prepared it already.
     """
+    ready = begin_finetune(loaded, place, from_, task)
+    run_stage(ready, place.console)
+    return ready.outcome()
+
+
+def begin_finetune(
+    loaded: LoadedRecipe,
+    place: Place,
+    from_: str | None = None,
+    task: Task | None = None,
+    world: int | None = None,
+) -> Ready:
+    """All that comes before training, by one process. world: processes that were started; None: one."""
     changes = allowed_changes(loaded, place.run)
-    task = task or prepare_finetune(loaded, place, from_)
+    task = task or prepare_finetune(loaded, place, from_, world)
     take_over(changes, loaded, None, place.run, place.console)
     write_receipt(place.run, loaded, task.data.hash, task.facts, task.origin)
-    return train_on(task, "finetune")
+    return begin_on(task, "finetune")
 
 
 def check_early(loaded: LoadedRecipe) -> None:
@@ -69,11 +85,11 @@ def check_early(loaded: LoadedRecipe) -> None:
         find_inputs(WHAT, section.data.path, loaded.base)
 
 
-def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> Task:
+def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, world: int | None = None) -> Task:
     """Data and first weights, checked; the run itself is not changed yet."""
     recipe = loaded.recipe
     section = check_section(recipe)
-    check_recipe(recipe)
+    check_recipe(recipe, world=world)
     allowed_changes(loaded, place.run)
     origin = _origin(loaded, place, from_)
     shape, tokenizer = _model(recipe, place.run / "finetune", origin)
@@ -90,17 +106,20 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None) -> T
         )
     shape = replace(shape, bos_id=described["bos_id"], eos_id=described["eos_id"])
     facts = gather(recipe, loaded.base, this_device(), vocab=described["vocab"])
-    return Task(recipe, place, origin, shape, tokenizer, data, facts)
+    return Task(recipe, place, origin, shape, tokenizer, data, facts, world)
 
 
 def train_on(
-    task: Task,
-    name: str,
-    *,
-    examples: int | None = None,
-    from_scratch: bool = False,
+    task: Task, name: str, *, examples: int | None = None, from_scratch: bool = False
 ) -> dict[str, Any]:
     """One stage named `name` on the first `examples` examples. An earlier attempt of it goes on."""
+    ready = begin_on(task, name, examples=examples, from_scratch=from_scratch)
+    run_stage(ready, task.place.console)
+    return ready.outcome()
+
+
+def begin_on(task: Task, name: str, *, examples: int | None = None, from_scratch: bool = False) -> Ready:
+    """The stage as it is to be trained, written to its folder."""
     run, console = task.place.run, task.place.console
     plan, derived = _plan(task, examples)
     stage = check_begun(
@@ -117,11 +136,12 @@ def train_on(
         )
     )
     assert task.recipe.finetune is not None
-    stage = replace(stage, plan=followed_plan(stage.plan, task.recipe.finetune, "finetune"))
+    plan = followed_plan(stage.plan, task.recipe, "finetune", stage.shape, task.facts, task.world)
+    stage = replace(stage, plan=plan)
     if stage.is_done:
         note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
-        return {**outcome(stage, run), "already_done": True}
+        return Ready(stage.folder, machine_of(stage, task.facts), done=True)
     check_start(task.recipe, stage.shape, stage.plan, task.facts, None)
     check_disk(stage)
     begin(stage)
@@ -130,15 +150,15 @@ def train_on(
     console.line(f"{name}: {count:,} examples, {stage.plan.steps:,} steps, from {start}")
     for row in derived if name == "finetune" else []:
         console.line(f"  {row.key} = {row.value}  ({row.rule})")
-    run_stage(stage, task.facts, console)
-    return {**outcome(stage, run), "already_done": False}
+    stage = settle_compiled(stage, task.facts, console)
+    return Ready(stage.folder, machine_of(stage, task.facts))
 
 
 def _plan(task: Task, examples: int | None) -> tuple[StagePlan, Any]:
     assert task.recipe.finetune is not None
     context = finetune_context(task.recipe.finetune, task.shape)
     num_rows = len(task.data.rows("train", context, examples))
-    return resolve_finetune(task.recipe, task.shape, num_rows, task.facts, task.origin.plan)
+    return resolve_finetune(task.recipe, task.shape, num_rows, task.facts, task.origin.plan, world=task.world)
 
 
 def check_section(recipe: Recipe) -> Finetune:

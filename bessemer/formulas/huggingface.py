@@ -4,6 +4,7 @@ Exact or refused: a config that asks for something our decoder does not compute 
 factors, sliding windows, other architectures) is an error that names key and value, never a guess.
 A key that is missing takes the default of transformers' own config class; a key that transformers'
 class for this architecture does not read is ignored there and here. No torch.
+The keys about experts are in huggingface_moe.py.
 Source: transformers 5 `LlamaConfig`, `Qwen3Config`, `MistralConfig`; since version 5 the rotary
 settings live in `rope_parameters`, before in `rope_theta` and `rope_scaling`: both are read, and
 both are written so that either version loads what we export.
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.huggingface_keys import count, get, token_id, unsupported
+from bessemer.formulas.huggingface_moe import expert_conditions, read_experts, write_experts
 from bessemer.formulas.shape import ModelShape
 
 
@@ -21,18 +24,29 @@ class _Family:
     """What differs between the architectures that we read. Defaults are those of its config class."""
 
     name: str  # ours; Mistral without a window computes exactly what Llama does
-    qk_norm: bool
+    model_type: str
+    qk_norm: bool | None  # None: as `use_qk_norm` says
     head_dim: int | None  # None: hidden / heads
     kv_heads: int | None  # None: as many as query heads
+    positions: int
+    norm_eps: float = 1e-6
+    theta: float = 10000.0
+    rotary_share: float = 1.0  # of a head that is turned
 
 
 _READABLE = {
-    "LlamaForCausalLM": _Family("llama", qk_norm=False, head_dim=None, kv_heads=None),
-    "MistralForCausalLM": _Family("llama", qk_norm=False, head_dim=None, kv_heads=8),
-    "Qwen3ForCausalLM": _Family("qwen3", qk_norm=True, head_dim=128, kv_heads=32),
+    "LlamaForCausalLM": _Family("llama", "llama", False, None, None, 2048),
+    "MistralForCausalLM": _Family("llama", "mistral", False, None, 8, 131072),
+    "Qwen3ForCausalLM": _Family("qwen3", "qwen3", True, 128, 32, 32768),
+    "Qwen3MoeForCausalLM": _Family("qwen3-moe", "qwen3_moe", True, None, 4, 32768),
+    "MixtralForCausalLM": _Family("mixtral", "mixtral", False, None, 8, 131072, 1e-5, theta=1e6),
+    "Glm4MoeForCausalLM": _Family("glm4-moe", "glm4_moe", None, None, 8, 131072, 1e-5, rotary_share=0.5),
 }
-_ARCHITECTURE = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_BY_MODEL_TYPE = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_WRITABLE = {  # Llama stands for Mistral
+    family.name: architecture for architecture, family in _READABLE.items() if family.model_type != "mistral"
+}
+_BY_MODEL_TYPE = {family.model_type: architecture for architecture, family in _READABLE.items()}
+_HAS_WINDOW_SWITCH = ("qwen3", "qwen3-moe")
 
 # Key, the values that we compute exactly, and why another one is refused.
 _REQUIRED_VALUES: list[tuple[str, tuple[Any, ...], str]] = [
@@ -40,7 +54,6 @@ _REQUIRED_VALUES: list[tuple[str, tuple[Any, ...], str]] = [
     ("mlp_bias", (None, False), "our projections have no bias"),
     ("attention_dropout", (None, 0, 0.0), "training here has no dropout"),
     ("hidden_act", (None, "silu", "swish"), "our feed-forward layer is SwiGLU"),
-    ("partial_rotary_factor", (None, 1, 1.0), "our rotary embedding turns the whole head"),
     ("quantization_config", (None,), "weights must be plain floating-point tensors"),
 ]
 _ROPE_KEYS = {
@@ -55,28 +68,30 @@ def shape_from_config(config: dict[str, Any], *, context: int | None = None) -> 
     architecture = _architecture(config)
     family = _READABLE[architecture]
     _refuse_unsupported(config, architecture)
-    theta, scaling = _rope(config)
-    heads, hidden = _count(config, "num_attention_heads"), _count(config, "hidden_size")
-    longest = int(_get(config, "max_position_embeddings", 2048))
+    theta, scaling = _rope(config, family)
+    heads, hidden = count(config, "num_attention_heads"), count(config, "hidden_size")
+    longest = int(get(config, "max_position_embeddings", family.positions))
+    qk_norm = bool(get(config, "use_qk_norm", False)) if family.qk_norm is None else family.qk_norm
     return ModelShape(
         family=family.name,
-        layers=_count(config, "num_hidden_layers"),
+        layers=count(config, "num_hidden_layers"),
         hidden=hidden,
         heads=heads,
         # null means "as many as query heads"; missing means the class default, which differs.
         kv_heads=int(config.get("num_key_value_heads", family.kv_heads) or heads),
-        head_dim=int(_get(config, "head_dim", family.head_dim or hidden // heads)),
-        ffn=_count(config, "intermediate_size"),
-        vocab=_count(config, "vocab_size"),
+        head_dim=int(get(config, "head_dim", family.head_dim or hidden // heads)),
+        ffn=count(config, "intermediate_size"),
+        vocab=count(config, "vocab_size"),
         context=_context(context, longest),
         max_positions=longest,
-        tie_embeddings=bool(_get(config, "tie_word_embeddings", False)),
-        qk_norm=family.qk_norm,
-        norm_eps=float(_get(config, "rms_norm_eps", 1e-6)),
+        tie_embeddings=bool(get(config, "tie_word_embeddings", False)),
+        qk_norm=qk_norm,
+        norm_eps=float(get(config, "rms_norm_eps", family.norm_eps)),
         rope_theta=theta,
         rope_scaling=scaling,
-        bos_id=_token_id(config, "bos_token_id"),
-        eos_id=_token_id(config, "eos_token_id"),
+        bos_id=token_id(config, "bos_token_id"),
+        eos_id=token_id(config, "eos_token_id"),
+        **read_experts(config, family.name),
     )
 
 
@@ -86,11 +101,14 @@ def config_from_shape(shape: ModelShape, *, torch_dtype: str) -> dict[str, Any]:
     torch_dtype: how the weights are stored, e.g. "float32".
     """
     _refuse_inexpressible(shape)
+    family = shape.family
     rope = {"rope_type": "default", **(shape.rope_scaling or {})}
+    if family == "glm4-moe":
+        rope["partial_rotary_factor"] = 1.0  # its default is 0.5
     longest = shape.max_positions or shape.context
     return {
-        "architectures": [_ARCHITECTURE[shape.family]],
-        "model_type": shape.family,
+        "architectures": [_WRITABLE[family]],
+        "model_type": _READABLE[_WRITABLE[family]].model_type,
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": shape.bos_id,
@@ -102,7 +120,9 @@ def config_from_shape(shape: ModelShape, *, torch_dtype: str) -> dict[str, Any]:
         "initializer_range": 0.02,
         "intermediate_size": shape.ffn,
         "max_position_embeddings": longest,
-        **({"mlp_bias": False} if shape.family == "llama" else {"use_sliding_window": False}),
+        **({"mlp_bias": False} if family == "llama" else {}),
+        **({"use_sliding_window": False} if family in _HAS_WINDOW_SWITCH else {}),
+        **({"sliding_window": None} if family == "mixtral" else {}),
         "num_attention_heads": shape.heads,
         "num_hidden_layers": shape.layers,
         "num_key_value_heads": shape.kv_heads,
@@ -114,6 +134,7 @@ def config_from_shape(shape: ModelShape, *, torch_dtype: str) -> dict[str, Any]:
         "torch_dtype": torch_dtype,
         "use_cache": True,
         "vocab_size": shape.vocab,
+        **write_experts(shape),
     }
 
 
@@ -133,33 +154,42 @@ def _architecture(config: dict[str, Any]) -> str:
 def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
     for key, allowed, reason in _REQUIRED_VALUES:
         if config.get(key) not in allowed:
-            raise _unsupported(key, config[key], f"{key} = {allowed[-1]!r}: {reason}")
+            raise unsupported(key, config[key], f"{key} = {allowed[-1]!r}: {reason}")
     if set(config.get("layer_types") or []) - {"full_attention"}:
-        raise _unsupported("layer_types", config["layer_types"], "full_attention in every layer")
+        raise unsupported("layer_types", config["layer_types"], "full_attention in every layer")
     # Qwen3 states a window and switches it off; Mistral's window applies whenever it is there, and
     # is 4096 in its config class when the key is missing altogether.
-    if architecture == "Qwen3ForCausalLM" and config.get("use_sliding_window"):
-        raise _unsupported("use_sliding_window", True, "use_sliding_window = false")
-    if architecture == "MistralForCausalLM" and config.get("sliding_window", 4096) is not None:
+    family = _READABLE[architecture].name
+    if family in _HAS_WINDOW_SWITCH and config.get("use_sliding_window"):
+        raise unsupported("use_sliding_window", True, "use_sliding_window = false")
+    default = 4096 if architecture == "MistralForCausalLM" else None
+    has_window = architecture == "MistralForCausalLM" or family == "mixtral"
+    if has_window and config.get("sliding_window", default) is not None:
         window = config.get("sliding_window", "missing, which means 4096")
-        raise _unsupported("sliding_window", window, "sliding_window = null: attention to all tokens")
+        raise unsupported("sliding_window", window, "sliding_window = null: attention to all tokens")
 
 
-def _rope(config: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
+def _rope(config: dict[str, Any], family: _Family) -> tuple[float, dict[str, Any] | None]:
     """theta, and the scaling as transformers 5 writes it, from either place."""
     new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
     settings = {**old, **new}
-    theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10000.0)
+    theta = float(settings.get("rope_theta") or config.get("rope_theta") or family.theta)
     kind = settings.get("rope_type") or settings.get("type") or "default"
     if kind not in _ROPE_KEYS:
-        raise _unsupported("rope_type", kind, f"one of {', '.join(_ROPE_KEYS)}")
-    if settings.get("partial_rotary_factor") not in (None, 1, 1.0):
-        raise _unsupported("partial_rotary_factor", settings["partial_rotary_factor"], "1.0")
+        raise unsupported("rope_type", kind, f"one of {', '.join(_ROPE_KEYS)}")
+    # Both places are asked: transformers reads either, and 1.0 in one beside 0.5 in the other is no answer.
+    turned = [
+        place["partial_rotary_factor"] for place in (settings, config) if place.get("partial_rotary_factor")
+    ]
+    for share in turned or [family.rotary_share]:
+        if share != 1.0:
+            wanted = "partial_rotary_factor = 1.0: our rotary embedding turns the whole head"
+            raise unsupported("partial_rotary_factor", share, wanted)
     if kind == "default":
         return theta, None
     missing = [key for key in _ROPE_KEYS[kind] if settings.get(key) is None]
     if missing:
-        raise _unsupported("rope_parameters", settings, f"rope_type {kind!r} with {', '.join(missing)}")
+        raise unsupported("rope_parameters", settings, f"rope_type {kind!r} with {', '.join(missing)}")
     return theta, {"rope_type": kind, **{key: settings[key] for key in _ROPE_KEYS[kind]}}
 
 
@@ -178,10 +208,11 @@ def _refuse_inexpressible(shape: ModelShape) -> None:
     """Everything that a shape may ask for and that no Hugging Face class of ours expresses."""
     family = shape.family
     checks = [
-        (family in _ARCHITECTURE, "family", family, " or ".join(_ARCHITECTURE)),
-        (shape.qk_norm == (family == "qwen3"), "qk_norm", shape.qk_norm, f"{family}'s own setting"),
+        (family in _WRITABLE, "family", family, " or ".join(_WRITABLE)),
+        (family not in _WRITABLE or _READABLE[_WRITABLE[family]].qk_norm in (None, shape.qk_norm),
+         "qk_norm", shape.qk_norm, f"{family}'s own setting"),
         (shape.norm == "rms", "norm", shape.norm, "rms"),
-        (not shape.experts, "experts", shape.experts, "a dense model"),
+        *expert_conditions(shape),
         (not shape.mla_kv_rank, "mla_kv_rank", shape.mla_kv_rank, "grouped-query attention"),
         (shape.sliding_window is None, "sliding_window", shape.sliding_window, "none"),
         ((shape.rope_scaling or {}).get("rope_type", "default") in _ROPE_KEYS,
@@ -195,30 +226,3 @@ def _refuse_inexpressible(shape: ModelShape) -> None:
                 wanted=wanted,
                 fix=f"train with another model.{key}; the checkpoint stays usable by bessemer itself",
             )
-
-
-def _get(config: dict[str, Any], key: str, default: Any) -> Any:
-    value = config.get(key)
-    return default if value is None else value
-
-
-def _count(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if isinstance(value, int) and value > 0:
-        return value
-    raise _unsupported(key, "missing" if value is None else value, "a positive whole number")
-
-
-def _token_id(config: dict[str, Any], key: str) -> int | None:
-    """Chat models list several end tokens; the first is the one that ends a document."""
-    value = config.get(key)
-    return value[0] if isinstance(value, list) else value
-
-
-def _unsupported(key: str, value: Any, wanted: str) -> RecipeError:
-    return RecipeError(
-        "this Hugging Face model cannot be read exactly",
-        found=f"config.json: {key} = {value!r}",
-        wanted=wanted,
-        fix="choose a model without it; weights are never approximated",
-    )

@@ -1,4 +1,4 @@
-"""Memory of one device that trains the whole model: what is held, in bytes, part by part.
+"""Memory of a device that trains a model, whole or as one rank of a layout: bytes, part by part.
 
 Weights, gradients and AdamW's two moments are fp32: 16 bytes per parameter. With bf16 compute each
 matrix is cast when it is used and the copy is kept for the backward pass: 2 bytes more (in fp32 only
@@ -6,7 +6,7 @@ the matrices that are joined for use are copied). Activations are those of our l
 tensors that autograd keeps (a test counts them again in the real model); the loss never holds the full
 logits (model/loss.py).
 Source: arXiv:2205.05198 for the method; AdamW and casts: model/decoder.py; MoE and latent attention as
-in Megatron-Core's layers.
+in Megatron-Core's layers. What a layout does to each part: formulas/rank_memory.py.
 Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward width, e bytes.
 """
 
@@ -39,6 +39,7 @@ class Memory:
     working: int  # gradients inside the block that is being taken back
     loss: int
     base: int
+    gathered: int = 0  # weights and gradients of other shards, while they are here whole
 
     @property
     def total(self) -> int:
@@ -54,6 +55,20 @@ class Workload:
     recompute: str  # "none", "selective", "full"
     compiled: bool
     kind: str = "cpu"  # of the device
+    recompute_layers: int | None = None  # of "full": the first so many of the model; None: all
+    micro_batches: int = 1  # of a step; only a pipeline holds several at once
+
+    @property
+    def size(self) -> int:
+        """Bytes of an activation."""
+        return 2 if self.dtype == "bf16" else 4
+
+    def recomputed_of(self, layers: range) -> int:
+        """How many of these layers, the first ones, are recomputed fully."""
+        if self.recompute != "full":
+            return 0
+        limit = layers.stop if self.recompute_layers is None else self.recompute_layers
+        return max(0, min(layers.stop, limit) - layers.start)
 
 
 def device_memory(shape: ModelShape, work: Workload) -> Memory:
@@ -63,32 +78,94 @@ def device_memory(shape: ModelShape, work: Workload) -> Memory:
         weights=4 * params,
         gradients=4 * params,
         optimizer=8 * params,
-        casts=2 * all_matrices(shape) if work.dtype == "bf16" else 4 * _joined(shape),
+        casts=2 * all_matrices(shape) if work.dtype == "bf16" else 4 * joined_matrices(shape),
         activations=activation_bytes(shape, work),
-        working=round(_WORKING_SHARE * work.tokens * _largest_layer_bytes(shape, work)),
-        loss=_loss_bytes(shape, work),
-        base=_BASE_BYTES.get(work.kind, _BASE_BYTES_ACCELERATOR),
+        working=working_bytes(shape, work),
+        loss=loss_bytes(shape, work),
+        base=base_bytes(work.kind),
     )
 
 
 def activation_bytes(shape: ModelShape, work: Workload) -> int:
     """Kept from forward to backward for one micro-batch, all layers and the embedding's output."""
-    size = 2 if work.dtype == "bf16" else 4
-    dense, layers = num_dense_layers(shape), shape.layers
-    per_dense = layer_bytes_per_token(shape, size, work.compiled, routed=False)
-    per_routed = layer_bytes_per_token(shape, size, work.compiled, routed=True) if layers > dense else 0
-    kept = dense * per_dense + (layers - dense) * per_routed
-    if work.recompute == "full":  # each block's input, and one block made again
-        kept = layers * size * shape.hidden + _largest_layer_bytes(shape, work)
-    ends = 10 * shape.hidden  # embedding's output, final norm: fp32 inside
-    return work.tokens * (kept + ends)
+    layers = range(shape.layers)
+    kept = kept_per_token(shape, work, layers)
+    again = made_again_per_token(shape, work, any_full=work.recomputed_of(layers) > 0)
+    return work.tokens * (kept + again + ends_per_token(shape))
+
+
+def kept_per_token(shape: ModelShape, work: Workload, layers: range) -> int:
+    """Bytes that these layers keep; those that are recomputed fully only their input."""
+    rest = range(layers.start + work.recomputed_of(layers), layers.stop)
+    routed = len([layer for layer in rest if layer >= num_dense_layers(shape)])
+    kept = (len(layers) - len(rest)) * work.size * shape.hidden
+    for count, is_routed in ((len(rest) - routed, False), (routed, True)):
+        kept += count * _layer_kept(shape, work, routed=is_routed) if count else 0
+    return kept
+
+
+def made_again_per_token(shape: ModelShape, work: Workload, *, any_full: bool) -> int:
+    """Bytes that are made again in the backward pass, one block at a time."""
+    if any_full:
+        return _largest_layer_bytes(shape, work)
+    if work.recompute != "selective":
+        return 0
+    again = [
+        layer_bytes_per_token(shape, work.size, work.compiled, routed=routed)
+        - selective_bytes_per_token(shape, work.size, routed=routed)
+        for routed in _kinds(shape)
+    ]
+    return max(0, *again)
+
+
+def ends_per_token(shape: ModelShape) -> int:
+    """Embedding's output, final norm: fp32 inside."""
+    return 10 * shape.hidden
+
+
+def working_bytes(shape: ModelShape, work: Workload) -> int:
+    return round(_WORKING_SHARE * work.tokens * _largest_layer_bytes(shape, work))
+
+
+def base_bytes(kind: str) -> int:
+    return _BASE_BYTES.get(kind, _BASE_BYTES_ACCELERATOR)
 
 
 def _largest_layer_bytes(shape: ModelShape, work: Workload) -> int:
     """Per token."""
-    size, dense = 2 if work.dtype == "bf16" else 4, num_dense_layers(shape)
-    kinds = [routed for routed, count in ((False, dense), (True, shape.layers - dense)) if count]
-    return max(layer_bytes_per_token(shape, size, work.compiled, routed=routed) for routed in kinds)
+    return max(
+        layer_bytes_per_token(shape, work.size, work.compiled, routed=routed) for routed in _kinds(shape)
+    )
+
+
+def _kinds(shape: ModelShape) -> list[bool]:
+    """Whether layers are routed: the kinds that the model has."""
+    dense = num_dense_layers(shape)
+    return [routed for routed, count in ((False, dense), (True, shape.layers - dense)) if count]
+
+
+def _layer_kept(shape: ModelShape, work: Workload, *, routed: bool) -> int:
+    if work.recompute == "selective":
+        return selective_bytes_per_token(shape, work.size, routed=routed)
+    return layer_bytes_per_token(shape, work.size, work.compiled, routed=routed)
+
+
+def selective_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> int:
+    """One block of which only its input and the outputs of its matmuls are kept: what model/recompute.py
+    saves. Norms, rotation, attention and the SwiGLU product are made again (arXiv:2205.05198 section 5).
+    """
+    a, k, d = shape.heads, shape.kv_heads, shape.head_dim
+    attention = (a + 2 * k) * d
+    if shape.mla_kv_rank:
+        expanded = a * (2 * shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim)
+        attention = shape.mla_q_rank + shape.mla_kv_rank + shape.mla_rope_dim + expanded
+    if routed:
+        inner = shape.experts_per_token * (2 * shape.expert_ffn + shape.hidden)
+        inner += 2 * shape.shared_ffn + (shape.hidden if shape.shared_ffn else 0)
+    else:
+        inner = 2 * shape.ffn + shape.hidden
+    router = 4 * shape.experts if routed else 0
+    return size * (2 * shape.hidden + attention + inner) + router
 
 
 def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, routed: bool) -> int:
@@ -110,7 +187,7 @@ def all_matrices(shape: ModelShape) -> int:
     return matmul_params(shape) + idle
 
 
-def _joined(shape: ModelShape) -> int:
+def joined_matrices(shape: ModelShape) -> int:
     """Weights that are copied into one matrix before use: query, key and value; gate and up."""
     queries_keys_values = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     if shape.mla_kv_rank or shape.experts:
@@ -128,7 +205,7 @@ def _attention_bytes_per_token(shape: ModelShape, size: int) -> int:
     return size * (latents + shape.heads * head) + 4 * shape.heads
 
 
-def _loss_bytes(shape: ModelShape, work: Workload) -> int:
+def loss_bytes(shape: ModelShape, work: Workload) -> int:
     """Head weight cast, its gradient (sum and chunk), one chunk of logits, gradient of the hidden states."""
     head = 8 * shape.vocab * shape.hidden
     chunk = min(_LOSS_CHUNK_ELEMENTS, work.tokens * shape.vocab) * _LOSS_BYTES_PER_ELEMENT

@@ -2,7 +2,8 @@
 
 One source for the model, the initial values, the split over ranks, the Hugging Face names, the
 checkpoint, the optimizer groups and the parameter count. Names are those of Hugging Face's
-`LlamaForCausalLM`, `Qwen3ForCausalLM`, `Qwen3MoeForCausalLM` and `DeepseekV3ForCausalLM`.
+`LlamaForCausalLM`, `Qwen3ForCausalLM`, `Qwen3MoeForCausalLM`, `MixtralForCausalLM`, `Glm4MoeForCausalLM` and
+`DeepseekV3ForCausalLM`. Where one parameter holds many of these tensors: model/pieces.py.
 Q, K and V stay separate tensors: a concatenated one breaks under sharding.
 
 Initial values: "small init", std = sqrt(2 / (5 hidden)) (arXiv:1910.05895); matrices that write into

@@ -41,20 +41,46 @@ def choose(device_type: str, compute: torch.dtype, head_dim: int) -> Kind:
     return "sdpa" if device_type == "cpu" else "flex"
 
 
-def make_mask(kind: Kind, starts_BT: Tensor) -> Mask:
-    """The mask of a whole row (queries and keys at the same positions)."""
+Attend = Callable[[Kind, Tensor, Tensor, Tensor, Mask], Tensor]  # as `attention`
+
+
+class WholeRows:
+    """A rank has every token of its rows. Context parallelism has another class in its place."""
+
+    def kind(self, chosen: Kind) -> Kind:
+        """The kernel to use: `chosen`, or another where it cannot serve."""
+        return chosen
+
+    def index(self, num_tokens: int, device: torch.device) -> Tensor:
+        """[T] int64: where in the row each of this rank's tokens stands. num_tokens: of the whole row."""
+        return torch.arange(num_tokens, device=device)
+
+    def local(self, x_BT: Tensor) -> Tensor:
+        """This rank's part of something that whole rows have, along dim 1."""
+        return x_BT
+
+    def mask(self, kind: Kind, starts_BT: Tensor) -> Mask:
+        """For this rank's queries over the keys that `attend` sees. starts_BT: of the whole rows."""
+        return make_mask(kind, starts_BT)
+
+
+def make_mask(kind: Kind, starts_BT: Tensor, index_T: Tensor | None = None) -> Mask:
+    """The mask of whole rows, or of the queries at `index_T` over the keys of whole rows."""
     if kind == "cpu":
+        assert index_T is None, "the kernel wants queries and keys at the same positions"
         return Mask(starts_BT=starts_BT.to(torch.int32))
     if kind == "flex":
-        return Mask(blocks=_document_blocks(starts_BT))
-    return Mask(allowed_B1TS=allowed_keys(starts_BT, starts_BT.shape[1]))
+        return Mask(blocks=_document_blocks(starts_BT, index_T))
+    keys = starts_BT.shape[1]
+    if index_T is None:
+        return Mask(allowed_B1TS=allowed_keys(starts_BT, keys, torch.arange(keys, device=starts_BT.device)))
+    return Mask(allowed_B1TS=allowed_keys(starts_BT[:, index_T], keys, index_T))
 
 
-def allowed_keys(starts_BT: Tensor, num_keys: int, first_query: int = 0) -> Tensor:
-    """Boolean [B, 1, T, S]: which keys each query sees. Query t stands at position first_query + t."""
+def allowed_keys(starts_BT: Tensor, num_keys: int, index_T: Tensor) -> Tensor:
+    """Boolean [B, 1, T, S]: which keys each query sees. Query t stands at position index_T[t]."""
     keys_S = torch.arange(num_keys, device=starts_BT.device)
-    queries_T = torch.arange(starts_BT.shape[1], device=starts_BT.device) + first_query
-    causal_TS = keys_S <= queries_T[:, None]
+    causal_TS = keys_S <= index_T[:, None]
     return (causal_TS & (keys_S >= starts_BT[:, :, None]))[:, None]
 
 
@@ -74,15 +100,18 @@ def attention(kind: Kind, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: 
     return mixed.transpose(1, 2)
 
 
-def _document_blocks(starts_BT: Tensor) -> BlockMask:
-    rows, tokens = starts_BT.shape
+def _document_blocks(starts_BT: Tensor, index_T: Tensor | None) -> BlockMask:
+    rows, keys = starts_BT.shape
+    queries = keys if index_T is None else index_T.shape[0]
+    place_T = torch.arange(keys, device=starts_BT.device) if index_T is None else index_T
 
     def inside(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key <= query) & (key >= starts_BT[b, query])
+        place = place_T[query]
+        return (key <= place) & (key >= starts_BT[b, place])
 
     # Compiled it never holds the full T x T mask; torch compiles it on accelerators only.
     compiled = starts_BT.device.type != "cpu"
-    return create_block_mask(inside, rows, None, tokens, tokens, starts_BT.device, _compile=compiled)
+    return create_block_mask(inside, rows, None, queries, keys, starts_BT.device, _compile=compiled)
 
 
 _flex: Callable[..., Any] | None = None

@@ -1,22 +1,27 @@
-"""A decoder of the Llama family: RMSNorm, RoPE, grouped-query attention, SwiGLU.
+"""A decoder of the Llama family: RMSNorm, RoPE, grouped-query attention, SwiGLU or experts.
 
 Modules are named so that `state_dict` has Hugging Face's names; how the model is split is a table
-elsewhere (formulas/tensors.py). Weights are fp32; the compute type is written here and nowhere else:
-every matmul casts its weight on use, activations and residual stream are in the compute type, norms
-and softmax work in fp32 inside. No autocast, so that every layout computes the same.
+elsewhere (formulas/tensors.py) and done elsewhere (parallel/). Weights are fp32; the compute type is
+written here and nowhere else: every matmul casts its weight on use, activations and residual stream are
+in the compute type, norms and softmax work in fp32 inside. No autocast, so that every layout computes
+the same.
 Q, K, V (and gate, up) are separate tensors fused into one matmul on the fly.
 Dims: B rows, T tokens, D hidden, H query heads, G key-value heads, K head_dim, F ffn, V vocabulary.
 """
 
-import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.model.attention import Kind, Mask, allowed_keys, attention, choose, make_mask
+from bessemer.model.attention import Attend, Kind, Mask, WholeRows, allowed_keys, attention, choose
+from bessemer.model.layers import FeedForward, Linear, RMSNorm, fused_linear
+from bessemer.model.moe import MoE
+from bessemer.model.recompute import run_block
+from bessemer.model.rotary import rotary_angles, rotate
 
 
 class KeyValueCache:
@@ -37,30 +42,52 @@ class KeyValueCache:
         return self.keys[layer][:, :end], self.values[layer][:, :end]
 
 
+@dataclass(frozen=True)
+class Part:
+    """What of a model a pipeline stage holds."""
+
+    layers: range
+    first: bool = True  # the embedding
+    last: bool = True  # final norm and head
+
+
 class Decoder(nn.Module):
     """Tokens to hidden states; `head_weight` turns those into logits."""
 
-    def __init__(self, shape: ModelShape, compute: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, compute: torch.dtype, part: Part | None = None) -> None:
         super().__init__()
         self.shape = shape
         self.compute = compute
-        self.model = Trunk(shape, compute)
-        self.lm_head = None if shape.tie_embeddings else Linear(shape.hidden, shape.vocab)
+        self.part = part or Part(range(shape.layers))
+        self.model = Trunk(shape, compute, self.part)
+        own_head = self.part.last and not shape.tie_embeddings
+        self.lm_head = Linear(shape.hidden, shape.vocab) if own_head else None
 
     @property
     def head_weight(self) -> Tensor:
         """[V, D] fp32; the embedding itself when tied."""
-        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        if self.lm_head is not None:
+            return self.lm_head.weight
+        assert self.model.embed_tokens is not None, "only the last part has a head"
+        return self.model.embed_tokens.weight
 
     def forward(
-        self, tokens_BT: Tensor, starts_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens_BT: Tensor,
+        starts_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        *,
+        hidden_BTD: Tensor | None = None,
+        balance_B: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, [B, T, D] in the compute type.
+        """Hidden states after the final norm, or this part's last layer: [B, T, D] in the compute type.
 
         starts_BT: index of the first token of each token's document; None: one document a row.
         With a cache, tokens_BT continue the rows after `cache.length` tokens.
+        hidden_BTD: what the part before gave; None for the first part.
+        balance_B: weight of each row in the balance of experts; None: not balanced.
         """
-        return self.model(tokens_BT, starts_BT, cache)
+        return self.model(tokens_BT, starts_BT, cache, hidden_BTD, balance_B)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., V] in the compute type. Training does not call this: see model/loss.py."""
@@ -70,46 +97,65 @@ class Decoder(nn.Module):
 class Trunk(nn.Module):
     """Embedding, blocks, final norm. A module of its own for the `model.` in Hugging Face's names."""
 
-    def __init__(self, shape: ModelShape, compute: torch.dtype) -> None:
+    def __init__(self, shape: ModelShape, compute: torch.dtype, part: Part) -> None:
         super().__init__()
         self.shape = shape
         self.compute = compute
-        self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden)
-        self.layers = nn.ModuleList(Block(shape, index) for index in range(shape.layers))
-        self.norm = RMSNorm(shape.hidden, shape.norm_eps)
-        self.recompute = False  # keep only each block's input, and make the rest again in the backward pass
+        has_embedding = part.first or (part.last and shape.tie_embeddings)
+        self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden) if has_embedding else None
+        # By number, so that a part's layers keep the names that they have in the whole model.
+        self.layers = nn.ModuleDict({str(index): Block(shape, index) for index in part.layers})
+        self.norm = RMSNorm(shape.hidden, shape.norm_eps) if part.last else None
+        self.rows = WholeRows()  # which tokens of its rows this rank has
+        self.recompute = "none"  # or "selective", "full": model/recompute.py
+        self.recompute_layers: int | None = None  # the first so many of the model; None: all
 
-    def forward(self, tokens_BT: Tensor, starts_BT: Tensor | None, cache: KeyValueCache | None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        starts_BT: Tensor | None,
+        cache: KeyValueCache | None,
+        hidden_BTD: Tensor | None,
+        balance_B: Tensor | None,
+    ) -> Tensor:
         starts_BT = torch.zeros_like(tokens_BT) if starts_BT is None else starts_BT
-        kind = self._kind(tokens_BT.device.type, cache)
+        kind: Kind = "sdpa" if cache else choose(tokens_BT.device.type, self.compute, self.shape.head_dim)
         first = cache.length if cache else 0
         if cache:
-            mask = Mask(allowed_B1TS=allowed_keys(starts_BT, first + tokens_BT.shape[1], first))
+            index_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) + first
+            mask = Mask(allowed_B1TS=allowed_keys(starts_BT, first + tokens_BT.shape[1], index_T))
         else:
-            mask = make_mask(kind, starts_BT)
-        positions_BT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) + first - starts_BT
-        rope = rotary_angles(self.shape, positions_BT)
-        x_BTD = self.embed_tokens(tokens_BT).to(self.compute)
-        for block in self.layers:
-            if self.recompute and cache is None and torch.is_grad_enabled():
-                x_BTD = checkpoint(block, x_BTD, rope, mask, kind, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, rope, mask, kind, cache)
+            kind = self.rows.kind(kind)
+            index_T = self.rows.index(tokens_BT.shape[1], tokens_BT.device)
+            mask = self.rows.mask(kind, starts_BT)
+        rope = rotary_angles(self.shape, index_T - self.rows.local(starts_BT))
+        if hidden_BTD is None:
+            assert self.embed_tokens is not None, "only the first part begins with tokens"
+            x_BTD = self.embed_tokens(self.rows.local(tokens_BT)).to(self.compute)
+        else:
+            x_BTD = hidden_BTD
+        for block in self.layers.values():
+            x_BTD = run_block(block, self._recompute(block, cache), x_BTD, rope, mask, kind, cache, balance_B)
         if cache:
             cache.length += tokens_BT.shape[1]
-        return self.norm(x_BTD)
+        return x_BTD if self.norm is None else self.norm(x_BTD)
 
-    def _kind(self, device_type: str, cache: KeyValueCache | None) -> Kind:
-        return "sdpa" if cache else choose(device_type, self.compute, self.shape.head_dim)
+    def _recompute(self, block: Any, cache: KeyValueCache | None) -> str:
+        if cache or (self.recompute_layers is not None and block.index >= self.recompute_layers):
+            return "none"
+        return self.recompute
 
 
 class Block(nn.Module):
     def __init__(self, shape: ModelShape, index: int) -> None:
         super().__init__()
+        self.index = index
         self.input_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
         self.self_attn = Attention(shape, index)
         self.post_attention_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
-        self.mlp = FeedForward(shape.hidden, shape.ffn)
+        routed = shape.experts > 0 and index >= shape.dense_layers
+        self.room = "block_sparse_moe" if routed and shape.family == "mixtral" else "mlp"
+        self.add_module(self.room, MoE(shape) if routed else FeedForward(shape.hidden, shape.ffn))
 
     def forward(
         self,
@@ -118,9 +164,17 @@ class Block(nn.Module):
         mask: Mask,
         kind: Kind,
         cache: KeyValueCache | None = None,
+        balance_B: Tensor | None = None,
     ) -> Tensor:
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, mask, kind, cache)
-        return x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
+        between_BTD = self.post_attention_layernorm(x_BTD)
+        layer = self.feed_forward
+        return x_BTD + (layer(between_BTD, balance_B) if isinstance(layer, MoE) else layer(between_BTD))
+
+    @property
+    def feed_forward(self) -> nn.Module:
+        """The dense layer or the experts, under whichever name the family gives them."""
+        return getattr(self, self.room)  # type: ignore[no-any-return]
 
 
 class Attention(nn.Module):
@@ -135,6 +189,7 @@ class Attention(nn.Module):
         self.o_proj = Linear(queries, shape.hidden)
         self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.attend: Attend = attention  # over this rank's tokens; context parallelism puts its own here
 
     def forward(
         self,
@@ -153,82 +208,5 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = rotate(q_BTHK, rope), rotate(k_BTGK, rope)
         if cache:
             k_BTGK, v_BTGK = cache.extend(self.index, k_BTGK, v_BTGK)
-        out_BTHK = attention(kind, q_BTHK, k_BTGK, v_BTGK, mask)
+        out_BTHK = self.attend(kind, q_BTHK, k_BTGK, v_BTGK, mask)
         return self.o_proj(out_BTHK.reshape(rows, tokens, self.heads * self.head_dim))
-
-
-class FeedForward(nn.Module):
-    def __init__(self, hidden: int, ffn: int) -> None:
-        super().__init__()
-        self.gate_proj = Linear(hidden, ffn)
-        self.up_proj = Linear(hidden, ffn)
-        self.down_proj = Linear(ffn, hidden)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        gate_BTF, up_BTF = fused_linear(x_BTD, self.gate_proj, self.up_proj).chunk(2, dim=-1)
-        return self.down_proj(functional.silu(gate_BTF) * up_BTF)
-
-
-class Linear(nn.Module):
-    """y = x Wᵀ with an fp32 weight, computed in the type of x."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.weight.to(x.dtype))
-
-
-def fused_linear(x: Tensor, *parts: Linear) -> Tensor:
-    """The parts' outputs side by side, from one matmul: their weights are joined while they are cast."""
-    return functional.linear(x, torch.cat([part.weight.to(x.dtype) for part in parts]))
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dim, in fp32 inside (arXiv:1910.07467)."""
-
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(size))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * scale * self.weight).to(x.dtype)
-
-
-def rotary_angles(shape: ModelShape, positions_BT: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, [B, T, 1, K] fp32 each, in the half-split order of Hugging Face's Llama.
-
-    Computed in every forward pass (cheap against one layer) rather than kept as a buffer, which
-    `to_empty` would leave unset. Source: arXiv:2104.09864; scaling: Llama 3.1's reference code.
-    """
-    half = torch.arange(0, shape.head_dim, 2, device=positions_BT.device, dtype=torch.float32)
-    frequency_K = stretched(shape, shape.rope_theta ** -(half / shape.head_dim))
-    angle_BTK = positions_BT[..., None].float() * frequency_K
-    angle_BT1K = torch.cat([angle_BTK, angle_BTK], dim=-1).unsqueeze(2)
-    return angle_BT1K.cos(), angle_BT1K.sin()
-
-
-def stretched(shape: ModelShape, frequency_K: Tensor) -> Tensor:
-    """Rotary frequencies for a longer context: "linear" or "llama3" scaling; none: unchanged."""
-    scaling = shape.rope_scaling
-    if not scaling:
-        return frequency_K
-    if scaling["rope_type"] == "linear":
-        return frequency_K / scaling["factor"]
-    original = scaling["original_max_position_embeddings"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-    turns_K = original * frequency_K / (2.0 * math.pi)
-    smooth_K = ((turns_K - low) / (high - low)).clamp(0.0, 1.0)
-    return frequency_K * (smooth_K + (1.0 - smooth_K) / scaling["factor"])
-
-
-def rotate(x_BTHK: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotary position embedding of queries or keys, computed in fp32."""
-    cos, sin = rope
-    wide = x_BTHK.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BTHK.dtype)

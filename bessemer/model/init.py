@@ -13,17 +13,37 @@ from torch import nn
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.model.pieces import Pieces, local, stored, whole_pieces
 
 _BLOCK = 65536
 
 
 def initialise(model: nn.Module, shape: ModelShape, seed: int, device: torch.device | str) -> None:
     """Give a model built on the meta device its memory and its values, each tensor once."""
-    specs = {spec.name: spec for spec in tensor_table(shape)}
     model.to_empty(device=device)
+    zero_counters(model)
+    fill(model, whole_pieces(model), shape, seed)
+
+
+def fill(model: nn.Module, pieces: Pieces, shape: ModelShape, seed: int) -> None:
+    """First values of what is held here, be it whole tensors or parts of them."""
+    specs = {spec.name: spec for spec in tensor_table(shape)}
+    tensors = dict(stored(model))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(initial_values(specs[name], seed))
+        for name, parts in pieces.items():
+            tensor = local(tensors[name])
+            for piece in parts:
+                rows = slice(piece.offset[0], piece.offset[0] + piece.size[0])
+                others = [slice(o, o + n) for o, n in zip(piece.offset[1:], piece.size[1:], strict=True)]
+                piece.of(tensor).copy_(initial_values(specs[piece.name], seed, rows)[(slice(None), *others)])
+
+
+def zero_counters(model: nn.Module) -> None:
+    """Buffers that are no part of a checkpoint begin at zero; `to_empty` leaves them as they come."""
+    kept = set(model.state_dict())
+    for name, buffer in model.named_buffers():
+        if name not in kept:
+            buffer.zero_()
 
 
 def initial_values(spec: TensorSpec, seed: int, rows: slice = slice(None)) -> torch.Tensor:

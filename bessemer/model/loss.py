@@ -9,6 +9,7 @@ Dims: N tokens, C tokens of a chunk, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,17 +20,32 @@ _CHUNK_ELEMENTS = 8 * 2**20  # of logits: 16 MiB in bf16
 ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class Head:
+    """How a chunk's loss is computed where not every rank has the whole head (parallel/vocabulary.py)."""
+
+    chunk: ChunkFunction
+    loss_only: Callable[[Tensor, Tensor, Tensor], Tensor]  # summed; without gradients
+    vocab: int  # rows of the head that decide the size of a chunk
+
+
 def next_token_loss(
-    hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, chunk: ChunkFunction | None = None
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    targets_N: Tensor,
+    chunk: ChunkFunction | None = None,
+    head: Head | None = None,
 ) -> Tensor:
     """Summed negative log-likelihood [nat] of the targets that are not IGNORED, a fp32 scalar.
 
     hidden_ND in the compute type; weight_VD fp32 or compute type. `chunk` may be a compiled
-    `loss_chunk`. Divide by the global number of targets outside.
+    `loss_chunk`; `head`: of a rank that has a part of it. Divide by the global number of targets outside.
     """
     if not torch.is_grad_enabled():
-        return _loss_only(hidden_ND, weight_VD.to(hidden_ND.dtype), targets_N)
-    return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, chunk or loss_chunk)
+        return _loss_only(hidden_ND, weight_VD.to(hidden_ND.dtype), targets_N, head)
+    chunk = head.chunk if head else (chunk or loss_chunk)
+    vocab = head.vocab if head else weight_VD.shape[0]
+    return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, chunk, vocab)
 
 
 def loss_chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,12 +64,12 @@ def loss_chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_ND, weight_VD, targets_N, chunk):  # type: ignore[no-untyped-def]
+    def forward(ctx, hidden_ND, weight_VD, targets_N, chunk, vocab):  # type: ignore[no-untyped-def]
         weight = weight_VD.to(hidden_ND.dtype)
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND)
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for rows in _chunks(hidden_ND.shape[0], weight_VD.shape[0]):
+        for rows in _chunks(hidden_ND.shape[0], vocab):
             part, grad_rows, grad_part = chunk(hidden_ND[rows], weight, targets_N[rows])
             loss += part
             grad_hidden[rows] = grad_rows
@@ -65,12 +81,15 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
         # Scaled in place: this node owns both, and the head's gradient is the largest of the model.
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None
+        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
 
 
-def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, head: Head | None) -> Tensor:
     loss = hidden_ND.new_zeros((), dtype=torch.float32)
-    for rows in _chunks(hidden_ND.shape[0], weight_VD.shape[0]):
+    for rows in _chunks(hidden_ND.shape[0], head.vocab if head else weight_VD.shape[0]):
+        if head is not None:
+            loss += head.loss_only(hidden_ND[rows], weight_VD, targets_N[rows])
+            continue
         logits_CV = (hidden_ND[rows] @ weight_VD.T).float()
         loss += torch.nn.functional.cross_entropy(
             logits_CV, targets_N[rows], ignore_index=IGNORED, reduction="sum"

@@ -7,16 +7,17 @@
 from dataclasses import replace
 
 from bessemer.errors import RecipeError, RefusedError
-from bessemer.formulas.memory import device_memory
+from bessemer.formulas.huggingface_moe import MOE_FAMILIES
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.budget import hours_allowed
 from bessemer.planner.facts import Facts
+from bessemer.planner.layout_rules import allows
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.predict import workload
+from bessemer.planner.predict import device_bytes
 from bessemer.recipe.schema import Optimization, Recipe
 from bessemer.units import format_bytes
 
-_TRAINABLE_FAMILIES = ("llama", "qwen3")
+_TRAINABLE_FAMILIES = ("llama", "qwen3", *MOE_FAMILIES)
 # Of the memory that is there; the rest is for other programs and for what the formula leaves out.
 _USABLE_SHARE = 0.95
 
@@ -63,23 +64,26 @@ def _check_deterministic(recipe: Recipe, facts: Facts) -> None:
         )
 
 
-def memory_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
-    """Predicted peak of one device."""
-    return device_memory(shape, workload(stage, facts, compiled=stage.compile is not False)).total
-
-
 def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
     if facts.memory_bytes is None:
         return
     usable = round(_USABLE_SHARE * facts.memory_bytes)
-    needed = memory_bytes(shape, stage, facts)
+    needed = device_bytes(shape, stage, facts)
     if needed > usable:
         raise RefusedError(
             "the run does not fit in memory",
-            found=f"{format_bytes(needed)} predicted, {format_bytes(facts.memory_bytes)} on {facts.device}",
+            found=f"{format_bytes(needed)} predicted{_for_ranks(stage, facts)}, "
+            f"{format_bytes(facts.memory_bytes)} on {facts.device}",
             wanted=f"at most {format_bytes(usable)}",
             fix=_cheapest_fix(shape, stage, facts, usable),
         )
+
+
+def _for_ranks(stage: StagePlan, facts: Facts) -> str:
+    if stage.layout.world == 1:
+        return ""
+    on_one = stage.layout.world // facts.devices
+    return f" for {on_one} ranks" if facts.kind == "cpu" else " for a rank"
 
 
 def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int) -> str:
@@ -87,13 +91,15 @@ def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int
     sizes = [rows for rows in (2**power for power in range(12, -1, -1)) if rows < stage.micro_batch]
     options = [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
     for rows in [stage.micro_batch, *sizes]:
-        changed = replace(stage, recompute="full", micro_batch=rows)
+        changed = replace(stage, recompute="full", recompute_layers=None, micro_batch=rows)
         options.append((f"recompute=full and micro_batch={rows}", changed))
     for text, option in options:
-        needed = memory_bytes(shape, option, facts)
+        if not allows(option.layout, option.micro_batches):
+            continue
+        needed = device_bytes(shape, option, facts)
         if needed <= usable:
             return f"set {text}: {format_bytes(needed)}"
-    least = memory_bytes(shape, options[-1][1], facts)
+    least = device_bytes(shape, options[-1][1], facts)
     return f"take a smaller model ({format_bytes(least)} is its least on one device), or one with more memory"
 
 
@@ -101,8 +107,7 @@ def _shape_refusals(shape: ModelShape) -> list[Refusal]:
     scaling = (shape.rope_scaling or {}).get("rope_type")
     checks = [
         (shape.family not in _TRAINABLE_FAMILIES, f'model.family = "{shape.family}"',
-         "family " + " or ".join(_TRAINABLE_FAMILIES), 'set model.family="llama" and a dense shape'),
-        (shape.experts > 0, f"{shape.experts} experts", "a dense model", "remove the keys of the experts"),
+         "family " + " or ".join(_TRAINABLE_FAMILIES), _nearest_family(shape)),
         (shape.mla_kv_rank > 0, "latent attention", "grouped-query attention", "remove the mla_ keys"),
         (shape.norm != "rms", f'model.norm = "{shape.norm}"', 'norm = "rms"', "remove model.norm"),
         (shape.sliding_window is not None, f"model.sliding_window = {shape.sliding_window}",
@@ -111,6 +116,12 @@ def _shape_refusals(shape: ModelShape) -> list[Refusal]:
          "llama3, linear or none", "change model.rope_scaling"),
     ]  # fmt: skip
     return [(found, wanted, fix) for wrong, found, wanted, fix in checks if wrong]
+
+
+def _nearest_family(shape: ModelShape) -> str:
+    if shape.experts:
+        return 'set model.family="glm4-moe", which has DeepSeek-V3\'s experts, and remove the mla_ keys'
+    return 'set model.family="llama" and a dense shape'
 
 
 def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
@@ -125,7 +136,4 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
         if section.optimizer != "adamw":
             found = f'{name}.optimizer = "{section.optimizer}"'
             refusals.append((found, 'optimizer = "adamw"', f"remove {name}.optimizer"))
-        if section.recompute == "selective":
-            found, fix = f'{name}.recompute = "selective"', f"set {name}.recompute=full, or none"
-            refusals.append((found, 'recompute "none" or "full"', fix))
     return refusals

@@ -8,6 +8,7 @@ a run under way.
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from bessemer.formulas.layout import ONE_PROCESS, Layout, num_micro_batches
 from bessemer.formulas.shape import ModelShape
 
 
@@ -82,6 +83,15 @@ class StagePlan:
     log_every: int = 1
     keep: int = 2
     optimizer: str = "adamw"
+    router_balance: float = 0.001  # weight of the experts' auxiliary loss, or rate of the router's bias
+    layout: Layout = ONE_PROCESS
+    async_save: bool = True  # write checkpoints while training goes on
+    recompute_layers: int | None = None  # of "full": the first so many of the model; None: all
+
+    @property
+    def micro_batches(self) -> int:
+        """Forward passes of a rank in one step."""
+        return num_micro_batches(self.layout, self.batch_rows, self.micro_batch)
 
     @property
     def batch_tokens(self) -> int:
@@ -92,7 +102,8 @@ class StagePlan:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "StagePlan":
-        return StagePlan(**{**values, "betas": tuple(values["betas"])})
+        layout = Layout.from_json(values.get("layout") or {})  # plans from before layouts: one process
+        return StagePlan(**{**values, "betas": tuple(values["betas"]), "layout": layout})
 
 
 @dataclass(frozen=True)

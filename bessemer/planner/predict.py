@@ -7,14 +7,16 @@ peak, over its measured matmul ceiling.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from bessemer.energy.grid import region
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
-from bessemer.formulas.memory import Workload, device_memory
+from bessemer.formulas.layout import Layout
+from bessemer.formulas.memory import Memory, Workload
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, find
 from bessemer.planner.facts import Curve, Facts
@@ -28,6 +30,7 @@ _MOE_SHARE = 0.75  # of a dense model's efficiency, from published MoE runs
 _CEILING_SHARE = 0.76
 # Llama 3: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv:2407.21783, section 3.3.4).
 _DEVICE_HOURS_PER_FAILURE = 50_700.0
+_STATE_BYTES, _COPY_SHARE = 12, 0.85  # per parameter: fp32 weight and two moments; of the memory
 _SAVE_S, _RESTART_S = 30.0, 600.0
 # Matmuls inside a training step, over the ceiling of one large product; and the cores of the CPU curve.
 _MATMUL_SHARE = 0.97
@@ -50,13 +53,26 @@ def peak_tflops(facts: Facts, dtype: str) -> float | None:
     return device.peak_tflops(dtype) if device else None
 
 
-def training_speed(shape: ModelShape, facts: Facts, dtype: str, recompute: str) -> Speed | None:
-    """Model TFLOP/s of one device, without the optimizer's update. None: nothing to base it on."""
+def devices_of(layout: Layout, facts: Facts) -> Facts:
+    """Facts for a layout: ranks share the cores of a CPU, and have an accelerator each."""
+    if facts.kind == "cpu" or facts.devices > 1:
+        return facts
+    return replace(facts, devices=layout.world)
+
+
+def training_speed(
+    shape: ModelShape, facts: Facts, dtype: str, recompute: str, recomputed_share: float = 1.0
+) -> Speed | None:
+    """Model TFLOP/s of one device, without the optimizer's update. None: nothing to base it on.
+
+    recomputed_share: of the layers, with full recomputation.
+    """
     share = efficiency(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
     if facts.kind == "cpu" and facts.ceilings is not None:
         share = cpu_share(share, facts.ceilings.matmul_tflops(dtype) / facts.ceilings.threads)
     model = train_flops_per_token(shape, shape.context)
-    share *= model / hardware_flops_per_token(shape, shape.context, recompute)
+    again = hardware_flops_per_token(shape, shape.context, recompute) - model
+    share *= model / (model + recomputed_share * again)
     if facts.ceilings is not None:
         ceiling = facts.ceilings.matmul_tflops(dtype) / (1.0 if facts.kind == "cpu" else _CEILING_SHARE)
         return Speed(Band(ceiling * share, 0.7 * ceiling * share, 1.3 * ceiling * share), "modelled")
@@ -104,7 +120,8 @@ def step_time(shape: ModelShape, batch_tokens: int, speed: Speed | None, facts: 
 
 def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -> dict[str, Estimate]:
     """All predicted quantities of one stage, under the names of the `plan` document."""
-    speed = training_speed(shape, facts, stage.dtype, stage.recompute)
+    facts = devices_of(stage.layout, facts)
+    speed = training_speed(shape, facts, stage.dtype, stage.recompute, recomputed_share(shape, stage))
     step_s = step_time(shape, stage.batch_tokens, speed, facts)
     tokens_per_s = step_s.inverse(stage.batch_tokens)
     flops = train_flops_per_token(shape, stage.context)
@@ -177,17 +194,53 @@ def grid_region(recipe: Recipe) -> str | None:
     return recipe.cluster.region or recipe.energy.region
 
 
+def recomputed_share(shape: ModelShape, stage: StagePlan) -> float:
+    """Of the layers that "full" recomputes."""
+    return 1.0 if stage.recompute_layers is None else stage.recompute_layers / shape.layers
+
+
 def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
-    return Workload(stage.micro_batch * stage.context, stage.dtype, stage.recompute, compiled, facts.kind)
+    tokens = stage.micro_batch * stage.context
+    return Workload(
+        tokens,
+        stage.dtype,
+        stage.recompute,
+        compiled,
+        facts.kind,
+        stage.recompute_layers,
+        stage.micro_batches,
+    )
+
+
+def rank_memories(shape: ModelShape, stage: StagePlan, facts: Facts, *, compiled: bool) -> list[Memory]:
+    """Of each place in the pipeline; one for a process that trains alone."""
+    return layout_memory(shape, workload(stage, facts, compiled=compiled), stage.layout)
+
+
+def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
+    """Predicted peak of one device: of its rank, or on a CPU of all ranks that share its memory."""
+    memories = rank_memories(shape, stage, facts, compiled=stage.compile is not False)
+    totals = [memory.total for memory in memories]
+    if facts.kind != "cpu":
+        return max(totals)
+    return sum(totals) * (stage.layout.world // stage.layout.pipeline) // facts.devices
+
+
+def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
+    """Whether a CPU's memory also holds a copy of what a checkpoint has; an accelerator's host does."""
+    if facts.kind != "cpu" or facts.memory_bytes is None:
+        return True
+    copy = _STATE_BYTES * total_params(shape) // facts.devices
+    return device_bytes(shape, stage, facts) + copy <= _COPY_SHARE * facts.memory_bytes
 
 
 def _memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
-    """One device that holds the whole model. On more devices it depends on a layout: unknown here."""
-    if facts.devices > 1:
+    """The fullest rank. On more devices it depends on a layout: unknown without one."""
+    if facts.devices > 1 and stage.layout.world == 1:
         return UNKNOWN
     compiled = stage.compile is not False
-    value = device_memory(shape, workload(stage, facts, compiled=compiled)).total
-    high = 1.1 * device_memory(shape, workload(stage, facts, compiled=False)).total
+    value = max(memory.total for memory in rank_memories(shape, stage, facts, compiled=compiled))
+    high = 1.1 * max(memory.total for memory in rank_memories(shape, stage, facts, compiled=False))
     return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
 
 

@@ -8,13 +8,14 @@ which the training verbs call and `bessemer plan` does not.
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
+from bessemer.formulas.layout import Layout
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.budget import hours_allowed
 from bessemer.planner.facts import Facts
-from bessemer.planner.layout import resolve_layout
+from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
 from bessemer.planner.plan import Derived, Plan, StagePlan
-from bessemer.planner.predict import predict
+from bessemer.planner.predict import devices_of, predict
 from bessemer.planner.shape import resolve_shape
 from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, rows_of, stage_plan
 from bessemer.recipe.schema import Finetune, Recipe
@@ -25,11 +26,19 @@ _FINETUNE_ROWS_ALONE = 16
 _FINETUNE_MIN_STEPS = 100
 
 
-def resolve(recipe: Recipe, facts: Facts) -> Plan:
-    """Everything that a run needs to know, decided once."""
-    layout = check_recipe(recipe)
+def resolve(recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE) -> Plan:
+    """Everything that a run needs to know, decided once.
+
+    world: processes that were started (torchrun); None: as many are started as the layout has ranks.
+    layout_from: what an error calls the layout's setting.
+    """
+    check_recipe(recipe, world=world, layout_from=layout_from)
     shape, derived = resolve_shape(recipe, facts)
     _check_data(shape, facts)
+    layout = stage_layout(recipe, shape, world=world, where=layout_from)
+    if recipe.parallel.layout != "auto":
+        check_cluster(layout, facts, layout_from)
+    facts = devices_of(layout, facts)
     rules = Rules("pretrain")
     dtype = choose_dtype(recipe.pretrain.dtype, facts, rules)
     hours = hours_allowed(recipe, facts)
@@ -37,7 +46,7 @@ def resolve(recipe: Recipe, facts: Facts) -> Plan:
     flops = train_flops_per_token(shape, shape.context) * steps * rows * shape.context
     rule = f"0.3118 C^-0.125 at C = {flops:.1e} FLOPs, between 1e-4 and 3e-3 (arXiv:2401.02954)"
     lr = rules.settle("lr", recipe.pretrain.lr, sizing.learning_rate_for(flops), rule)
-    decided = Decided(shape.context, steps, rows, lr, dtype)
+    decided = Decided(shape.context, steps, rows, lr, dtype, layout)
     stage = stage_plan(recipe.pretrain, shape, decided, facts, rules)
     return Plan(
         name=recipe.name,
@@ -47,25 +56,33 @@ def resolve(recipe: Recipe, facts: Facts) -> Plan:
         params_active=active_params(shape),
         pretrain=stage,
         device=facts.device,
-        layout=_layout_document(layout, stage),
+        layout=layout_document(stage),
         predicted=predict(recipe, shape, stage, facts),
         derived=[*derived, *rules.derived],
     )
 
 
-def check_recipe(recipe: Recipe) -> dict[str, int]:
-    """What holds for every recipe, also under a run that exists. Returns the layout's degrees."""
-    layout = resolve_layout(recipe.parallel.layout)
+def check_recipe(recipe: Recipe, *, world: int | None = None, layout_from: str = WHERE) -> Layout:
+    """What holds for every recipe, also under a run that exists. Returns its layout, not yet checked
+    against a model."""
+    layout = parse_layout(recipe.parallel.layout, layout_from, world)
     _refuse_contradictions(recipe)
     return layout
 
 
 def resolve_finetune(
-    recipe: Recipe, shape: ModelShape, num_rows: int, facts: Facts, pretrain: StagePlan | None = None
+    recipe: Recipe,
+    shape: ModelShape,
+    num_rows: int,
+    facts: Facts,
+    pretrain: StagePlan | None = None,
+    *,
+    world: int | None = None,
 ) -> tuple[StagePlan, list[Derived]]:
     """The fine-tuning stage for `num_rows` packed rows of examples.
 
     pretrain: the stage that made the weights, where it is known; rate and batch follow from it.
+    world: as in `resolve`; the layout is that of [parallel] too.
     """
     section = recipe.finetune
     if section is None:
@@ -77,6 +94,8 @@ def resolve_finetune(
         )
     rules = Rules("finetune")
     context = finetune_context(section, shape)
+    layout = stage_layout(recipe, shape, context=context, world=world)
+    facts = devices_of(layout, facts)
     dtype = pretrain.dtype if pretrain and section.dtype == "auto" else section.dtype
     dtype = choose_dtype(dtype, facts, rules)
     rows = _finetune_rows(section, context, num_rows, pretrain, rules)
@@ -87,7 +106,7 @@ def resolve_finetune(
         lr = float(f"{_FINETUNE_LR_SHARE * pretrain.lr:.1e}")
         rule = "a tenth of the peak in pre-training: the weights are to be moved, not replaced"
     lr = rules.settle("lr", section.lr, lr, rule)
-    stage = stage_plan(section, shape, Decided(context, steps, rows, lr, dtype), facts, rules)
+    stage = stage_plan(section, shape, Decided(context, steps, rows, lr, dtype, layout), facts, rules)
     return stage, rules.derived
 
 
@@ -151,6 +170,13 @@ def _check_data(shape: ModelShape, facts: Facts) -> None:
         )
 
 
-def _layout_document(layout: dict[str, int], stage: StagePlan) -> dict[str, object]:
-    pipeline = {"schedule": None, "interleave": 1}
-    return {**layout, "micro_batch": stage.micro_batch, **pipeline, "recompute": stage.recompute}
+def layout_document(stage: StagePlan) -> dict[str, object]:
+    """As in the `plan` document. `schedule` is null where there is no pipeline."""
+    layout = stage.layout
+    return {
+        **layout.to_json(),
+        "micro_batch": stage.micro_batch,
+        "schedule": layout.schedule if layout.pipeline > 1 else None,
+        "recompute": stage.recompute,
+        "recompute_layers": stage.recompute_layers,
+    }

@@ -14,7 +14,8 @@ from bessemer.units import format_count, parse_count
 _DEFAULT_SIZE = "30M"
 # Their blocks have other matrices than ours: counting them as ours would be a guess.
 _UNCOUNTED_FAMILIES = ("gpt2", "gemma3")
-_MOE_FAMILIES = ("qwen3-moe", "mixtral", "deepseek-v3")
+_MOE_FAMILIES = ("qwen3-moe", "mixtral", "glm4-moe", "deepseek-v3")
+_BIASED_FAMILIES = ("glm4-moe", "deepseek-v3")  # those that have a router with a bias, and shared experts
 _QK_NORM_FAMILIES = ("qwen3", "qwen3-moe", "gemma3")
 _SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
 _MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
@@ -33,7 +34,7 @@ def resolve_shape(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derive
         raise RecipeError(
             f'family "{model.family}" is not built yet in this version',
             found=f'model.family = "{model.family}"',
-            wanted="llama or qwen3 to train; also qwen3-moe, mixtral, deepseek-v3 or phi3 to plan",
+            wanted="llama, qwen3, qwen3-moe, mixtral or glm4-moe to train; also deepseek-v3 or phi3 to plan",
             fix='set model.family="llama": `bessemer recipes show gpt1-117m` has such a shape',
         )
     base = _base(recipe, facts)
@@ -203,10 +204,26 @@ def _refuse_contradictions(model: Model) -> None:
         (is_moe and not needed and (model.experts_per_token or 0) > (model.experts or 0),
          f"experts_per_token = {model.experts_per_token}, experts = {model.experts}",
          "no more experts for a token than there are", "lower model.experts_per_token"),
-        (model.router == "sigmoid_bias" and family != "deepseek-v3",
+        (model.router == "sigmoid_bias" and family not in _BIASED_FAMILIES,
          f'router = "sigmoid_bias" with family = "{family}"', "router softmax", "remove model.router"),
+        (family == "glm4-moe" and model.router == "softmax", 'family = "glm4-moe" with router = "softmax"',
+         'router = "sigmoid_bias"', 'set model.router="sigmoid_bias"'),
+        (bool(model.shared_ffn) and family not in _BIASED_FAMILIES,
+         f'shared_ffn = {model.shared_ffn} with family = "{family}"',
+         "a family with shared experts: " + ", ".join(_BIASED_FAMILIES), "remove model.shared_ffn"),
+        (family == "glm4-moe" and not needed and (model.shared_ffn or 1) % (model.expert_ffn or 1) != 0,
+         f'family = "glm4-moe" with shared_ffn = {model.shared_ffn}, expert_ffn = {model.expert_ffn}',
+         "shared_ffn a multiple of expert_ffn", f"set model.shared_ffn={model.expert_ffn}"),
+        (family == "mixtral" and model.dense_layers > 0,
+         f'dense_layers = {model.dense_layers} with family = "mixtral"', "experts in every layer",
+         "remove model.dense_layers, or change model.family"),
+        (is_moe and model.layers is not None and model.dense_layers >= model.layers,
+         f"dense_layers = {model.dense_layers}, layers = {model.layers}", "a layer with experts",
+         "lower model.dense_layers"),
         (model.qk_norm is True and family == "llama", 'qk_norm = true with family = "llama"',
          'family = "qwen3", which is Llama with it', 'set model.family = "qwen3"'),
+        (model.qk_norm is True and family == "mixtral", 'qk_norm = true with family = "mixtral"',
+         'family = "qwen3-moe", which has it', 'set model.family = "qwen3-moe"'),
         (model.qk_norm is False and family in _QK_NORM_FAMILIES, f'qk_norm = false with family = "{family}"',
          'family = "llama", which is Qwen3 without it', 'set model.family = "llama"'),
     ]  # fmt: skip

@@ -4,24 +4,24 @@ Every "auto" is decided here, and told with its rule.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
-from bessemer.formulas.memory import Workload, device_memory
+from bessemer.formulas.layout import ONE_PROCESS, V_SHAPED, Layout
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.facts import Facts
+from bessemer.planner.layout_rules import check_micro_batches
+from bessemer.planner.micro_batch import CPU_MICRO_BATCH_TOKENS, choose_micro_batch
 from bessemer.planner.plan import Derived, StagePlan
-from bessemer.planner.predict import step_time, training_speed
+from bessemer.planner.predict import copy_fits, recomputed_share, step_time, training_speed
+from bessemer.planner.recompute import Recompute, settle_recompute
 from bessemer.recipe.schema import Optimization, Pretrain
-from bessemer.units import format_count, format_seconds
+from bessemer.units import format_bytes, format_count, format_seconds
 
-_CPU_MICRO_BATCH_TOKENS = 4096  # larger ones no longer gain on a CPU and fall out of its caches
-_ACCELERATOR_MICRO_BATCH_TOKENS = 65536
-_MEMORY_SHARE = 0.85  # of a device, in choosing a micro-batch
 _MIN_STEPS = 50  # a batch rule fitted on large runs must not leave a short one with a handful of updates
 _MAX_BATCH_TOKENS = 16_777_216
 _SAVE_INTERVAL_S = (60.0, 1800.0)
@@ -37,6 +37,7 @@ class Decided:
     batch_rows: int
     lr: float
     dtype: str
+    layout: Layout = ONE_PROCESS
 
     @property
     def batch_tokens(self) -> int:
@@ -98,20 +99,33 @@ def stage_plan(
     section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
 ) -> StagePlan:
     """Everything else of a stage, once its length is known."""
-    steps = decided.steps
-    micro_batch = _micro_batch(section, shape, decided, facts, rules)
+    steps, layout = decided.steps, decided.layout
+    compiles = compile_for(section, layout, rules.section)
+    batch = StagePlan(
+        steps=steps,
+        context=decided.context,
+        batch_rows=decided.batch_rows,
+        micro_batch=1,
+        lr=decided.lr,
+        dtype=decided.dtype,
+        compile=compiles,
+        recompute=section.recompute,
+        layout=layout,
+    )
+    batch = replace(batch, micro_batch=_micro_batch(section, shape, batch, facts, rules))
+    recompute = settle_recompute(section, shape, batch, facts, rules.section)
+    if section.activation_memory is not None:
+        _tell_recompute(section, recompute, rules)
     warmup = min(2000, math.ceil(steps / 20)) if steps > 1 else 0
     warmup = rules.settle("warmup", section.warmup, warmup, "a twentieth of the steps, at most 2000")
     decay_steps = round(section.decay * steps) if section.schedule == "wsd" else 0
     _check_schedule(section, steps, warmup, decay_steps)
-    speed = training_speed(shape, facts, decided.dtype, section.recompute)
+    _check_balance(section, shape, rules.section)
+    batch = replace(batch, recompute=recompute.kind, recompute_layers=recompute.layers)
+    speed = training_speed(shape, facts, batch.dtype, batch.recompute, recomputed_share(shape, batch))
     step_s = step_time(shape, decided.batch_tokens, speed, facts).value
-    return StagePlan(
-        steps=steps,
-        context=decided.context,
-        batch_rows=decided.batch_rows,
-        micro_batch=micro_batch,
-        lr=decided.lr,
+    return replace(
+        batch,
         schedule=section.schedule,
         warmup=warmup,
         decay_steps=decay_steps,
@@ -120,9 +134,6 @@ def stage_plan(
         eps=section.eps,
         weight_decay=section.weight_decay,
         grad_clip=None if section.grad_clip == "off" else section.grad_clip,
-        dtype=decided.dtype,
-        compile=section.compile,
-        recompute=section.recompute,
         validate_every=rules.settle(
             "validate_every",
             section.validate_every,
@@ -132,7 +143,9 @@ def stage_plan(
         save_every=_save_every(section, steps, step_s, rules),
         log_every=section.log_every,
         keep=section.keep,
+        async_save=section.async_save if section.async_save != "auto" else copy_fits(shape, batch, facts),
         optimizer=section.optimizer,
+        router_balance=section.router_balance,
     )
 
 
@@ -160,6 +173,20 @@ def check_micro_batch(micro_batch: int, rows: int, name: str) -> None:
             wanted=f"at most {rows}",
             fix=f"set {name}.micro_batch={rows}, or raise {name}.batch_tokens",
         )
+
+
+def compile_for(section: Optimization, layout: Layout, name: str) -> bool | str:
+    """V-shaped schedules make weight gradients later (model/deferred.py), which compiled blocks do not."""
+    if layout.pipeline == 1 or layout.schedule not in V_SHAPED:
+        return section.compile
+    if section.compile is True:
+        raise RecipeError(
+            f"schedule={layout.schedule} does not run compiled",
+            found=f"{name}.compile = true",
+            wanted=f'compile = false or "auto" with schedule={layout.schedule}',
+            fix=f"set {name}.compile=false, or schedule=1f1b",
+        )
+    return False
 
 
 def _tokens(
@@ -200,7 +227,7 @@ def _batch_rows(
     if given is not None:
         return given
     rows = max(1, round(min(wanted, _MAX_BATCH_TOKENS) / shape.context))
-    whole = max(1, _CPU_MICRO_BATCH_TOKENS // shape.context)
+    whole = max(1, CPU_MICRO_BATCH_TOKENS // shape.context)
     if rows > whole:  # so that micro-batches of the usual size fill it
         rows = round(rows / whole) * whole
     rules.settle("batch_tokens", "auto", rows * shape.context, f"{rule}, in whole rows")
@@ -208,37 +235,21 @@ def _batch_rows(
 
 
 def _micro_batch(
-    section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
+    section: Optimization, shape: ModelShape, batch: StagePlan, facts: Facts, rules: Rules
 ) -> int:
-    rows, context = decided.batch_rows, decided.context
-    if section.micro_batch != "auto":
-        check_micro_batch(section.micro_batch, rows, rules.section)
-        return section.micro_batch
-    limit = _CPU_MICRO_BATCH_TOKENS if facts.kind == "cpu" else _ACCELERATOR_MICRO_BATCH_TOKENS
-    rule = f"{limit} tokens or down to half of them, with the fewest empty rows"
-    share = -(-rows // facts.devices)
-    best = _evenest(share, max(1, limit // context))
-    while facts.devices == 1 and best > 1 and not _fits(section, shape, best * context, decided.dtype, facts):
-        best = _evenest(share, best - 1)
-        rule = f"what fits in {_MEMORY_SHARE:.0%} of memory, with the fewest empty rows"
-    return int(rules.settle("micro_batch", "auto", best, rule))
+    if section.micro_batch == "auto":
+        size, rule = choose_micro_batch(section, shape, batch, facts)
+        return int(rules.settle("micro_batch", "auto", size, rule))
+    check_micro_batch(section.micro_batch, batch.batch_rows, rules.section)
+    check_micro_batches(batch.layout, batch.batch_rows, section.micro_batch, rules.section)
+    return section.micro_batch
 
 
-def _fits(section: Optimization, shape: ModelShape, tokens: int, dtype: str, facts: Facts) -> bool:
-    if facts.memory_bytes is None:
-        return True
-    work = Workload(tokens, dtype, section.recompute, section.compile is not False, facts.kind)
-    return device_memory(shape, work).total <= _MEMORY_SHARE * facts.memory_bytes
-
-
-def _evenest(rows: int, limit: int) -> int:
-    """The size from half the limit on that cuts `rows` with the fewest empty ones; the largest of them.
-
-    The loader fills the last micro-batch up with empty rows, which cost as much as others. Smaller than
-    half the limit is worse: a batch of 17 rows in one-row micro-batches.
-    """
-    most = min(rows, limit)
-    return min(range(most, (most + 1) // 2 - 1, -1), key=lambda size: -rows % size)
+def _tell_recompute(section: Optimization, chosen: Recompute, rules: Rules) -> None:
+    rule = f"the fewest first layers, so that {format_bytes(float(section.activation_memory or 0))} "
+    rules.settle(
+        "recompute_layers", "auto", chosen.layers or 0, rule + "hold the activations of the fullest one"
+    )
 
 
 def _save_every(section: Optimization, steps: int, step_s: float | None, rules: Rules) -> int:
@@ -251,6 +262,16 @@ def _save_every(section: Optimization, steps: int, step_s: float | None, rules: 
     every = min(fifth, max(1, round(interval_s / step_s)))
     rule = f"about every {format_seconds(every * step_s)} as predicted, five times at least"
     return int(rules.settle("save_every", section.save_every, every, rule))
+
+
+def _check_balance(section: Optimization, shape: ModelShape, name: str) -> None:
+    if "router_balance" in section.model_fields_set and not shape.experts:
+        raise RecipeError(
+            f"{name}.router_balance has no effect",
+            found=f"router_balance = {section.router_balance} with a dense model",
+            wanted="router_balance only with experts to balance",
+            fix=f"remove {name}.router_balance, or choose a model.family with experts",
+        )
 
 
 def _check_schedule(section: Optimization, steps: int, warmup: int, decay_steps: int) -> None:

@@ -6,6 +6,7 @@ of an existing run follow from that and from nothing else: execution keys may ch
 `planner.resolve` and printed with its rule.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, Strict, field_validator
@@ -40,6 +41,15 @@ class Section(BaseModel):
     )
 
 
+def _bytes(text: str) -> int:
+    """ "8GiB" -> 8 * 2**30: binary units only, as memory has them."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(KiB|MiB|GiB|TiB)\s*", text)
+    value = round(float(match[1]) * 1024.0 ** (1 + "KMGT".index(match[2][0]))) if match else 0
+    if value <= 0:
+        raise ValueError(f"{text!r} is not an amount of memory such as 8GiB or 512MiB")
+    return value
+
+
 class RopeScaling(Section):
     """Llama 3's stretching of RoPE to longer contexts (rope_type "llama3"), or "linear", or "yarn"."""
 
@@ -51,9 +61,9 @@ class RopeScaling(Section):
 
 
 class Model(Section):
-    family: Literal["llama", "qwen3", "qwen3-moe", "mixtral", "gemma3", "phi3", "deepseek-v3", "gpt2"] = key(
-        "llama", "model", "naming and block layout, as the Hugging Face family of that name"
-    )
+    family: Literal[
+        "llama", "qwen3", "qwen3-moe", "mixtral", "glm4-moe", "gemma3", "phi3", "deepseek-v3", "gpt2"
+    ] = key("llama", "model", "naming and block layout, as the Hugging Face family of that name")
     from_: str | None = Field(
         default=None,
         alias="from",
@@ -157,15 +167,29 @@ class Optimization(Section):
     eps: PositiveFloat = key(1e-8, "learning", "AdamW's epsilon")
     weight_decay: NonNegativeFloat = key(0.1, "learning", "decoupled; matrices only")
     grad_clip: PositiveFloat | Literal["off"] = key(1.0, "learning", "global L2 norm")
+    router_balance: NonNegativeFloat = key(
+        0.001, "learning", "weight of the experts' balance: auxiliary loss, or rate of the bias"
+    )
     dtype: Literal["bf16", "fp32"] | Auto = key(
         "auto", "learning", "compute; weights and optimizer stay fp32; auto: bf16, but fp32 on slow CPUs"
     )
     compile: bool | Auto = key("auto", "execution", "torch.compile; auto: where it pays within the run")
     recompute: Literal["none", "selective", "full"] = key("none", "execution", "activations to compute twice")
+    activation_memory: str | PositiveInt | None = key(
+        None, "execution", 'activations kept per rank, e.g. "8GiB": as many blocks as needed are recomputed'
+    )
     validate_every: PositiveInt | Auto = key("auto", "execution", "steps")
     save_every: PositiveInt | Auto = key("auto", "execution", "steps; always at the last step too")
     log_every: PositiveInt = key(1, "execution", "steps between rows of metrics")
     keep: PositiveInt = key(2, "execution", "newest verified checkpoints to keep")
+    async_save: bool | Auto = key(
+        "auto", "execution", "write checkpoints while training goes on; auto: where a copy fits in memory"
+    )
+
+    @field_validator("activation_memory")
+    @classmethod
+    def _activation_memory_is_an_amount(cls, value: str | int | None) -> int | None:
+        return _bytes(value) if isinstance(value, str) else value
 
 
 class Pretrain(Optimization):
@@ -206,7 +230,7 @@ class Evaluate(Section):
 
 
 class Parallel(Section):
-    layout: str = key("auto", "execution", 'degrees, e.g. "shard=2,tensor=2"')
+    layout: str = key("auto", "execution", 'degrees, e.g. "shard=2,tensor=2"; auto: one process')
 
 
 class Cluster(Section):

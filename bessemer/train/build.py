@@ -1,11 +1,12 @@
 """From a stage to a job: the only place that knows all parts.
 
-Order: model on the meta device, memory and first values (or the origin's weights; neither where there is
-a checkpoint), recompute, compile, optimizer, then the newest good checkpoint over all of it.
+Order: this rank's part of the model on the meta device (parallel/apply.py), memory and first values (or
+the origin's weights; neither where there is a checkpoint), optimizer, then the newest good checkpoint over
+all of it.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,26 +15,32 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from bessemer.checkpoint.folder import listed, newest_good, verify
+from bessemer.checkpoint.folder import Manifest, listed, newest_good, read_manifest, verify
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.load import COMPUTE, load_weights, restore
+from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.data.store import Rows
+from bessemer.errors import RecipeError
 from bessemer.evaluate.answers import continuations
-from bessemer.evaluate.loss import Loss, summed_loss
+from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.device import this_device
-from bessemer.model.init import initialise
 from bessemer.model.loss import loss_chunk
+from bessemer.parallel.apply import build_parts, joined, materialise
+from bessemer.parallel.engine import Engine, Loss, Ranks
+from bessemer.parallel.mesh import Mesh
+from bessemer.parallel.vocabulary import split_head
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
 from bessemer.train.compiling import check_compiler, compile_blocks, settle_compile
 from bessemer.train.job import Job
 from bessemer.train.optimizer import make_optimizer
-from bessemer.train.record import Gauge, Recorder
+from bessemer.train.ranks import ALONE, Company
+from bessemer.train.record import Gauge, Recorder, Silence
 from bessemer.train.stage import Stage, write
 from bessemer.train.state import TrainState
 from bessemer.train.stop import Stop
@@ -43,36 +50,64 @@ _VALIDATION_TOKENS = 65536
 _VALIDATION_SHARE = 0.3  # of the tokens trained on since the last validation
 
 
-def build(stage: Stage, facts: Facts, console: Console, stop: Stop) -> tuple[Job, TrainState]:
-    """The job of a stage that has begun, at the state where its newest good checkpoint left it."""
-    stage = _compile_settled(stage, facts, console)
-    device = this_device()
-    model = _model(stage, device)
-    loss: Loss = summed_loss
-    if stage.plan.compile:
-        compile_blocks(model)
-        loss = partial(summed_loss, chunk=torch.compile(loss_chunk, dynamic=False))
-    rows = _rows(stage, "train")
-    validation = _rows(stage, "validation")
+@dataclass(frozen=True)
+class Machine:
+    """What must be known of a device to turn times into figures."""
+
+    kind: str
+    cores: int
+    peak_flops: float | None  # of one device; on a CPU of all its cores
+
+
+def machine_of(stage: Stage, facts: Facts) -> Machine:
     peak = peak_tflops(facts, stage.plan.dtype)
-    gauge = Gauge(
-        device=device,
-        flops_per_token=train_flops_per_token(stage.shape, stage.plan.context),
-        peak_flops=None if peak is None else peak * 1e12,
-        cores=facts.cores,
+    return Machine(facts.kind, facts.cores, None if peak is None else peak * 1e12)
+
+
+def build(
+    stage: Stage, machine: Machine, console: Console, stop: Stop, company: Company = ALONE
+) -> tuple[Job, TrainState]:
+    """This rank's job of a stage that has begun, at the state where its newest good checkpoint left it."""
+    plan, shape = stage.plan, stage.shape
+    mesh = Mesh(plan.layout, this_device())
+    parts = build_parts(
+        shape,
+        COMPUTE[plan.dtype],
+        mesh,
+        context=plan.context,
+        recompute=plan.recompute,
+        recompute_layers=plan.recompute_layers,
+        compile_blocks=compile_blocks if plan.compile else None,
     )
-    return assemble(
-        folder=stage.folder,
-        plan=stage.plan,
-        model=model,
-        loss=loss,
-        batches=Batches(rows, stage.seed, stage.plan.batch_rows, stage.plan.micro_batch),
+    chunk = torch.compile(loss_chunk, dynamic=False) if plan.compile else None
+    loss: Loss = partial(summed_loss, chunk=chunk, head=split_head(mesh, shape.vocab))
+    # A stage with a checkpoint sets every weight from it; its origin need not be there any more.
+    fresh = stage.origin is None and not listed(stage.folder)
+    materialise(joined(parts), shape, mesh, stage.seed if fresh else None)
+    engine = _engine(stage, parts, loss, mesh)
+    if stage.origin is not None and not listed(stage.folder):
+        _load_origin(stage, engine)
+    validation = _rows(stage, "validation")
+    batches = Batches(
+        _rows(stage, "train"),
+        stage.seed,
+        plan.batch_rows,
+        plan.micro_batch,
+        engine.data_rank,
+        engine.data_ranks,
+    )
+    return _assembled(
+        stage.folder,
+        plan,
+        engine,
+        batches,
+        console,
+        stop,
+        company,
         validation=validation if len(validation) else None,
         validation_rows=_validation_rows(stage),
-        gauge=gauge,
-        console=console,
-        stop=stop,
-        sample=_sampler(stage, model, validation),
+        gauge=_gauge(stage, machine, mesh, company),
+        sample=_sampler(stage, parts[0], validation) if engine.world == 1 else None,
     )
 
 
@@ -94,68 +129,143 @@ def assemble(
 
     gauge: None leaves MFU unknown, as nobody counted the FLOPs of your module.
     """
-    optimizer = make_optimizer(model, plan)
-    found = newest_good(folder, console.line)
-    state = TrainState()
-    if found is not None:
-        restore(model, optimizer, found[0])
-        state = TrainState.from_json({"step": found[1].step, **found[1].state})
-    gauge = gauge or Gauge(next(model.parameters()).device)
-    record = Recorder(folder, plan, gauge, console)
-    job = Job(
-        plan=plan,
-        model=model,
-        optimizer=optimizer,
-        loss=loss,
-        batches=batches,
+    return _assembled(
+        folder,
+        plan,
+        Engine(model, loss, plan.router_balance),
+        batches,
+        console,
+        stop,
+        ALONE,
         validation=validation,
-        folder=folder,
-        record=record,
-        stop=stop,
         validation_rows=validation_rows,
+        gauge=gauge or Gauge(next(model.parameters()).device),
         sample=sample,
     )
-    if record.attempt == 1:
-        record.begin("start", state.step)
-    else:
-        record.begin("resume", state.step, checkpoint=None if found is None else found[0].name)
+
+
+def _assembled(
+    folder: Path,
+    plan: StagePlan,
+    engine: Engine,
+    batches: Batches,
+    console: Console,
+    stop: Stop,
+    company: Company,
+    *,
+    gauge: Gauge,
+    **others: Any,
+) -> tuple[Job, TrainState]:
+    optimizer = make_optimizer(engine.model, plan)
+    found = _newest(folder, console, company)
+    state = TrainState()
+    if found is not None:
+        restore(engine.model, optimizer, found[0], engine.pieces)
+        state = TrainState.from_json({"step": found[1].step, **found[1].state})
+    saver = Saver(
+        folder,
+        plan.keep,
+        rank=engine.rank,
+        world=engine.world,
+        store=company.store,
+        asynchronous=plan.async_save,
+    )
+    record: Recorder | Silence = Silence(gauge, engine)
+    if engine.rank == 0:
+        record = Recorder(folder, plan, gauge, console, engine)
+        if record.attempt == 1:
+            record.begin("start", state.step)
+        else:
+            record.begin("resume", state.step, checkpoint=None if found is None else found[0].name)
+    job = Job(
+        plan=plan,
+        engine=engine,
+        optimizer=optimizer,
+        batches=batches,
+        folder=folder,
+        saver=saver,
+        record=record,
+        stop=stop,
+        **others,
+    )
     return job, state
 
 
-def _model(stage: Stage, device: torch.device) -> Decoder:
-    with torch.device("meta"):
-        model = Decoder(stage.shape, COMPUTE[stage.plan.dtype])
-    model.model.recompute = stage.plan.recompute == "full"
-    if listed(stage.folder):  # which sets every weight; the origin need not be there any more
-        model.to_empty(device=device)
-        return model
-    if stage.origin is None:
-        initialise(model, stage.shape, stage.seed, device)
-        return model
-    model.to_empty(device=device)
+def _newest(folder: Path, console: Console, company: Company) -> tuple[Path, Manifest] | None:
+    """The first rank reads and hashes every file; the others believe it."""
+
+    def find() -> dict[str, Any]:
+        found = newest_good(folder, console.line)
+        return {"folder": None if found is None else str(found[0])}
+
+    chosen = company.first_does("checkpoint", find)["folder"]
+    return None if chosen is None else (Path(chosen), read_manifest(Path(chosen)))
+
+
+def _engine(stage: Stage, parts: list[Decoder], loss: Loss, mesh: Mesh) -> Engine:
+    plan = stage.plan
+    if mesh.layout.world == 1:
+        return Engine(parts[0], loss, plan.router_balance)
+    return Ranks(
+        parts,
+        loss,
+        mesh,
+        stage.shape,
+        micro_batch=plan.micro_batch,
+        context=plan.context,
+        balance=plan.router_balance,
+    )
+
+
+def _load_origin(stage: Stage, engine: Engine) -> None:
+    assert stage.origin is not None
     if stage.origin.kind == "huggingface":
-        load_into(model, Path(stage.origin.folder))
-    else:
-        assert stage.origin.checkpoint is not None
-        checkpoint = Path(stage.origin.checkpoint)
+        load_into(engine.model, Path(stage.origin.folder), stage.shape, engine.pieces)
+        return
+    assert stage.origin.checkpoint is not None
+    checkpoint = Path(stage.origin.checkpoint)
+    if engine.rank == 0:
         verify(checkpoint)
-        load_weights(model, checkpoint)
-    return model
+    load_weights(engine.model, checkpoint, engine.pieces)
 
 
-def _compile_settled(stage: Stage, facts: Facts, console: Console) -> Stage:
+def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gauge:
+    on_cpu = machine.kind == "cpu"
+    devices = company.hosts if on_cpu else mesh.layout.world
+    return Gauge(
+        device=mesh.device,
+        flops_per_token=train_flops_per_token(stage.shape, stage.plan.context),
+        peak_flops=None if machine.peak_flops is None else machine.peak_flops * devices,
+        cores=machine.cores,
+        accelerators=None if on_cpu else company.accelerators(mesh.device),
+        hosts=company.hosts,
+    )
+
+
+def settle_compiled(stage: Stage, facts: Facts, console: Console) -> Stage:
     """ "auto" is decided once and kept: compiled and eager code differ in the last bits."""
     decided = stage.plan.compile
+    selective = stage.plan.recompute == "selective"
+    if decided is True and selective:
+        raise RecipeError(
+            "selective recomputation does not run compiled",
+            found='compile = true, recompute = "selective"',
+            wanted='compile = false, or recompute "none" or "full"',
+            fix=f"set {stage.kind}.compile=false",
+        )
     if not isinstance(decided, bool):
-        if stage.compiled is None:
+        if selective:
+            decided = False
+        elif stage.compiled is None:
             answer, reason = settle_compile(stage.plan, stage.shape, facts)
             console.line(f"compile: {'yes' if answer else 'no'}, {reason}")
             stage = replace(stage, compiled=answer)
-        decided = bool(stage.compiled)
+        decided = bool(decided) if isinstance(decided, bool) else bool(stage.compiled)
     elif decided:
         check_compiler(facts.kind)
+    stage = replace(stage, plan=replace(stage.plan, compile=decided))
     write(stage)
-    return replace(stage, plan=replace(stage.plan, compile=decided))
+    return stage
 
 
 def _rows(stage: Stage, split: Any) -> Rows:

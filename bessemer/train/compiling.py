@@ -12,7 +12,8 @@ import torch._dynamo
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
-from bessemer.model.decoder import Decoder
+from bessemer.model.decoder import Block, Decoder
+from bessemer.model.moe import MoE
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import step_time, training_speed
@@ -28,8 +29,11 @@ def compile_blocks(model: Decoder) -> None:
     # One process may train several stages (bessemer run), each with a micro-batch of its own. torch would
     # give up compiling after eight shapes, and run slowly, with other bits than a process of its own.
     torch._dynamo.config.recompile_limit = 256
-    for block in model.model.layers:
-        block.compile(dynamic=False)
+    for block in model.model.layers.values():
+        assert isinstance(block, Block)
+        # How many rows each expert gets differs in every step, and code would be compiled for each way.
+        part = block.self_attn if isinstance(block.feed_forward, MoE) else block
+        part.compile(dynamic=False)
 
 
 def settle_compile(plan: StagePlan, shape: ModelShape, facts: Facts) -> tuple[bool, str]:

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.data.store import Rows
-from bessemer.evaluate.loss import Loss
+from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
-from bessemer.train.record import Recorder
+from bessemer.train.record import Recorder, Silence
 from bessemer.train.stop import Stop
 
 
@@ -21,25 +22,41 @@ class Job:
     """SFT, pre-training and your own model differ in what stands here; the loop is the same."""
 
     plan: StagePlan
-    model: nn.Module
+    engine: Engine  # model and loss, and how ranks share the work
     optimizer: torch.optim.Optimizer
-    loss: Loss
-    batches: Batches
+    batches: Batches  # this rank's share
     validation: Rows | None  # None: nothing is held out
     folder: Path  # of the stage
-    record: Recorder
+    saver: Saver
+    record: Recorder | Silence  # the first rank's; the others say nothing
     stop: Stop
     validation_rows: int | None = None  # measured during training: the first so many; None: all
     sample: Callable[[], list[dict[str, Any]]] | None = None  # texts to show at each validation
 
     @property
+    def model(self) -> nn.Module:
+        return self.engine.model
+
+    @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return self.engine.device
 
     @property
     def parameters(self) -> list[Tensor]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
+    @property
+    def stops_alone(self) -> bool:
+        """Whether this process was asked to stop, and need not ask others."""
+        return self.engine.world == 1 and self.stop.asked
+
     def is_due(self, every: int, step: int) -> bool:
         """Every n-th step, and the last."""
         return step % every == 0 or step == self.plan.steps
+
+    def close(self) -> None:
+        """The save in flight is whole, and the files are closed."""
+        try:
+            self.saver.close()
+        finally:
+            self.record.close()

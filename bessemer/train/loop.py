@@ -5,22 +5,20 @@ validate, log, save. No hook changes it. Everything built, compiled or chosen be
 ready-made in `job` (train/build.py), and where the data comes from follows from the step's number.
 
 The loss is summed over target tokens and divided once by their count in the whole step, before
-clipping: 32 rows at once, 8 times 4 or 32 times 1 give the same gradient.
-One device-host sync a step: loss and norm are read together before the update, so that a step that is
-not finite changes no weight.
+clipping: 32 rows at once, 8 times 4 or 32 times 1 give the same gradient, on any number of ranks.
+How ranks share the work is `job.engine`'s (parallel/engine.py); every rank runs this loop, and they agree
+on losses, norms and when to stop. One device-host sync a step: loss and norm are read together before the
+update, so that a step that is not finite changes no weight.
 """
 
 import math
 from typing import Any
 
-import torch
-
-from bessemer.checkpoint.write import prune, save
 from bessemer.data.loader import Batch
 from bessemer.errors import NumericsError, StoppedError
 from bessemer.evaluate.loss import validation_loss
 from bessemer.train.job import Job
-from bessemer.train.optimizer import clip_gradients, learning_rate
+from bessemer.train.optimizer import learning_rate
 from bessemer.train.state import StepStats, TrainState
 
 
@@ -31,7 +29,8 @@ def train(job: Job, state: TrainState) -> TrainState:
     StoppedError when the run was asked to stop (it has saved). The last step is always saved.
     """
     saved = state.step
-    while state.step < job.plan.steps and not job.stop.asked:
+    stopping = job.engine.any(job.stop.asked)
+    while state.step < job.plan.steps and not stopping:
         batch = job.batches.batch(state.samples)
         stats = train_step(job, state, batch)
         state.step += 1
@@ -39,13 +38,17 @@ def train(job: Job, state: TrainState) -> TrainState:
         state.tokens += job.plan.batch_tokens
         state.loss = stats.loss
         job.record.end_of_step(state, stats)
+        stopping = stats.stop or job.stops_alone
         validated = job.is_due(job.plan.validate_every, state.step) and job.validation is not None
-        if validated or job.stop.asked or job.is_due(job.plan.log_every, state.step):
+        if validated or stopping or job.is_due(job.plan.log_every, state.step):
             job.record.write(state, stats, validate(job, state) if validated else {})
+        job.record.saved(job.saver.finished(), state.step)
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)
     if saved < state.step:
         write_checkpoint(job, state)
+    job.saver.wait()
+    job.record.saved(job.saver.finished(), state.step)
     if state.step < job.plan.steps:
         raise stopped(job, state)
     job.record.event("done", state.step)
@@ -54,33 +57,27 @@ def train(job: Job, state: TrainState) -> TrainState:
 
 def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
     """One optimizer update from one batch."""
-    loss = torch.zeros((), dtype=torch.float32, device=job.device)
-    for part in batch.micro_batches:
-        summed = job.loss(job.model, part.to(job.device))
-        (summed / max(1, batch.num_targets)).backward()
-        loss += summed.detach()
-    grad_norm = clip_gradients(job.parameters, job.plan.grad_clip)
+    num_targets = max(1, job.engine.total(batch.num_targets))
+    loss = job.engine.forward_backward(batch.micro_batches, num_targets)
+    summed, norm, stop = job.engine.finish(loss, job.plan.grad_clip, job.stop.asked)
     lr = learning_rate(job.plan, state.step)
     for group in job.optimizer.param_groups:
         group["lr"] = lr
-    mean, norm = torch.stack([loss / max(1, batch.num_targets), grad_norm]).tolist()
+    mean = summed / num_targets
     if not (math.isfinite(mean) and math.isfinite(norm)):
         problem = f"step {state.step + 1} is not finite, so it was not taken"
         raise not_finite(job, state.step + 1, problem, loss=mean, grad_norm=norm)
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
-    return StepStats(loss=mean, grad_norm=norm, lr=lr)
+    job.engine.after_update()
+    return StepStats(loss=mean, grad_norm=norm, lr=lr, stop=stop)
 
 
 def validate(job: Job, state: TrainState) -> dict[str, Any]:
     """Loss on the first held-out rows; and what the model writes by now, as an event."""
     assert job.validation is not None
     loss, _ = validation_loss(
-        job.model,
-        job.validation,
-        micro_batch=job.plan.micro_batch,
-        max_rows=job.validation_rows,
-        loss=job.loss,
+        job.engine, job.validation, micro_batch=job.plan.micro_batch, max_rows=job.validation_rows
     )
     if not math.isfinite(loss):  # this step was finite, and blew up the weights
         problem = f"the validation loss is not finite after step {state.step}, which was not saved"
@@ -92,19 +89,25 @@ def validate(job: Job, state: TrainState) -> dict[str, Any]:
 
 
 def write_checkpoint(job: Job, state: TrainState) -> int:
-    """Save, then remove what is older than the newest `keep`."""
+    """Save, and in time remove what is older than the newest `keep`. The save may go on in the background."""
     job.record.sync()
-    folder = save(job.folder, state.step, job.model, job.optimizer, state.to_json(), {"replicate": 1})
-    prune(job.folder, job.plan.keep, state.step)
-    job.record.event("checkpoint", state.step, folder=folder.name)
+    job.saver.save(
+        state.step,
+        job.engine.model,
+        job.optimizer,
+        state.to_json(),
+        job.plan.layout.to_json(),
+        job.engine.pieces,
+    )
+    job.record.saved(job.saver.finished(), state.step)
     return state.step
 
 
 def stopped(job: Job, state: TrainState) -> StoppedError:
-    job.record.event("stop", state.step, reason=job.stop.reason)
+    job.record.event("stop", state.step, reason=job.stop.reason or "another rank was asked to stop")
     return StoppedError(
         f"at step {state.step} of {job.plan.steps}, and saved",
-        found=job.stop.reason,
+        found=job.stop.reason or "another rank was asked to stop",
         wanted=f"{job.plan.steps - state.step} more steps",
         fix="run the same command again to go on",
     )

@@ -1,10 +1,11 @@
-"""The update: AdamW on fp32 weights, clipping by the global norm, the learning rate of every step."""
+"""The update: AdamW on fp32 weights, and the learning rate of every step."""
 
 import math
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributed.tensor import DTensor
 
 from bessemer.planner.plan import StagePlan
 
@@ -14,26 +15,21 @@ _FUSED = {"cpu", "cuda", "mps", "xpu"}
 def make_optimizer(model: nn.Module, plan: StagePlan) -> torch.optim.AdamW:
     """Weight decay on matrices only: norms and other vectors are scales, not directions.
 
-    fused: one kernel for all tensors, where torch has one; elsewhere torch's own choice.
+    fused: one kernel for all tensors, where torch has one; elsewhere torch's own choice. Weights that are
+    sharded over different ranks (dense ones and experts) are groups of their own, as a kernel wants.
     Source: arXiv:1711.05101.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    members: dict[tuple[bool, Any], list[nn.Parameter]] = {}
+    for parameter in trained:
+        over = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        members.setdefault((parameter.dim() >= 2, over), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": plan.weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        {"params": each, "weight_decay": plan.weight_decay if is_matrix else 0.0}
+        for (is_matrix, _), each in sorted(members.items(), key=lambda item: not item[0][0])
     ]
-    groups = [group for group in groups if group["params"]]
     fused = True if all(parameter.device.type in _FUSED for parameter in trained) else None
     return torch.optim.AdamW(groups, lr=plan.lr, betas=plan.betas, eps=plan.eps, fused=fused)
-
-
-def clip_gradients(parameters: Sequence[Tensor], most: float | None) -> Tensor:
-    """Scale all gradients so that their global L2 norm is at most `most`. Returns the norm before."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if most is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
-    return norm
 
 
 def learning_rate(plan: StagePlan, step: int) -> float:

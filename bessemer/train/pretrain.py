@@ -1,12 +1,10 @@
 """Stage one, from a recipe to a pre-trained model in a run directory: begun, resumed, lengthened, forked."""
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bessemer.data.store import Prepared, prepare
-from bessemer.errors import StoppedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
@@ -14,10 +12,10 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.train.build import build
+from bessemer.train.build import machine_of, settle_compiled
 from bessemer.train.fork import check_origin, fork
-from bessemer.train.loop import train
 from bessemer.train.origin import Origin, find_origin
+from bessemer.train.run import Ready, run_stage
 from bessemer.train.settle import (
     allowed_changes,
     check_disk,
@@ -33,9 +31,7 @@ from bessemer.train.stage import (
     check_data,
     has_started,
     note_done,
-    outcome,
 )
-from bessemer.train.stop import Stop
 
 
 @dataclass(frozen=True)
@@ -52,19 +48,28 @@ def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> di
 
     Nothing is written to the run before everything is checked: a command that is refused changes nothing.
     """
+    ready = begin_pretrain(loaded, place, from_)
+    run_stage(ready, place.console)
+    return ready.outcome()
+
+
+def begin_pretrain(
+    loaded: LoadedRecipe, place: Place, from_: str | None = None, world: int | None = None
+) -> Ready:
+    """All that comes before training, by one process. world: processes that were started; None: one."""
     console, run = place.console, place.run
     prepared = prepare(loaded.recipe, loaded.base, place.store, console)
     changes = allowed_changes(loaded, run)  # before the data: a key that changed it is told by its name
     check_data(run / "pretrain", prepared.hash)
     facts = pretrain_facts(loaded, prepared)
-    plan = settle_plan(loaded, run, facts)
+    plan = settle_plan(loaded, run, facts, world)
     # plan.json decides, not the plan that stage.json was last trained with.
     stage = replace(check_begun(_stage(place, plan, prepared, from_)), plan=plan.pretrain)
     if stage.is_done:
         take_over(changes, loaded, plan, run, console)
         note_done(stage)
         console.line(f"pretrain: done already, {stage.plan.steps} steps")
-        return {**outcome(stage, run), "already_done": True}
+        return Ready(stage.folder, machine_of(stage, facts), done=True)
     check_start(loaded.recipe, stage.shape, stage.plan, facts, hours_left(plan, stage.newest_step))
     check_disk(stage)
     take_over(changes, loaded, plan, run, console)
@@ -73,29 +78,8 @@ def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> di
         fork(stage, stage.origin, console)
     write_receipt(run, loaded, prepared.hash, facts, stage.origin)
     _tell(plan, console)
-    run_stage(stage, facts, console)
-    return {**outcome(stage, run), "already_done": False}
-
-
-def run_stage(stage: Stage, facts: Facts, console: Console) -> None:
-    """Train a stage that has begun. A signal in its last step does not go unheard: what follows stops."""
-    console.also_to(stage.folder / "logs" / "rank-00000.log")
-    try:
-        with Stop() as stop:
-            job, state = build(stage, facts, console, stop)
-            if state.step:
-                console.line(f"{stage.folder.name}: going on at step {state.step} of {stage.plan.steps}")
-            with closing(job.record):
-                train(job, state)
-            if stop.asked:
-                raise StoppedError(
-                    f"{stage.folder.name} is done; stopped before what comes next",
-                    found=stop.reason,
-                    wanted="the rest of the command, if there is any",
-                    fix="run the same command again to go on",
-                )
-    finally:
-        console.also_to(None)
+    stage = settle_compiled(stage, facts, console)
+    return Ready(stage.folder, machine_of(stage, facts))
 
 
 def _stage(place: Place, plan: Plan, prepared: Prepared, from_: str | None) -> Stage:
@@ -129,9 +113,10 @@ def pretrain_facts(loaded: LoadedRecipe, prepared: Prepared) -> Facts:
 
 def _tell(plan: Plan, console: Console) -> None:
     stage = plan.pretrain
+    ranks = f", {stage.layout.world} ranks: {stage.layout}" if stage.layout.world > 1 else ""
     console.line(
         f"plan: {plan.params:,} parameters, {stage.steps:,} steps of {stage.batch_tokens:,} tokens "
-        f"on {plan.device}"
+        f"on {plan.device}{ranks}"
     )
     for row in plan.derived:
         console.line(f"  {row.key} = {row.value}  ({row.rule})")

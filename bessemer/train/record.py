@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
-from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter
+from bessemer.checkpoint.folder import step_of
+from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter, busy_seconds
 from bessemer.hardware import usable_cores
 from bessemer.log import Console, bar
 from bessemer.measure.facts import meter_name
+from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
 from bessemer.rundir import JsonLines, Row, read_rows
 from bessemer.train.state import StepStats, TrainState
@@ -33,14 +35,49 @@ class Gauge:
 
     device: torch.device
     flops_per_token: float | None = None  # None: a model that nobody counted
-    peak_flops: float | None = None  # None: unknown device, no MFU
+    peak_flops: float | None = None  # of all ranks together; None: unknown device, no MFU
     cores: int = field(default_factory=usable_cores)
+    accelerators: tuple[str, ...] | None = None  # of this machine's ranks; None: this process has its own
+    hosts: int = 1  # machines; energy is only known where there is one
+
+
+class Silence:
+    """The recorder of every rank but the first: it only gives its figures to the first one's rows."""
+
+    attempt = 0
+
+    def __init__(self, gauge: Gauge, engine: Engine) -> None:
+        self._gauge, self._engine = gauge, engine
+
+    def event(self, kind: str, step: int, **details: Any) -> None:
+        pass
+
+    def begin(self, kind: str, step: int, **details: Any) -> None:
+        pass
+
+    def samples(self, step: int, texts: list[dict[str, Any]]) -> None:
+        pass
+
+    def saved(self, folders: list[Path], step: int) -> None:
+        pass
+
+    def end_of_step(self, state: TrainState, stats: StepStats) -> None:
+        pass
+
+    def write(self, state: TrainState, stats: StepStats, more: Row) -> None:
+        self._engine.each_rank(_figures(self._gauge))
+
+    def sync(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class Recorder:
-    """Writes one stage's files. One per process."""
+    """Writes one stage's files. One per run: the first rank's."""
 
-    def __init__(self, stage: Path, plan: StagePlan, gauge: Gauge, console: Console) -> None:
+    def __init__(self, stage: Path, plan: StagePlan, gauge: Gauge, console: Console, engine: Engine) -> None:
         earlier = read_rows(stage / "metrics.jsonl")
         events = read_rows(stage / "events.jsonl")
         self.attempt = 1 + sum(row["kind"] in ("start", "resume") for row in events)
@@ -49,11 +86,18 @@ class Recorder:
         console.also_to(stage / "logs" / "rank-00000.log")
         last = earlier[-1] if earlier else {}
         self._time_s = float(last.get("time_s", 0.0))
-        accelerators: tuple[str, ...] = ()
+        self._engine = engine
+        self._others_s = 0.0  # CPU time of the other ranks, when they last told
+        accelerators = gauge.accelerators or ()
         if gauge.device.type != "cpu":
-            accelerators = (meter_name(gauge.device),)
+            if gauge.accelerators is None:
+                accelerators = (meter_name(gauge.device),)
             torch.accelerator.reset_peak_memory_stats(gauge.device)  # an earlier stage's is not this one's
-        self._meter = PowerMeter(_energy_of(last), cores=gauge.cores, accelerators=accelerators)
+        if gauge.hosts > 1:
+            accelerators += ("of other machines",)  # which nobody reads: the sum is unknown
+        self._meter = PowerMeter(
+            _energy_of(last), cores=gauge.cores, accelerators=accelerators, others_s=lambda: self._others_s
+        )
         self._reading = self._meter.read()
         self._began_s = self._last_s = self._row_s = self._metered_s = time.monotonic()
         self._since_row = self._steps_here = 0
@@ -73,6 +117,11 @@ class Recorder:
         for text in texts:
             self.event("sample", step, **text)
 
+    def saved(self, folders: list[Path], step: int) -> None:
+        """Checkpoints that have become whole since the last call."""
+        for folder in folders:
+            self.event("checkpoint", step_of(folder) or step, folder=folder.name)
+
     def end_of_step(self, state: TrainState, stats: StepStats) -> None:
         """Take the time, and show the progress."""
         now_s = time.monotonic()
@@ -90,6 +139,8 @@ class Recorder:
         """The row of this step; step_time_s is the mean since the row before."""
         step_s = (self._last_s - self._row_s) / self._since_row
         self._row_s, self._since_row = self._last_s, 0
+        figures = self._engine.each_rank(_figures(self._gauge))
+        self._others_s = sum(busy_s for _, busy_s in figures[1:])
         self._reading, self._metered_s = self._meter.read(), time.monotonic()
         energy = self._reading.energy
         self._rows.append(
@@ -105,13 +156,13 @@ class Recorder:
                 "tokens_per_s": self._plan.batch_tokens / step_s,
                 "mfu": self._mfu(step_s),
                 "step_time_s": step_s,
-                "memory_bytes": self._memory_bytes(),
+                "memory_bytes": int(max(memory for memory, _ in figures)),
                 "power_w": self._reading.power_w,
                 "energy_j": energy.joules,
                 "energy_low_j": energy.low,
                 "energy_high_j": energy.high,
                 "energy_basis": energy.basis,
-                "layout": "replicate=1",
+                "layout": str(self._plan.layout),
                 **more,
             }
         )
@@ -134,12 +185,6 @@ class Recorder:
         flops, peak = self._gauge.flops_per_token, self._gauge.peak_flops
         return None if flops is None or not peak else flops * self._plan.batch_tokens / step_s / peak
 
-    def _memory_bytes(self) -> int:
-        if self._gauge.device.type != "cpu":
-            return int(torch.accelerator.max_memory_allocated(self._gauge.device))
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
     def _show(self, state: TrainState, stats: StepStats, step_s: float) -> None:
         plan = self._plan
         typical_s = sorted(self._best_step_s)[len(self._best_step_s) // 2] if self._best_step_s else None
@@ -156,6 +201,14 @@ class Recorder:
             f"ETA {left}",
         ]
         self._console.progress("  ".join(parts), last=state.step == plan.steps)
+
+
+def _figures(gauge: Gauge) -> list[float]:
+    """Peak memory [bytes] and CPU time [s] of this rank."""
+    if gauge.device.type != "cpu":
+        return [float(torch.accelerator.max_memory_allocated(gauge.device)), busy_seconds()]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return [float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit), busy_seconds()]
 
 
 def _energy_of(row: Row) -> EnergyReading:

@@ -25,44 +25,49 @@ from bessemer.checkpoint.folder import listed, step_of
 from bessemer.durable import write_json, write_text
 from bessemer.errors import RefusedError
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import disk_free_bytes
 from bessemer.log import Console
 from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_trainable
 from bessemer.planner.plan import Plan, StagePlan
 from bessemer.planner.predict import predict
-from bessemer.planner.resolve import check_recipe, resolve
-from bessemer.planner.stage import check_micro_batch
+from bessemer.planner.relaid import relaid
+from bessemer.planner.resolve import check_recipe, layout_document, resolve
 from bessemer.recipe.changes import Change, check_change
 from bessemer.recipe.load import LoadedRecipe, load
-from bessemer.recipe.schema import Optimization, Pretrain
+from bessemer.recipe.schema import Optimization, Pretrain, Recipe
 from bessemer.rundir import JsonLines, read_object, read_rows
 from bessemer.train.origin import Origin
 from bessemer.train.stage import Stage
 from bessemer.units import format_bytes
 
-_EXECUTION = ("micro_batch", "compile", "recompute", "validate_every", "save_every", "log_every", "keep")
+_INTERVALS = ("validate_every", "save_every", "log_every", "keep", "async_save")  # and other habits
 _SECTIONS = ("pretrain", "finetune")  # whose keys concern their own stages only
 _BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 weight and AdamW's two moments
 
 
-def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts) -> Plan:
-    """The plan of a new run, or that of the run with what the recipe says now. Writes nothing."""
+def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts, world: int | None = None) -> Plan:
+    """The plan of a new run, or that of the run with what the recipe says now. Writes nothing.
+
+    world: processes that were started (torchrun); None: as many are started as the layout has ranks.
+    """
     recipe, stored = loaded.recipe, read_object(run / "plan.json")
     if stored is None or "pretrain" not in begun(run):
-        plan = resolve(recipe, facts)
+        plan = resolve(recipe, facts, world=world)
         check_trainable(recipe, plan.shape)
         return plan
     old = Plan.from_json(stored)
-    check_recipe(recipe)
+    check_recipe(recipe, world=world)
     check_trainable(recipe, old.shape)
-    stage = followed_plan(old.pretrain, recipe.pretrain, "pretrain")
+    stage = followed_plan(old.pretrain, recipe, "pretrain", old.shape, facts, world)
     if stage == old.pretrain:
         return old
     left_to_us = [row for row in old.derived if _is_auto(recipe.pretrain, row.key)]
-    layout = {**old.layout, "micro_batch": stage.micro_batch, "recompute": stage.recompute}
     predicted = predict(recipe, old.shape, stage, facts)
-    return replace(old, pretrain=stage, layout=layout, predicted=predicted, derived=left_to_us)
+    return replace(
+        old, pretrain=stage, layout=layout_document(stage), predicted=predicted, derived=left_to_us
+    )
 
 
 def hours_left(plan: Plan, step: int) -> float | None:
@@ -125,12 +130,18 @@ def take_over(
     write_text(run / "recipe.toml", loaded.text)
 
 
-def followed_plan(plan: StagePlan, section: Optimization, name: str) -> StagePlan:
+def followed_plan(
+    plan: StagePlan, recipe: Recipe, name: str, shape: ModelShape, facts: Facts, world: int | None = None
+) -> StagePlan:
     """A stored plan with what the recipe says now of execution and, in pre-training, of the length.
 
-    What the recipe leaves to us ("auto") stays as it was decided. Doing it again changes nothing.
+    What the recipe leaves to us ("auto") stays as it was decided, unless a new layout does not allow it.
+    Doing it again changes nothing. name: of the section. world: as in `settle_plan`.
     """
-    values = {key: getattr(section, key) for key in _EXECUTION}
+    plan = relaid(plan, recipe, name, shape, facts, world)
+    section: Optimization | None = recipe.pretrain if name == "pretrain" else recipe.finetune
+    assert section is not None, name
+    values = {key: getattr(section, key) for key in _INTERVALS}
     plan = replace(plan, **{key: value for key, value in values.items() if value != "auto"})
     if isinstance(section, Pretrain):
         steps = section.steps if isinstance(section.steps, int) else plan.steps
@@ -138,7 +149,6 @@ def followed_plan(plan: StagePlan, section: Optimization, name: str) -> StagePla
             steps = math.ceil(float(section.tokens) / plan.batch_tokens)
         decay = round(section.decay * steps) if section.schedule == "wsd" else 0
         plan = replace(plan, steps=steps, decay_steps=decay)
-    check_micro_batch(plan.micro_batch, plan.batch_rows, name)
     return plan
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
-from bessemer.data.store import Prepared, PreparedTask
+from bessemer.data.store import Prepared, PreparedTask, open_prepared
 from bessemer.durable import write_bytes, write_json
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
@@ -94,6 +94,26 @@ def write(stage: Stage) -> None:
             "compiled": stage.compiled,
             "plan": stage.plan.to_json(),
         },
+    )
+
+
+def read_stage(folder: Path) -> Stage:
+    """A stage that has begun, from its own files: what another process needs to train it."""
+    found = read_object(folder / "stage.json")
+    assert found is not None, f"{folder} has not begun"
+    data = open_prepared(Path(found["data"]["folder"]))
+    check_data(folder, data.hash)
+    return Stage(
+        folder=folder,
+        kind=found["kind"],
+        shape=ModelShape.from_json(found["shape"]),
+        plan=StagePlan.from_json(found["plan"]),
+        seed=found["seed"],
+        data=data,
+        tokenizer=folder / found["tokenizer"],
+        origin=Origin.from_json(found.get("origin")),
+        examples=found.get("examples"),
+        compiled=found.get("compiled"),
     )
 
 

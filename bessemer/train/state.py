@@ -29,3 +29,4 @@ class StepStats:
     loss: float  # mean over the step's target tokens [nat]
     grad_norm: float  # global L2 norm before clipping
     lr: float
+    stop: bool = False  # a rank was asked to stop

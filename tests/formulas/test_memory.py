@@ -1,10 +1,19 @@
 """The formula against what autograd really keeps in the real model."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 
-from bessemer.formulas.memory import Workload, activation_bytes, all_matrices, device_memory
+from bessemer.formulas.memory import (
+    Workload,
+    activation_bytes,
+    all_matrices,
+    device_memory,
+    ends_per_token,
+    kept_per_token,
+)
 from bessemer.formulas.parameters import matmul_params, total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
@@ -69,3 +78,30 @@ def test_cast_copies_of_a_mixture_include_the_experts_that_a_token_does_not_meet
         experts=4, experts_per_token=2, expert_ffn=128,
     )  # fmt: skip
     assert all_matrices(routed) == matmul_params(routed) + 2 * 2 * 3 * 64 * 128
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp32"])
+def test_selective_recomputation_keeps_the_inputs_of_blocks_and_the_results_of_matmuls(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bessemer.model.decoder.choose", lambda *_: "sdpa")
+    dtype = torch.bfloat16 if name == "bf16" else torch.float32
+    with torch.device("meta"):
+        model = Decoder(SHAPE, dtype)
+    initialise(model, SHAPE, 0, "cpu")
+    model.model.recompute = "selective"
+    before = living_storages()
+    hidden = model(torch.zeros(ROWS, SHAPE.context, dtype=torch.long))
+    kept = sum(size for where, size in living_storages().items() if where not in before)
+    assert hidden.requires_grad
+    work = Workload(ROWS * SHAPE.context, name, "selective", compiled=False)
+    predicted = kept_per_token(SHAPE, work, range(SHAPE.layers)) * work.tokens
+    # Beside the blocks: hidden states in and out of the last norm, angles, mask, indices.
+    assert predicted < kept < predicted + work.tokens * (2 * ends_per_token(SHAPE))
+
+
+def living_storages() -> dict[int, int]:
+    """Bytes by address, of tensors that Python knows of: those that a selective checkpoint keeps are."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, nn.Parameter)]
+    return {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}

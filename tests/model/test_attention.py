@@ -119,7 +119,7 @@ def test_packed_token_never_sees_another_document_or_a_later_token(kind: Kind) -
 
 def test_allowed_keys_are_those_of_the_document_so_far() -> None:
     starts = starts_of([[3, 1, 4], [8]])
-    allowed = allowed_keys(starts, 8)
+    allowed = allowed_keys(starts, 8, torch.arange(8))
     assert allowed.shape == (2, 1, 8, 8) and allowed.dtype == torch.bool
     for row in range(2):
         for query in range(8):
@@ -130,9 +130,9 @@ def test_allowed_keys_are_those_of_the_document_so_far() -> None:
 @pytest.mark.parametrize("first", [0, 1, 5, 7])
 def test_allowed_keys_of_later_queries_are_the_rows_of_the_whole(first: int) -> None:
     starts = starts_of([[3, 1, 4], [8]])
-    whole = allowed_keys(starts, 8)
+    whole = allowed_keys(starts, 8, torch.arange(8))
     for last in range(first + 1, 9):
-        part = allowed_keys(starts[:, first:last], last, first_query=first)
+        part = allowed_keys(starts[:, first:last], last, torch.arange(first, last))
         assert torch.equal(part, whole[:, :, first:last, :last])
 
 

@@ -14,8 +14,9 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import tensor_table
 from bessemer.model import attention_cpu, decoder
-from bessemer.model.decoder import Decoder, KeyValueCache, rotary_angles, rotate, stretched
+from bessemer.model.decoder import Decoder, KeyValueCache
 from bessemer.model.init import initialise
+from bessemer.model.rotary import rotary_angles, rotate, stretched
 
 SHAPE = ModelShape(
     family="llama",
@@ -237,12 +238,13 @@ def test_cached_pieces_equal_the_whole_packed_rows(pieces: list[int]) -> None:
     torch.testing.assert_close(got, model(tokens, starts), rtol=0, atol=1e-5)
 
 
-def test_recomputed_blocks_change_no_bit_and_run_twice() -> None:
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_recomputed_blocks_change_no_bit_and_run_twice(how: str) -> None:
     model, tokens, starts = make_decoder(), random_tokens(1, 30), packed([10, 20])
     calls: list[str] = []
-    model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append("layer 0"))
+    model.model.layers["0"].register_forward_pre_hook(lambda *_: calls.append("layer 0"))
     results = []
-    for recompute in (False, True):
+    for recompute in ("none", how):
         model.model.recompute = recompute
         hidden = model(tokens, starts)
         results.append({"hidden": hidden, **gradients(model, model.logits(hidden).square().sum())})

@@ -180,19 +180,6 @@ def test_contradiction_and_setting_without_effect_are_errors(overrides: list[str
     assert found in refusal(*overrides).found
 
 
-@pytest.mark.parametrize(
-    ("layout", "problem"),
-    [
-        ("tensor=2", "not built yet in this version"),
-        ("shard=1,schedule=zbv", "schedule has no effect on one process"),
-        ("tensr=2", "cannot read 'tensr'"),
-        ("shard=two", "shard = 'two'"),
-    ],
-)
-def test_layout_beyond_one_process_is_refused_with_the_reason(layout: str, problem: str) -> None:
-    assert problem in refusal(f"parallel.layout='{layout}'").problem
-
-
 def test_layout_of_one_process_may_be_written_out() -> None:
     assert resolve(recipe("parallel.layout='shard=1, tensor=1'"), CPU).layout["tensor"] == 1
 
@@ -201,7 +188,6 @@ def test_layout_of_one_process_may_be_written_out() -> None:
     ("overrides", "found"),
     [
         (["pretrain.optimizer=muon"], "muon"),
-        (["pretrain.recompute=selective"], "selective"),
         (["finetune.method=lora"], "lora"),
         (["model.family=phi3"], "phi3"),
         (["model.sliding_window=128"], "sliding_window"),

@@ -7,8 +7,9 @@ import torch
 from making_runs import stage_plan, tiny_model
 from torch import nn
 
+from bessemer.parallel.gradients import clip_gradients
 from bessemer.planner.plan import StagePlan
-from bessemer.train.optimizer import clip_gradients, learning_rate, make_optimizer
+from bessemer.train.optimizer import learning_rate, make_optimizer
 
 
 def rates(plan: StagePlan) -> list[float]:

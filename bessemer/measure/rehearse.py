@@ -1,0 +1,178 @@
+"""Run a training step of one rank of a large layout on this machine, without data and without the others.
+
+The very code that would train is run (mesh, model parts, pipeline, exchanges, gradients, optimizer), on
+tensors that have a shape and no memory (FakeTensorMode), in a process group that sends nothing (torch's
+"fake" backend). What is learnt: every exchange with its bytes, the parts of weights that the rank holds,
+and the most memory that its tensors take at once.
+
+What differs from training: losses and norms have no value, so what the ranks agree on is made up; routers
+choose nothing, so experts are taken to get equal shares; attention is that of torch without a mask, whose
+memory is like that of a fused kernel, and not compiled.
+Needs no accelerator. Nothing else may use torch.distributed in the process at the same time.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from bessemer.data.loader import MicroBatch
+from bessemer.formulas.layout import Layout, split_evenly
+from bessemer.formulas.memory import Workload
+from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.traffic import Collective
+from bessemer.model.attention import Mask
+from bessemer.model.decoder import Block, Decoder
+from bessemer.model.loss import Head, next_token_loss
+from bessemer.model.moe import MoE
+from bessemer.model.pieces import local
+from bessemer.parallel.apply import build_parts, joined, materialise
+from bessemer.parallel.collectives import exchange
+from bessemer.parallel.engine import Engine, Ranks
+from bessemer.parallel.mesh import Group, Mesh
+from bessemer.parallel.traffic import TensorMemory, Traffic
+from bessemer.parallel.vocabulary import split_head
+
+_TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one optimizer step does on one rank."""
+
+    exchanges: dict[str, Collective]  # by kind: formulas/traffic.py
+    peak_bytes: int  # of tensors: weights, gradients, optimizer, activations, buffers of exchanges
+    parameters: dict[str, tuple[int, ...]]  # local shapes, by name
+
+
+def rehearse(shape: ModelShape, work: Workload, layout: Layout, rank: int, *, context: int) -> Rehearsal:
+    """One step of `rank`. work.tokens: of a micro-batch of whole rows, each `context` tokens long."""
+    with _fake_group(rank, layout.world):
+        mesh = Mesh(layout, _CPU)
+        parts = build_parts(
+            shape,
+            _TYPES[work.dtype],
+            mesh,
+            context=context,
+            recompute=work.recompute,
+            recompute_layers=work.recompute_layers,
+        )
+        model = joined(parts)
+        # Real and meta tensors are met too: indices that the layers made, and what FSDP keeps.
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            materialise(model, shape, mesh, seed=None)
+            for part in parts:
+                _without_values(part, mesh)
+            rows = work.tokens // context
+            loss = partial(_summed_loss, head=split_head(mesh, shape.vocab))
+            engine = _Blind(parts, loss, mesh, shape, micro_batch=rows, context=context, balance=0.01)
+            optimizer = torch.optim.AdamW(engine.parameters)
+            batch = [_micro_batch(rows, context) for _ in range(work.micro_batches)]
+            return watched(engine, optimizer, batch, rows * context * work.micro_batches)
+
+
+def watched(
+    engine: Engine, optimizer: torch.optim.Optimizer, parts: Sequence[MicroBatch], num_targets: int
+) -> Rehearsal:
+    """The second of two steps: the first one also makes the optimizer's state."""
+    _step(engine, optimizer, parts, num_targets)
+    with Traffic() as traffic, TensorMemory(engine.model, optimizer) as memory:
+        _step(engine, optimizer, parts, num_targets)
+    shapes = {name: tuple(local(weight).shape) for name, weight in engine.model.named_parameters()}
+    return Rehearsal(traffic.by_kind, memory.peak, shapes)
+
+
+def _step(
+    engine: Engine, optimizer: torch.optim.Optimizer, parts: Sequence[MicroBatch], num_targets: int
+) -> None:
+    """As train/loop.py does it."""
+    loss = engine.forward_backward(parts, engine.total(num_targets))
+    engine.finish(loss, 1.0, False)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    engine.after_update()
+
+
+class _Blind(Ranks):
+    """Ranks that cannot read what they agreed on."""
+
+    def _sum_tensor(self, values: Tensor) -> list[float]:
+        dist.all_reduce(values)
+        return [1.0] * values.numel()
+
+
+def _summed_loss(
+    model: Decoder, part: MicroBatch, head: Head | None = None, hidden_BTD: Tensor | None = None
+) -> Tensor:
+    """As evaluate/loss.py has it, which is no room below this one."""
+    out_BTD = model(part.tokens_BT, part.starts_BT, hidden_BTD=hidden_BTD, balance_B=part.balance_B)
+    targets_BT = model.model.rows.local(part.targets_BT)
+    return next_token_loss(out_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), None, head)
+
+
+def _micro_batch(rows: int, context: int) -> MicroBatch:
+    empty = partial(torch.zeros, (rows, context), dtype=torch.int64)
+    return MicroBatch(empty(), empty(), empty())
+
+
+def _without_values(model: Decoder, mesh: Mesh) -> None:
+    """Replace what looks at values: masks, and the routers' counts."""
+    rows = model.model.rows
+    rows.kind = lambda chosen: "sdpa"  # type: ignore[method-assign]
+    rows.mask = lambda kind, starts_BT: Mask()  # type: ignore[method-assign]
+    for block in model.model.layers.values():
+        assert isinstance(block, Block)
+        if isinstance(block.feed_forward, MoE):
+            layer = block.feed_forward
+            layer.compute = _EvenExperts(layer.experts, mesh.group("expert"))
+
+
+class _EvenExperts:
+    """As parallel/expert.py and `MoE.compute`, where every expert gets the same number of rows."""
+
+    def __init__(self, experts: nn.Module, group: Group | None) -> None:
+        self._experts, self._group = experts, group
+
+    def __call__(self, sorted_SD: Tensor, counts_E: Tensor) -> Tensor:
+        pairs, experts = sorted_SD.shape[0], len(counts_E)
+        group = self._group
+        if group is None:
+            return self._experts(sorted_SD, _Counts(pairs, experts))
+        ranks = group.size()
+        exchange(counts_E, *(2 * [[experts // ranks] * ranks]), group)
+        sent = [len(part) for part in split_evenly(pairs, ranks)]
+        received = [sent[dist.get_rank(group)]] * ranks
+        rows_SD = exchange(sorted_SD, sent, received, group)
+        order_S = torch.arange(sum(received)).argsort(stable=True)
+        out_SD = self._experts(rows_SD[order_S], _Counts(sum(received), experts // ranks))
+        return exchange(out_SD[order_S], received, sent, group)
+
+
+class _Counts:
+    """In place of a tensor of counts."""
+
+    def __init__(self, pairs: int, experts: int) -> None:
+        self._counts = [len(part) for part in split_evenly(pairs, experts)]
+
+    def tolist(self) -> list[int]:
+        return self._counts
+
+    def cumsum(self, dim: int) -> Tensor:
+        return torch.empty(len(self._counts), dtype=torch.int64)
+
+
+@contextmanager
+def _fake_group(rank: int, world: int) -> Iterator[None]:
+    assert not dist.is_initialized(), "a rehearsal wants torch.distributed for itself"
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,71 @@
+"""Activations that are made again in the backward pass instead of being kept.
+
+    none       everything is kept
+    selective  matmul results and what other ranks sent are kept; attention, norms, rotary and SwiGLU's
+               product, which are cheap or large, are made again (arXiv:2205.05198)
+    full       only a block's input is kept
+
+`recompute_layers` limits it to the first so many blocks, which is how a memory budget is met.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+_KEPT = (
+    torch.ops.aten.mm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten._grouped_mm.default,
+)
+_KEPT_NAMESPACES = ("_c10d_functional", "c10d", "_dtensor")  # traffic costs more than memory
+
+
+def run_block(block: nn.Module, recompute: str, *args: Any) -> Tensor:
+    """The block's output; with gradients, kept as `recompute` says."""
+    if recompute == "none" or not torch.is_grad_enabled():
+        return block(*args)
+    return checkpoint(block, *args, use_reentrant=False, context_fn=_contexts(block, recompute))
+
+
+Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
+
+
+def _contexts(block: nn.Module, recompute: str) -> Callable[[], Contexts]:
+    def contexts() -> Contexts:
+        first: AbstractContextManager[Any] = nullcontext()
+        again: AbstractContextManager[Any] = _again(block)
+        if recompute == "full":
+            return first, again
+        first, cached = create_selective_checkpoint_contexts(_policy)
+        return first, _both(cached, again)
+
+    return contexts
+
+
+def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    kept = operator in _KEPT or operator.namespace in _KEPT_NAMESPACES
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@contextmanager
+def _again(block: nn.Module) -> Iterator[None]:
+    """Tells the modules that count what they see that this pass was counted before."""
+    counting = [module for module in block.modules() if hasattr(module, "recomputing")]
+    for module in counting:
+        module.recomputing = True  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in counting:
+            module.recomputing = False  # type: ignore[assignment]
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield

@@ -1,0 +1,208 @@
+"""What the training loop asks of the ranks: run micro-batches, add up, agree. One process is the simple case.
+
+The loop is the same under every layout. A rank sees its own rows; losses, norms and requests to stop are
+added over all ranks once a step, in one exchange of three numbers.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import _functional_collectives as functional
+
+from bessemer.data.loader import MicroBatch
+from bessemer.data.rows import NO_LOSS
+from bessemer.formulas.shape import ModelShape
+from bessemer.model.decoder import Decoder
+from bessemer.model.moe import MoE, update_bias
+from bessemer.model.pieces import Pieces
+from bessemer.parallel.apply import joined
+from bessemer.parallel.gradients import Gradients, clip_gradients
+from bessemer.parallel.mesh import Mesh
+from bessemer.parallel.pieces import held_pieces
+from bessemer.parallel.pipeline import Pipeline
+from bessemer.parallel.shard import before_backward
+
+# Summed loss [nat] of a micro-batch; with hidden states, that of the last stage of a pipeline.
+Loss = Callable[..., Tensor]
+
+
+class Engine:
+    """One process, any module and loss. `Ranks` is the same for a rank of a layout."""
+
+    rank, world = 0, 1
+    data_rank, data_ranks = 0, 1
+    pieces: Pieces | None = None  # None: whole tensors
+
+    def __init__(self, model: nn.Module, loss: Loss, balance: float = 0.0) -> None:
+        """balance: weight of the balance of experts, where the model has any."""
+        self.model, self.loss, self._balance = model, loss, balance
+        self._experts = [module for module in model.modules() if isinstance(module, MoE)]
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def total(self, count: int) -> int:
+        """A number of this rank's rows, over all of them."""
+        return count
+
+    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: int) -> Tensor:
+        """Gradients of the mean loss over `num_targets`; returns this rank's share of the summed loss."""
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        for part in parts:
+            summed = self.loss(self.model, self._ready(part, num_targets))
+            (summed / max(1, num_targets)).backward()
+            loss += summed.detach()
+        return loss
+
+    def forward(self, parts: Sequence[MicroBatch]) -> Tensor:
+        """The summed loss of some micro-batches over all ranks, fp64. No gradients."""
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in parts:
+            loss += self.loss(self.model, part.to(self.device)).double()
+        return loss
+
+    def finish(self, loss: Tensor, most: float | None, stop: bool) -> tuple[float, float, bool]:
+        """Clip, and agree on (summed loss, gradient norm before clipping, whether any rank is to stop)."""
+        norm = clip_gradients(self.parameters, most)
+        summed, norm_ = torch.stack([loss, norm]).tolist()
+        return summed, norm_, stop
+
+    def any(self, flag: bool) -> bool:
+        """Whether it holds on any rank."""
+        return flag
+
+    def each_rank(self, values: list[float]) -> list[list[float]]:
+        """Every rank's values, in order of ranks."""
+        return [values]
+
+    def after_update(self) -> None:
+        """Move the routers' biases by what the whole step chose."""
+        for module in self._experts:
+            if module.gate.has_bias:
+                update_bias(module, self._chosen(module.chosen_E), self._balance)
+
+    def _chosen(self, chosen_E: Tensor) -> Tensor:
+        return chosen_E
+
+    def _ready(self, part: MicroBatch, num_targets: int) -> MicroBatch:
+        """On the device, and with the rows' weights in the balance of experts: by their targets."""
+        part = part.to(self.device)
+        if not self._experts:
+            return part
+        targets_B = (part.targets_BT != NO_LOSS).sum(1)
+        return replace(part, balance_B=targets_B.float() * (self._balance / max(1, num_targets)))
+
+
+class Ranks(Engine):
+    """A rank of a layout with more than one: its parts of the model, among the others."""
+
+    def __init__(
+        self,
+        parts: Sequence[Decoder],
+        loss: Loss,
+        mesh: Mesh,
+        shape: ModelShape,
+        *,
+        micro_batch: int,
+        context: int,
+        balance: float = 0.0,
+    ) -> None:
+        super().__init__(joined(list(parts)), loss, balance)
+        self.mesh, self.rank, self.world = mesh, mesh.rank, mesh.layout.world
+        self.data_ranks = mesh.layout.data
+        self.data_rank = mesh.place("replicate") * mesh.layout.shard + mesh.place("shard")
+        self.pieces = held_pieces(self.model, shape, mesh)
+        self._gradients = Gradients(self.model, shape, self.pieces, mesh)
+        self._pipeline = Pipeline(parts, mesh, micro_batch, context) if mesh.layout.pipeline > 1 else None
+        # Ranks of the tensor axis compute the same loss, each of all its tokens.
+        self._counts = mesh.place("tensor") == 0
+
+    @property
+    def device(self) -> torch.device:
+        return self.mesh.device
+
+    def total(self, count: int) -> int:
+        # Ranks of one row, pipeline, tensor and context, all read it.
+        same = self.mesh.layout.world // self.data_ranks
+        return round(self._sum([float(count)])[0] / same)
+
+    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: int) -> Tensor:
+        scale = torch.full((), 1.0 / max(1, num_targets), device=self.device)
+        ready = [self._ready(part, num_targets) for part in parts]
+        if self._pipeline is not None:
+            loss = self._pipeline.forward_backward(self._forward(ready), len(parts), scale)
+            return loss if self._counts else torch.zeros_like(loss)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        for number, part in enumerate(ready):
+            before_backward(self.model, self.mesh, last=number == len(ready) - 1)
+            summed = self.loss(self.model, part)
+            summed.backward(scale)
+            loss += summed.detach()
+        return loss if self._counts else torch.zeros_like(loss)
+
+    def forward(self, parts: Sequence[MicroBatch]) -> Tensor:
+        ready = [part.to(self.device) for part in parts]
+        if self._pipeline is not None:
+            loss = self._pipeline.forward_only(self._forward(ready), len(ready))
+        else:
+            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            for part in ready:
+                loss += self.loss(self.model, part).double()
+        loss = loss if self._counts else torch.zeros_like(loss)
+        dist.all_reduce(loss)
+        return loss
+
+    def finish(self, loss: Tensor, most: float | None, stop: bool) -> tuple[float, float, bool]:
+        squares = self._gradients.finish()
+        summed, square, stops = self._sum_tensor(
+            torch.stack([loss.double(), squares, torch.full_like(squares, float(stop))])
+        )
+        norm = square**0.5
+        self._gradients.clip(norm, most)
+        return summed, norm, stops > 0
+
+    def any(self, flag: bool) -> bool:
+        return self._sum([float(flag)])[0] > 0
+
+    def each_rank(self, values: list[float]) -> list[list[float]]:
+        own = torch.tensor(values, dtype=torch.float64, device=self.device)
+        every = functional.wait_tensor(functional.all_gather_tensor(own, 0, _everyone()))
+        return every.view(self.world, -1).tolist()
+
+    def _forward(self, parts: Sequence[MicroBatch]) -> Any:
+        def forward(model: Decoder, number: int, hidden_BTD: Tensor | None) -> Tensor:
+            part = parts[number]
+            if model.part.last:
+                return self.loss(model, part, hidden_BTD=hidden_BTD)
+            return model(part.tokens_BT, part.starts_BT, hidden_BTD=hidden_BTD, balance_B=part.balance_B)
+
+        return forward
+
+    def _chosen(self, chosen_E: Tensor) -> Tensor:
+        for axis in ("replicate", "fsdp"):
+            group = self.mesh.group(axis)
+            if group is not None:
+                dist.all_reduce(chosen_E, group=group)
+        return chosen_E
+
+    def _sum(self, values: list[float]) -> list[float]:
+        return self._sum_tensor(torch.tensor(values, dtype=torch.float64, device=self.device))
+
+    def _sum_tensor(self, values: Tensor) -> list[float]:
+        dist.all_reduce(values)
+        return values.tolist()
+
+
+def _everyone() -> dist.ProcessGroup:
+    group = dist.group.WORLD
+    assert group is not None, "no process group"
+    return group

@@ -1,0 +1,154 @@
+"""Memory of a rank: against one process, and against what each axis promises to divide."""
+
+from dataclasses import replace
+
+import pytest
+
+from bessemer.formulas.layout import ONE_PROCESS, Layout, layers_of_stages
+from bessemer.formulas.memory import Memory, Workload, activation_bytes, device_memory, ends_per_token
+from bessemer.formulas.parameters import total_params
+from bessemer.formulas.rank_memory import layout_memory, rank_activation_bytes, rank_memory
+from bessemer.formulas.shape import ModelShape
+
+SHAPE = ModelShape("llama", 8, 64, 4, 4, 16, 160, 256, 64, tie_embeddings=False, qk_norm=False)
+ROUTED = replace(
+    SHAPE, family="qwen3-moe", experts=8, experts_per_token=2, expert_ffn=64, shared_ffn=0, dense_layers=1
+)
+WORK = Workload(4 * 64, "fp32", "none", compiled=False, micro_batches=16)
+
+
+def memory(layout: Layout, rank: int = 0, shape: ModelShape = SHAPE, work: Workload = WORK) -> Memory:
+    return rank_memory(shape, work, layout, rank)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, ROUTED, replace(SHAPE, tie_embeddings=True)])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_one_process_is_predicted_as_before(shape: ModelShape, recompute: str) -> None:
+    work = replace(WORK, recompute=recompute)
+    assert layout_memory(shape, work, ONE_PROCESS) == [device_memory(shape, work)]
+    # A layout that splits nothing but rows leaves everything on each rank.
+    assert memory(Layout(replicate=2), shape=shape, work=work) == device_memory(shape, work)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, ROUTED])
+@pytest.mark.parametrize(
+    "layout", [Layout(shard=4), Layout(context=4), Layout(shard=2, context=2, replicate=3)]
+)
+def test_shard_and_context_divide_weights_gradients_and_moments(shape: ModelShape, layout: Layout) -> None:
+    part = memory(layout, shape=shape)
+    assert part.weights == part.gradients == part.optimizer / 2
+    assert part.weights == pytest.approx(4 * total_params(shape) / 4, abs=8)
+
+
+def test_gathered_weights_are_two_blocks_or_with_zero_2_all() -> None:
+    block = (total_params(SHAPE) - 2 * 256 * 64 - 64) // 8
+    whole, blocks = 4 * total_params(SHAPE), 4 * (2 * block + 2 * 256 * 64 + 64)
+    assert memory(Layout(replicate=4)).gathered == 0
+    assert memory(Layout(shard=4)).gathered == 2 * blocks
+    assert memory(Layout(shard=4, reshard=False)).gathered == whole + blocks
+
+
+def test_sharded_pipeline_holds_its_stage_whole_during_a_step() -> None:
+    layout = Layout(shard=2, pipeline=2)
+    for rank in range(2):
+        part = memory(layout, rank)
+        assert part.gathered == 2 * 2 * part.weights
+    assert memory(Layout(pipeline=2)).gathered == 0
+
+
+def test_tensor_divides_matrices_and_leaves_norms() -> None:
+    norms = 8 * 2 * 64 + 64
+    part = memory(Layout(tensor=4))
+    assert part.weights == 4 * ((total_params(SHAPE) - norms) // 4 + norms)
+    assert part.working == pytest.approx(device_memory(SHAPE, WORK).working / 4, abs=1)
+    uneven = memory(Layout(tensor=3), shape=replace(SHAPE, heads=3, kv_heads=3))
+    assert uneven.weights > 4 * total_params(replace(SHAPE, heads=3, kv_heads=3)) / 3
+
+
+@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(context=2), Layout(tensor=2, context=2)])
+def test_activations_are_divided_but_for_what_others_sent(layout: Layout) -> None:
+    whole, part = activation_bytes(SHAPE, WORK), memory(layout).activations
+    parts = layout.tensor * layout.context
+    assert whole / parts < part < whole / parts * 1.35
+    work = replace(WORK, recompute="full")  # which keeps nothing of that
+    ends = ends_per_token(SHAPE)
+    assert ends and memory(layout, work=work).activations == pytest.approx(
+        activation_bytes(SHAPE, work) / parts, abs=1
+    )
+
+
+def test_experts_lie_on_the_expert_axis_and_the_rest() -> None:
+    experts = 7 * 8 * 3 * 64 * 64
+    ordinary = total_params(ROUTED) - experts
+    for layout, rest in [
+        (Layout(replicate=4, expert=4), 1), (Layout(replicate=2, shard=2, expert=2), 1),
+        (Layout(shard=4, expert=2), 2), (Layout(shard=4, replicate=2, expert=4), 1),
+        (Layout(shard=2, replicate=4, expert=4), 2),
+    ]:  # fmt: skip
+        expected = ordinary / layout.shard + experts / layout.expert / rest
+        assert memory(layout, shape=ROUTED).weights == pytest.approx(4 * expected, abs=8), str(layout)
+
+
+def test_pipeline_ranks_hold_their_layers_and_ends_and_together_the_model() -> None:
+    layout = Layout(pipeline=4)
+    parts = layout_memory(SHAPE, WORK, layout)
+    assert sum(part.weights for part in parts) == 4 * total_params(SHAPE)
+    assert [part.loss > 0 for part in parts] == [False, False, False, True]
+    tied = layout_memory(replace(SHAPE, tie_embeddings=True), WORK, layout)
+    assert sum(part.weights for part in tied) == 4 * total_params(SHAPE)  # the last has a copy
+
+
+def test_v_shaped_pipeline_has_both_ends_on_its_first_rank() -> None:
+    first, second = layout_memory(
+        replace(SHAPE, tie_embeddings=True), WORK, Layout(pipeline=2, schedule="zbv")
+    )
+    assert first.loss > 0 and second.loss == 0
+    assert first.weights + second.weights == 4 * total_params(replace(SHAPE, tie_embeddings=True))
+
+
+@pytest.mark.parametrize(
+    ("micro_batches", "in_flight"), [(16, [4, 3, 2, 1]), (2, [2, 2, 2, 1]), (1, [1, 1, 1, 1])]
+)
+def test_first_ranks_of_1f1b_hold_as_many_micro_batches_as_there_are_stages_behind_them(
+    micro_batches: int, in_flight: list[int]
+) -> None:
+    layout = Layout(pipeline=4, split=(2, 2, 2, 2))
+    work = replace(WORK, micro_batches=micro_batches)
+    layer = (activation_bytes(SHAPE, work) - work.tokens * ends_per_token(SHAPE)) / 8
+    for rank, count in enumerate(in_flight):
+        end = work.tokens * (ends_per_token(SHAPE) if rank == 3 else 4 * 64)
+        assert memory(layout, rank, work=work).activations == count * (2 * layer + end)
+
+
+def test_interleaving_holds_more_and_every_schedule_holds_what_its_order_says() -> None:
+    plain = rank_activation_bytes(SHAPE, WORK, Layout(pipeline=4))
+    turns = Layout(pipeline=4, schedule="interleaved", interleave=2)
+    assert 1.2 * plain < rank_activation_bytes(SHAPE, WORK, turns) < 1.6 * plain
+    layout, work = Layout(pipeline=4, schedule="zbv"), replace(WORK, micro_batches=2)
+    layer = (activation_bytes(SHAPE, work) - work.tokens * ends_per_token(SHAPE)) / 8
+    ends = work.tokens * (ends_per_token(SHAPE) + 4 * 64)
+    assert memory(layout, work=work).activations == 2 * (2 * layer + ends)  # a layer on each of two stages
+
+
+def test_bf16_copies_are_held_for_each_micro_batch_on_its_way() -> None:
+    work = replace(WORK, dtype="bf16")
+    layout = Layout(pipeline=2, split=(4, 4))
+    first, last = (memory(layout, rank, work=work).casts for rank in range(2))
+    head = 2 * 256 * 64
+    assert first == 2 * (last - head)
+    assert memory(layout, work=replace(work, recompute="full")).casts == last - head
+
+
+def test_recomputed_layers_are_the_first_of_the_model_on_whichever_rank() -> None:
+    layout = Layout(pipeline=2, split=(4, 4))
+    table = layers_of_stages(SHAPE, layout)
+    assert [replace(WORK, recompute="full", recompute_layers=5).recomputed_of(stage) for stage in table] == [
+        4,
+        1,
+    ]
+
+    def activations(layers: int, rank: int) -> int:
+        return memory(layout, rank, work=replace(WORK, recompute="full", recompute_layers=layers)).activations
+
+    assert activations(4, 0) == memory(layout, 0, work=replace(WORK, recompute="full")).activations
+    assert activations(4, 1) == memory(layout, 1).activations > activations(8, 1)
