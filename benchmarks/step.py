@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from bessemer.data.loader import Batch, MicroBatch
-from bessemer.evaluate.loss import Loss, summed_loss
+from bessemer.evaluate.loss import summed_loss
 from bessemer.measure.facts import gather
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
 from bessemer.model.loss import loss_chunk
+from bessemer.parallel.engine import Engine, Loss
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import parse
@@ -28,6 +29,7 @@ from bessemer.train.job import Job
 from bessemer.train.loop import train_step
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.state import TrainState
+from bessemer.train.stop import Stop
 
 _COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -56,14 +58,14 @@ class BessemerStep:
         self._state = TrainState()
         self.job = Job(
             plan=stage,
-            model=model,
+            engine=Engine(model, loss, stage.router_balance),
             optimizer=make_optimizer(model, stage),
-            loss=loss,
             batches=unused,
             validation=None,
             folder=unused,
+            saver=unused,
             record=unused,
-            stop=unused,
+            stop=Stop(),
         )
 
     def __call__(self, window_BT: Tensor) -> float:

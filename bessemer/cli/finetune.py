@@ -25,7 +25,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
+    from bessemer.cli.pretrain import alike
     from bessemer.finetune.run import begin_finetune
     from bessemer.launch.world import world_of_environment
     from bessemer.recipe.load import load
@@ -33,33 +34,43 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.train.pretrain import Place
     from bessemer.train.run import run_among
 
-    settings = [*args.set, "finetune.compare_scratch=true"] if args.compare_scratch else args.set
-    loaded = load(args.recipe, settings)
-    place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
     world = world_of_environment()
-    if world is None or world.size == 1:
-        with lock(place.run):
-            return run_finetune(loaded, place, args.from_)
-    if args.compare_scratch:
+    size = None if world is None else world.size
+
+    def asked() -> tuple[Any, Path]:
+        settings = [*args.set, "finetune.compare_scratch=true"] if args.compare_scratch else args.set
+        loaded = load(args.recipe, settings)
+        _check_compares_alone(loaded, size or 1)
+        return loaded, args.run or Path("runs") / loaded.recipe.name
+
+    def begin(loaded: Any, run: Path) -> Any:
+        return begin_finetune(loaded, Place(run, args.store, args.console), args.from_, world=size)
+
+    if world is not None and world.size > 1:
+        document = run_among(world, asked, alike(args), args.console, begin)
+        return None if document is None else {**document, "comparison": None}
+    loaded, run = asked()
+    with lock(run):
+        return run_finetune(loaded, Place(run, args.store, args.console), args.from_, size)
+
+
+def _check_compares_alone(loaded: Any, size: int) -> None:
+    section = loaded.recipe.finetune
+    if size > 1 and section is not None and section.compare_scratch:
         raise RecipeError(
-            "--compare-scratch trains several stages, one after the other, by itself",
-            found=f"one of {world.size} processes that were started together",
+            "the comparison with training from scratch trains several stages, one after the other",
+            found=f"compare_scratch, in {size} processes that were started together",
             wanted="one process, which starts the ranks of its layout",
             fix="call it without torchrun, with parallel.layout in the recipe",
         )
 
-    def begin() -> Any:
-        return begin_finetune(loaded, place, args.from_, world=world.size)
 
-    return {**run_among(world, loaded, place.run, place.console, begin), "comparison": None}
-
-
-def run_finetune(loaded: Any, place: Any, from_: str | None) -> dict[str, Any]:
+def run_finetune(loaded: Any, place: Any, from_: str | None, world: int | None = None) -> dict[str, Any]:
     """The stage, and the comparison where the recipe asks for it."""
     from bessemer.finetune.compare_scratch import check_comparable, compare_scratch
     from bessemer.finetune.run import finetune, prepare_finetune
 
-    task = prepare_finetune(loaded, place, from_)
+    task = prepare_finetune(loaded, place, from_, world)
     compares = loaded.recipe.finetune.compare_scratch
     if compares:
         check_comparable(task)

@@ -1,8 +1,9 @@
 """`bessemer`: find the verb, parse, run it, print. The one place of exit codes and of --json.
 
 A verb is a module of this folder with HELP, arguments, run and show; one that trains or runs a model
-says COMPUTES = True. Only the verb asked for is imported, and no verb imports torch before it runs, so
-that help answers at once (100 ms; torch alone takes seconds). Data goes to stdout, all else to stderr.
+says COMPUTES = True, and one whose answer may be bad news has exit_code(document). Only the verb asked for
+is imported, and no verb imports torch before it runs, so that help answers at once (100 ms; torch alone
+takes seconds). Data goes to stdout, all else to stderr.
 
 Global options stand before or after the verb: one parser reads both, with the verb taken out.
 """
@@ -30,7 +31,7 @@ from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
 from bessemer.log import Console
 
 VERBS = ("demo", "run", "doctor", "recipes", "schema", "plan", "data", "pretrain", "finetune", "evaluate",
-         "compare", "export", "chat", "report")  # fmt: skip
+         "compare", "export", "chat", "report", "check")  # fmt: skip
 
 _WITH_VALUE = ("--set", "--run", "--store")  # global options whose next word is not the verb
 _ABOUT = "Bessemer trains large AI models end to end, and says beforehand what that will take."
@@ -100,8 +101,11 @@ def _verb(verb: str, words: Sequence[str], *, as_process: bool) -> int:
 
         arrange()
     args.console = Console()
-    _answer(_printed(verb, module, module.run(args), as_json=args.json))
-    return 0
+    document = module.run(args)
+    if document is None:  # one of many processes, of which the first answers
+        return 0
+    _answer(_printed(verb, module, document, as_json=args.json))
+    return module.exit_code(document) if hasattr(module, "exit_code") else 0
 
 
 def _printed(verb: str, module: ModuleType, document: dict[str, Any], *, as_json: bool) -> str:

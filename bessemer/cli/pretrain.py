@@ -18,24 +18,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
+def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from bessemer.launch.world import world_of_environment
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
     from bessemer.train.pretrain import Place, begin_pretrain, pretrain
     from bessemer.train.run import run_among
 
-    loaded = load(args.recipe, args.set)
-    place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
+    def asked() -> tuple[Any, Path]:
+        loaded = load(args.recipe, args.set)
+        return loaded, args.run or Path("runs") / loaded.recipe.name
+
+    def begin(loaded: Any, run: Path) -> Any:
+        return begin_pretrain(loaded, Place(run, args.store, args.console), args.from_, size)
+
     world = world_of_environment()
-    if world is None or world.size == 1:
-        with lock(place.run):
-            return pretrain(loaded, place, args.from_)
+    size = None if world is None else world.size
+    if world is not None and world.size > 1:
+        return run_among(world, asked, alike(args), args.console, begin)
+    loaded, run = asked()
+    with lock(run):
+        return pretrain(loaded, Place(run, args.store, args.console), args.from_, size)
 
-    def begin() -> Any:
-        return begin_pretrain(loaded, place, args.from_, world.size)
 
-    return run_among(world, loaded, place.run, place.console, begin)
+def alike(args: argparse.Namespace) -> dict[str, str]:
+    """Options that all ranks must give alike, though only the first one follows them."""
+    return {"--store": str(args.store.resolve()), "--from": args.from_ or "(not given)"}
 
 
 def show(document: dict[str, Any]) -> str:

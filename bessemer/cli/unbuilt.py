@@ -16,10 +16,6 @@ UNBUILT = {
         "the same run on many machines",
         "`bessemer run RECIPE` trains on this machine, `bessemer plan RECIPE --cluster 64xH100` plans many",
     ),
-    "check": (
-        "proofs on your own machine: layouts, resume, chaos, data",
-        "`bessemer doctor` looks at the machine, `bessemer data report PATH` at prepared data",
-    ),
 }
 
 

@@ -48,6 +48,6 @@ def validation_loss(
         part = stack_rows(rows, range(first, min(first + micro_batch, num_rows)), micro_batch)
         targets += int((part.targets_BT != IGNORED).sum())
         total += engine.forward([part])
-    targets = engine.total(targets)
+    targets = round(float(engine.total(targets)))
     assert targets > 0, f"{num_rows} validation rows hold no target token"
     return float(total) / targets, targets

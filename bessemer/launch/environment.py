@@ -9,9 +9,13 @@ all as it is. We set it too: it tells that the environment is arranged, to ourse
 to the processes that we start.
 """
 
+import fcntl
 import os
+import socket
+import struct
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from bessemer.hardware import cache_folder, usable_cores
 
 MARKER = "BESSEMER_ENVIRONMENT"
 
+_GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
 _TUNABLES = "GLIBC_TUNABLES"
 _KEEP_MEMORY = (
     ("mmap_threshold", 16 * 2**30),  # only a larger tensor gets its own mapping, unmapped when freed
@@ -92,6 +97,31 @@ def arrange() -> None:
     # The interpreter's own command line, not `-m bessemer`: that would put the current folder first on
     # the import path, where a user's folder named `torch` or `data` must not stand in for a package.
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], wanted)  # noqa: S606 (no shell)
+
+
+def name_interface(host: str) -> None:
+    """Tell gloo which network interface leads to the other machines, where the user has not.
+
+    It would take the one that this machine's own name resolves to, which may well be the loopback.
+    host: the first rank's. Does nothing where that is this machine's loopback, or on other systems.
+    """
+    if _GLOO_INTERFACE in os.environ or sys.platform != "linux":
+        return
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 1))  # sends nothing: asks the routing table which address would speak
+        mine = probe.getsockname()[0]
+        for _, name in socket.if_nameindex():
+            if not mine.startswith("127.") and _address(probe, name) == mine:
+                os.environ[_GLOO_INTERFACE] = name
+
+
+def _address(probe: socket.socket, interface: str) -> str | None:
+    """IPv4 address of an interface: SIOCGIFADDR of Linux's netdevice(7)."""
+    try:
+        answer = fcntl.ioctl(probe.fileno(), 0x8915, struct.pack("256s", interface.encode()[:15]))
+    except OSError:
+        return None
+    return socket.inet_ntoa(answer[20:24])
 
 
 def _joined_tunables(ours: str, current: Mapping[str, str]) -> dict[str, str]:

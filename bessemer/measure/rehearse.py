@@ -15,11 +15,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.data.loader import MicroBatch
@@ -27,6 +30,7 @@ from bessemer.formulas.layout import Layout, split_evenly
 from bessemer.formulas.memory import Workload
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic import Collective
+from bessemer.model import moe
 from bessemer.model.attention import Mask
 from bessemer.model.decoder import Block, Decoder
 from bessemer.model.loss import Head, next_token_loss
@@ -66,16 +70,24 @@ def rehearse(shape: ModelShape, work: Workload, layout: Layout, rank: int, *, co
         )
         model = joined(parts)
         # Real and meta tensors are met too: indices that the layers made, and what FSDP keeps.
-        with FakeTensorMode(allow_non_fake_inputs=True):
+        with FakeTensorMode(allow_non_fake_inputs=True), patch.object(moe, "grouped_linear", _grouped_shapes):
             materialise(model, shape, mesh, seed=None)
             for part in parts:
                 _without_values(part, mesh)
             rows = work.tokens // context
-            loss = partial(_summed_loss, head=split_head(mesh, shape.vocab))
+            loss = partial(summed_loss, head=split_head(mesh, shape.vocab))
             engine = _Blind(parts, loss, mesh, shape, micro_batch=rows, context=context, balance=0.01)
-            optimizer = torch.optim.AdamW(engine.parameters)
+            optimizer = make_adamw(engine.parameters)
             batch = [_micro_batch(rows, context) for _ in range(work.micro_batches)]
             return watched(engine, optimizer, batch, rows * context * work.micro_batches)
+
+
+def make_adamw(weights: Sequence[nn.Parameter]) -> torch.optim.AdamW:
+    """As train/optimizer.py makes it, without its settings: weights sharded alike are a group."""
+    groups: dict[Any, list[nn.Parameter]] = {}
+    for weight in weights:
+        groups.setdefault(weight.device_mesh if isinstance(weight, DTensor) else None, []).append(weight)
+    return torch.optim.AdamW([{"params": group} for group in groups.values()], fused=True)
 
 
 def watched(
@@ -93,8 +105,9 @@ def _step(
     engine: Engine, optimizer: torch.optim.Optimizer, parts: Sequence[MicroBatch], num_targets: int
 ) -> None:
     """As train/loop.py does it."""
-    loss = engine.forward_backward(parts, engine.total(num_targets))
-    engine.finish(loss, 1.0, False)
+    targets = engine.total(num_targets)
+    loss = engine.forward_backward(parts, targets)
+    engine.finish(loss, targets, 1.0, False)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     engine.after_update()
@@ -103,12 +116,11 @@ def _step(
 class _Blind(Ranks):
     """Ranks that cannot read what they agreed on."""
 
-    def _sum_tensor(self, values: Tensor) -> list[float]:
-        dist.all_reduce(values)
+    def _read(self, values: Tensor) -> list[float]:
         return [1.0] * values.numel()
 
 
-def _summed_loss(
+def summed_loss(
     model: Decoder, part: MicroBatch, head: Head | None = None, hidden_BTD: Tensor | None = None
 ) -> Tensor:
     """As evaluate/loss.py has it, which is no room below this one."""
@@ -144,28 +156,33 @@ class _EvenExperts:
         pairs, experts = sorted_SD.shape[0], len(counts_E)
         group = self._group
         if group is None:
-            return self._experts(sorted_SD, _Counts(pairs, experts))
+            return self._experts(sorted_SD, counts_E)  # type: ignore[no-any-return]
         ranks = group.size()
         exchange(counts_E, *(2 * [[experts // ranks] * ranks]), group)
         sent = [len(part) for part in split_evenly(pairs, ranks)]
         received = [sent[dist.get_rank(group)]] * ranks
         rows_SD = exchange(sorted_SD, sent, received, group)
         order_S = torch.arange(sum(received)).argsort(stable=True)
-        out_SD = self._experts(rows_SD[order_S], _Counts(sum(received), experts // ranks))
+        out_SD = self._experts(rows_SD[order_S], counts_E)
         return exchange(out_SD[order_S], received, sent, group)
 
 
-class _Counts:
-    """In place of a tensor of counts."""
+class _ExpertShapes(torch.autograd.Function):
+    """In place of `moe.grouped_linear`: its results' shapes. torch's own wants values, or bf16."""
 
-    def __init__(self, pairs: int, experts: int) -> None:
-        self._counts = [len(part) for part in split_evenly(pairs, experts)]
+    @staticmethod
+    def forward(ctx: Any, x_SI: Tensor, weight_EOI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_SI, weight_EOI)
+        return x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
 
-    def tolist(self) -> list[int]:
-        return self._counts
+    @staticmethod
+    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, Tensor]:
+        x_SI, weight_EOI = ctx.saved_tensors
+        return torch.empty_like(x_SI), torch.empty_like(weight_EOI)
 
-    def cumsum(self, dim: int) -> Tensor:
-        return torch.empty(len(self._counts), dtype=torch.int64)
+
+def _grouped_shapes(x_SI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:
+    return _ExpertShapes.apply(x_SI, weight_EOI.to(x_SI.dtype))  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import _functional_collectives as functional
 
 from bessemer.formulas.layout import split_evenly
 
 Group = dist.ProcessGroup
+_operators = torch.ops._c10d_functional
 
 
 def gather_dim(part: Tensor, dim: int, size: int, group: Group) -> Tensor:
@@ -45,7 +45,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, part: Tensor, dim: int, size: int, group: Group) -> Tensor:
         ctx.dim, ctx.group = dim, group
-        return _gathered(part, dim, size, group)
+        return _own(_gathered(part, dim, size, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -56,7 +56,7 @@ class _Scatter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, dim: int, group: Group) -> Tensor:
         ctx.dim, ctx.size, ctx.group = dim, partial.shape[dim], group
-        return _scattered(partial, dim, group)
+        return _own(_scattered(partial, dim, group))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -66,7 +66,7 @@ class _Scatter(torch.autograd.Function):
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, partial: Tensor, group: Group) -> Tensor:
-        return _done(functional.all_reduce(partial.contiguous(), "sum", group))
+        return all_reduce(partial, "sum", group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -77,12 +77,11 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: Group) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _done(functional.all_to_all_single(rows.contiguous(), received, sent, group))
+        return all_to_all(rows, received, sent, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        back = functional.all_to_all_single(grad.contiguous(), ctx.sent, ctx.received, ctx.group)
-        return _done(back), None, None, None
+        return all_to_all(grad, ctx.sent, ctx.received, ctx.group), None, None, None
 
 
 def _gathered(part: Tensor, dim: int, size: int, group: Group) -> Tensor:
@@ -91,7 +90,7 @@ def _gathered(part: Tensor, dim: int, size: int, group: Group) -> Tensor:
     padded = _padded(part, dim, longest)
     if dim:
         padded = padded.movedim(dim, 0)
-    whole = _done(functional.all_gather_tensor(padded.contiguous(), 0, group))
+    whole = all_gather(padded, group)
     if size % parts:
         ranges = split_evenly(size, parts)
         pieces = [whole[rank * longest : rank * longest + len(ranges[rank])] for rank in range(parts)]
@@ -106,9 +105,15 @@ def _scattered(partial: Tensor, dim: int, group: Group) -> Tensor:
     if size % parts:
         ranges = split_evenly(size, parts)
         first = torch.cat([_padded(first[each.start : each.stop], 0, longest) for each in ranges])
-    mine = _done(functional.reduce_scatter_tensor(first.contiguous(), "sum", 0, group))
-    mine = mine[: len(split_evenly(size, parts)[dist.get_rank(group)])]
+    mine = reduce_scatter(first, group)
+    if size % parts:
+        mine = mine[: len(split_evenly(size, parts)[dist.get_rank(group)])]
     return mine.movedim(0, dim).contiguous() if dim else mine
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """Not a view: FSDP wants none from a module that it wraps, as an in-place change would lose its hooks."""
+    return tensor.clone() if tensor._is_view() else tensor
 
 
 def _padded(part: Tensor, dim: int, size: int) -> Tensor:
@@ -120,5 +125,30 @@ def _padded(part: Tensor, dim: int, size: int) -> Tensor:
     return torch.cat([part, part.new_zeros(shape)], dim)
 
 
+# Without gradients. torch's operators themselves: its Python functions for them change names with versions.
+
+
+def all_gather(part: Tensor, group: Group) -> Tensor:
+    """Every rank's part, all of one shape, one after the other along dim 0."""
+    return _done(_operators.all_gather_into_tensor(part.contiguous(), group.size(), group.group_name))
+
+
+def reduce_scatter(partial: Tensor, group: Group) -> Tensor:
+    """This rank's part, along dim 0, of the sum over ranks."""
+    return _done(
+        _operators.reduce_scatter_tensor(partial.contiguous(), "sum", group.size(), group.group_name)
+    )
+
+
+def all_reduce(values: Tensor, operation: str, group: Group) -> Tensor:
+    """Over all ranks. operation: "sum" or "max"."""
+    return _done(_operators.all_reduce(values.contiguous(), operation, group.group_name))
+
+
+def all_to_all(rows: Tensor, received: list[int], sent: list[int], group: Group) -> Tensor:
+    """Rows along dim 0, `sent[r]` of them to rank r, `received[r]` from it."""
+    return _done(_operators.all_to_all_single(rows.contiguous(), received, sent, group.group_name))
+
+
 def _done(tensor: Tensor) -> Tensor:
-    return functional.wait_tensor(tensor)
+    return _operators.wait_tensor(tensor)  # type: ignore[no-any-return]

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as functional
 
 from bessemer.data.loader import MicroBatch
 from bessemer.data.rows import NO_LOSS
@@ -20,6 +19,7 @@ from bessemer.model.decoder import Decoder
 from bessemer.model.moe import MoE, update_bias
 from bessemer.model.pieces import Pieces
 from bessemer.parallel.apply import joined
+from bessemer.parallel.collectives import all_gather
 from bessemer.parallel.gradients import Gradients, clip_gradients
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.pieces import held_pieces
@@ -50,31 +50,34 @@ class Engine:
     def parameters(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def total(self, count: int) -> int:
-        """A number of this rank's rows, over all of them."""
-        return count
+    def total(self, count: int) -> Tensor:
+        """A number that this rank's rows have, over all rows: a scalar, fp64, that nobody waits for yet."""
+        return torch.tensor(float(count), dtype=torch.float64, device=self.device)
 
-    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: int) -> Tensor:
-        """Gradients of the mean loss over `num_targets`; returns this rank's share of the summed loss."""
-        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: Tensor) -> Tensor:
+        """Gradients of the mean loss over `num_targets`, of the whole step; returns this rank's share of the
+        summed loss."""
+        loss, scale = self._zero(torch.float32), self._scale(num_targets)
         for part in parts:
-            summed = self.loss(self.model, self._ready(part, num_targets))
-            (summed / max(1, num_targets)).backward()
+            summed = self.loss(self.model, self._ready(part, scale))
+            summed.backward(scale)
             loss += summed.detach()
         return loss
 
     def forward(self, parts: Sequence[MicroBatch]) -> Tensor:
         """The summed loss of some micro-batches over all ranks, fp64. No gradients."""
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        loss = self._zero(torch.float64)
         for part in parts:
             loss += self.loss(self.model, part.to(self.device)).double()
         return loss
 
-    def finish(self, loss: Tensor, most: float | None, stop: bool) -> tuple[float, float, bool]:
-        """Clip, and agree on (summed loss, gradient norm before clipping, whether any rank is to stop)."""
-        norm = clip_gradients(self.parameters, most)
-        summed, norm_ = torch.stack([loss, norm]).tolist()
-        return summed, norm_, stop
+    def finish(
+        self, loss: Tensor, num_targets: Tensor, most: float | None, stop: bool
+    ) -> tuple[float, float, bool]:
+        """Clip, and agree on (mean loss, gradient norm before clipping, whether any rank is to stop)."""
+        clipped = clip_gradients(self.parameters, most)
+        mean, norm = torch.stack([(loss.double() / num_targets.clamp(min=1.0)), clipped.double()]).tolist()
+        return mean, norm, stop
 
     def any(self, flag: bool) -> bool:
         """Whether it holds on any rank."""
@@ -93,13 +96,20 @@ class Engine:
     def _chosen(self, chosen_E: Tensor) -> Tensor:
         return chosen_E
 
-    def _ready(self, part: MicroBatch, num_targets: int) -> MicroBatch:
+    def _zero(self, dtype: torch.dtype) -> Tensor:
+        return torch.zeros((), dtype=dtype, device=self.device)
+
+    def _scale(self, num_targets: Tensor) -> Tensor:
+        """What turns a summed loss into its share of the mean, fp32."""
+        return num_targets.clamp(min=1.0).reciprocal().float()
+
+    def _ready(self, part: MicroBatch, scale: Tensor) -> MicroBatch:
         """On the device, and with the rows' weights in the balance of experts: by their targets."""
         part = part.to(self.device)
         if not self._experts:
             return part
         targets_B = (part.targets_BT != NO_LOSS).sum(1)
-        return replace(part, balance_B=targets_B.float() * (self._balance / max(1, num_targets)))
+        return replace(part, balance_B=targets_B.float() * scale * self._balance)
 
 
 class Ranks(Engine):
@@ -130,18 +140,19 @@ class Ranks(Engine):
     def device(self) -> torch.device:
         return self.mesh.device
 
-    def total(self, count: int) -> int:
-        # Ranks of one row, pipeline, tensor and context, all read it.
-        same = self.mesh.layout.world // self.data_ranks
-        return round(self._sum([float(count)])[0] / same)
+    def total(self, count: int) -> Tensor:
+        total = super().total(count)
+        dist.all_reduce(total)
+        # Ranks of one row, along pipeline, tensor and context, have all read and counted it.
+        return total / (self.mesh.layout.world // self.data_ranks)
 
-    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: int) -> Tensor:
-        scale = torch.full((), 1.0 / max(1, num_targets), device=self.device)
-        ready = [self._ready(part, num_targets) for part in parts]
+    def forward_backward(self, parts: Sequence[MicroBatch], num_targets: Tensor) -> Tensor:
+        scale = self._scale(num_targets)
+        ready = [self._ready(part, scale) for part in parts]
         if self._pipeline is not None:
             loss = self._pipeline.forward_backward(self._forward(ready), len(parts), scale)
             return loss if self._counts else torch.zeros_like(loss)
-        loss = torch.zeros((), dtype=torch.float32, device=self.device)
+        loss = self._zero(torch.float32)
         for number, part in enumerate(ready):
             before_backward(self.model, self.mesh, last=number == len(ready) - 1)
             summed = self.loss(self.model, part)
@@ -154,29 +165,38 @@ class Ranks(Engine):
         if self._pipeline is not None:
             loss = self._pipeline.forward_only(self._forward(ready), len(ready))
         else:
-            loss = torch.zeros((), dtype=torch.float64, device=self.device)
+            loss = self._zero(torch.float64)
             for part in ready:
                 loss += self.loss(self.model, part).double()
         loss = loss if self._counts else torch.zeros_like(loss)
         dist.all_reduce(loss)
         return loss
 
-    def finish(self, loss: Tensor, most: float | None, stop: bool) -> tuple[float, float, bool]:
+    def finish(
+        self, loss: Tensor, num_targets: Tensor, most: float | None, stop: bool
+    ) -> tuple[float, float, bool]:
         squares = self._gradients.finish()
-        summed, square, stops = self._sum_tensor(
-            torch.stack([loss.double(), squares, torch.full_like(squares, float(stop))])
-        )
+        sums = torch.stack([loss.double(), squares, torch.full_like(squares, float(stop))])
+        dist.all_reduce(sums)
+        count_ = num_targets.clamp(min=1.0).reshape(1)
+        summed, square, stops, count = self._read(torch.cat([sums, count_]))
         norm = square**0.5
         self._gradients.clip(norm, most)
-        return summed, norm, stops > 0
+        return summed / count, norm, stops > 0
 
     def any(self, flag: bool) -> bool:
-        return self._sum([float(flag)])[0] > 0
+        flags = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(flags)
+        return float(flags) > 0
 
     def each_rank(self, values: list[float]) -> list[list[float]]:
         own = torch.tensor(values, dtype=torch.float64, device=self.device)
-        every = functional.wait_tensor(functional.all_gather_tensor(own, 0, _everyone()))
+        every = all_gather(own, _everyone())
         return every.view(self.world, -1).tolist()
+
+    def _read(self, values: Tensor) -> list[float]:
+        """The one wait for the device in a step."""
+        return values.tolist()
 
     def _forward(self, parts: Sequence[MicroBatch]) -> Any:
         def forward(model: Decoder, number: int, hidden_BTD: Tensor | None) -> Tensor:
@@ -193,13 +213,6 @@ class Ranks(Engine):
             if group is not None:
                 dist.all_reduce(chosen_E, group=group)
         return chosen_E
-
-    def _sum(self, values: list[float]) -> list[float]:
-        return self._sum_tensor(torch.tensor(values, dtype=torch.float64, device=self.device))
-
-    def _sum_tensor(self, values: Tensor) -> list[float]:
-        dist.all_reduce(values)
-        return values.tolist()
 
 
 def _everyone() -> dist.ProcessGroup:

@@ -10,12 +10,15 @@ Source: arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
 
 from typing import Any
 
+import torch
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import Shard
 
+from bessemer.formulas.schedule import splits_backward
 from bessemer.model.decoder import Block, Decoder
-from bessemer.model.moe import MoE
+from bessemer.model.layers import RMSNorm
+from bessemer.model.moe import MoE, Router
 from bessemer.parallel.mesh import Mesh
 
 
@@ -26,14 +29,17 @@ def shard(model: Decoder, mesh: Mesh) -> None:
     # In a pipeline gathered weights stay until the end of the step: other micro-batches need them again.
     reshard = mesh.layout.reshard and mesh.layout.pipeline == 1
     settings: dict[str, Any] = {"mesh": mesh.weights(), "reshard_after_forward": reshard}
-    ranks = mesh.degree["fsdp"]
     alone: set[nn.Parameter] = set()  # experts that no other rank holds
     for block in model.model.layers.values():
         assert isinstance(block, Block)
         if mesh.layout.expert > 1 and isinstance(block.feed_forward, MoE):
-            alone |= _shard_experts(block.feed_forward.experts, mesh, reshard)
-        here = {**settings, "shard_placement_fn": lambda weight: _placement(weight, ranks)}
-        fully_shard(block, **here, ignored_params=alone)
+            alone |= _shard_experts(block.feed_forward.experts, model, mesh, reshard)
+        matrices = _of_matrices(model, mesh, mesh.degree["fsdp"])
+        if matrices["mp_policy"].param_dtype is not None:
+            # Norms and routers compute in fp32: their few weights are a unit of their own.
+            others = [module for module in block.modules() if isinstance(module, RMSNorm | Router)]
+            fully_shard(others, **settings)  # type: ignore[arg-type]
+        fully_shard(block, **settings, **matrices, ignored_params=alone)
     if model.model.embed_tokens is not None and not model.shape.tie_embeddings:
         fully_shard(model.model.embed_tokens, **settings)
     # Final norm and head stay gathered between forward and backward, where the loss uses the head.
@@ -41,6 +47,17 @@ def shard(model: Decoder, mesh: Mesh) -> None:
     for module in sharded_modules(model):
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
+
+
+def _of_matrices(model: Decoder, mesh: Mesh, ranks: int) -> dict[str, Any]:
+    """Settings of a unit of matrices: they are cast before they travel, which rounds as casting on use does
+    and halves the bytes; gradients are added in fp32. Not where weight gradients wait (model/deferred.py):
+    they are added up where they stand."""
+    cast = model.compute if model.compute != torch.float32 and not splits_backward(mesh.layout) else None
+    policy = MixedPrecisionPolicy(
+        param_dtype=cast, reduce_dtype=torch.float32 if cast else None, cast_forward_inputs=False
+    )
+    return {"mp_policy": policy, "shard_placement_fn": lambda weight: _placement(weight, ranks)}
 
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
@@ -96,18 +113,13 @@ def _groups(state: Any) -> list[Any]:
     return list(groups)
 
 
-def _shard_experts(experts: nn.Module, mesh: Mesh, reshard: bool) -> set[nn.Parameter]:
+def _shard_experts(experts: nn.Module, model: Decoder, mesh: Mesh, reshard: bool) -> set[nn.Parameter]:
     """Over the ranks that hold the same experts. Returns those that no other rank holds."""
     over = mesh.experts()
     if over is None:
         return set(experts.parameters())
-    ranks = mesh.degree["inner"]
-    fully_shard(
-        experts,
-        mesh=over,
-        reshard_after_forward=reshard,
-        shard_placement_fn=lambda weight: _placement(weight, ranks),
-    )
+    matrices = _of_matrices(model, mesh, mesh.degree["inner"])
+    fully_shard(experts, mesh=over, reshard_after_forward=reshard, **matrices)
     return set()
 
 

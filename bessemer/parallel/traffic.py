@@ -40,7 +40,13 @@ _EXCHANGES = {
     "_c10d_functional::all_reduce": ("all_reduce", 0),
     "_c10d_functional::all_to_all_single": ("all_to_all", 0),
 }
-_SILENT = {"c10d::recv_", "c10d::barrier", "c10d::monitored_barrier_", "_c10d_functional::wait_tensor"}
+_SILENT = {
+    "c10d::recv_",
+    "c10d::barrier",
+    "c10d::monitored_barrier_",
+    "_c10d_functional::wait_tensor",
+    "_c10d_functional::_wrap_tensor_autograd",
+}
 
 
 class Traffic(TorchDispatchMode):

@@ -9,10 +9,10 @@ Source: arXiv:1909.08053, section 3. Dims: C tokens of a chunk, D hidden, V this
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import _functional_collectives as functional
 
 from bessemer.formulas.layout import split_evenly
 from bessemer.model.loss import IGNORED, Head
+from bessemer.parallel.collectives import all_reduce
 from bessemer.parallel.mesh import Group, Mesh
 
 
@@ -42,17 +42,13 @@ def split_head(mesh: Mesh, vocab: int) -> Head | None:
 
 def _loss(logits_CV: Tensor, targets_C: Tensor, first: int, group: Group) -> tuple[Tensor, Tensor, Tensor]:
     """Summed loss of the whole vocabulary; log-sum-exp [C, 1]; which tokens count [C, 1]."""
-    top_C1 = _reduced(logits_CV.amax(-1, keepdim=True), "max", group)
+    top_C1 = all_reduce(logits_CV.amax(-1, keepdim=True), "max", group)
     own_C = targets_C - first
     is_own_C = (own_C >= 0) & (own_C < logits_CV.shape[1])
     picked_C1 = logits_CV.gather(-1, own_C.clamp(0, logits_CV.shape[1] - 1).unsqueeze(-1))
     picked_C1 = torch.where(is_own_C.unsqueeze(-1), picked_C1, 0.0)
     sums_C1 = (logits_CV - top_C1).exp().sum(-1, keepdim=True)
-    sums_C1, picked_C1 = _reduced(torch.stack([sums_C1, picked_C1]), "sum", group).unbind()
+    sums_C1, picked_C1 = all_reduce(torch.stack([sums_C1, picked_C1]), "sum", group).unbind()
     lse_C1 = top_C1 + sums_C1.log()
     counts_C1 = (targets_C != IGNORED).unsqueeze(-1)
     return torch.where(counts_C1, lse_C1 - picked_C1, 0.0).sum(), lse_C1, counts_C1
-
-
-def _reduced(values: Tensor, operation: str, group: Group) -> Tensor:
-    return functional.wait_tensor(functional.all_reduce(values.contiguous(), operation, group))

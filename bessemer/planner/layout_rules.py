@@ -23,7 +23,7 @@ class Complaint:
 
 def first_complaint(layout: Layout, shape: ModelShape, tokens: int) -> Complaint | None:
     """None: the model can be split so. tokens: in a row."""
-    rules = (_tensor, _expert_model, _stages, _split, _context_kind, _context, _expert)
+    rules = (_schedule, _tensor, _expert_model, _stages, _split, _context_kind, _context, _expert)
     return next((found for rule in rules if (found := rule(layout, shape, tokens))), None)
 
 
@@ -69,6 +69,19 @@ def _micro_batch_fix(layout: Layout, rows: int, micro_batch: int, section: str) 
     sizes = [size for size, count in counts.items() if allows(layout, count)]
     best = min(sizes, key=lambda size: (counts[size] < layout.pipeline, abs(size - micro_batch), size))
     return f"set {section}.micro_batch={best}, or schedule=1f1b"
+
+
+def _schedule(layout: Layout, shape: ModelShape, tokens: int) -> Complaint | None:
+    """What DualPipeV adds to ZBV is the overlap of one micro-batch's exchange of experts with another's
+    computation; without it the two are one schedule under two names."""
+    if layout.schedule != "dualpipev":
+        return None
+    return Complaint(
+        "schedule=dualpipev is not built in this version",
+        "schedule=dualpipev",
+        "schedule=zbv, which has the same stages on the same ranks, or another",
+        replace(layout, schedule="zbv"),
+    )
 
 
 def _tensor(layout: Layout, shape: ModelShape, tokens: int) -> Complaint | None:

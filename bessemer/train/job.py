@@ -58,5 +58,6 @@ class Job:
         """The save in flight is whole, and the files are closed."""
         try:
             self.saver.close()
+            self.record.saved(self.saver.finished(), self.plan.steps)
         finally:
             self.record.close()

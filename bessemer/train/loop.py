@@ -57,13 +57,12 @@ def train(job: Job, state: TrainState) -> TrainState:
 
 def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
     """One optimizer update from one batch."""
-    num_targets = max(1, job.engine.total(batch.num_targets))
+    num_targets = job.engine.total(batch.num_targets)
     loss = job.engine.forward_backward(batch.micro_batches, num_targets)
-    summed, norm, stop = job.engine.finish(loss, job.plan.grad_clip, job.stop.asked)
+    mean, norm, stop = job.engine.finish(loss, num_targets, job.plan.grad_clip, job.stop.asked)
     lr = learning_rate(job.plan, state.step)
     for group in job.optimizer.param_groups:
         group["lr"] = lr
-    mean = summed / num_targets
     if not (math.isfinite(mean) and math.isfinite(norm)):
         problem = f"step {state.step + 1} is not finite, so it was not taken"
         raise not_finite(job, state.step + 1, problem, loss=mean, grad_norm=norm)

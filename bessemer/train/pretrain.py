@@ -43,12 +43,15 @@ class Place:
     console: Console
 
 
-def pretrain(loaded: LoadedRecipe, place: Place, from_: str | None = None) -> dict[str, Any]:
+def pretrain(
+    loaded: LoadedRecipe, place: Place, from_: str | None = None, world: int | None = None
+) -> dict[str, Any]:
     """Train to the planned step, and tell what came of it. The caller holds the run's lock.
 
     Nothing is written to the run before everything is checked: a command that is refused changes nothing.
+    world: 1 for a process that torchrun started alone; None: as many are started as the layout has ranks.
     """
-    ready = begin_pretrain(loaded, place, from_)
+    ready = begin_pretrain(loaded, place, from_, world)
     run_stage(ready, place.console)
     return ready.outcome()
 

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bessemer.errors import DataError, StoppedError
+import bessemer
+from bessemer.errors import DataError, StoppedError, UserError
 from bessemer.launch.local import run_workers
 from bessemer.launch.world import World, report_failure, world_of_environment
 from bessemer.log import Console
@@ -21,7 +22,7 @@ from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
 from bessemer.train.build import Machine, build
 from bessemer.train.loop import train
-from bessemer.train.ranks import ALONE, Company, digest, joined
+from bessemer.train.ranks import ALONE, Company, joined, lost, lost_error
 from bessemer.train.settle import code_hash
 from bessemer.train.stage import Stage, outcome, read_stage
 from bessemer.train.stop import Stop
@@ -54,30 +55,65 @@ def run_stage(ready: Ready, console: Console) -> None:
     if stage.plan.layout.world == 1:
         _train(stage, ready, console, ALONE)
         return
-    command = [sys.executable, "-m", "bessemer.train.run", json.dumps(ready.to_json())]
+    # -P: a folder of the user's named `torch` or `data` must not stand in for a package, unless we ourselves
+    # were found in the current folder.
+    path = [] if Path(bessemer.__file__).parents[1] == Path.cwd() else ["-P"]
+    command = [sys.executable, *path, "-m", "bessemer.train.run", json.dumps(ready.to_json())]
     run_workers(command, stage.plan.layout.world, logs=ready.folder / "logs")
 
 
 def run_among(
-    world: World, loaded: LoadedRecipe, run: Path, console: Console, begin: Callable[[], Ready]
-) -> dict[str, Any]:
-    """As one of processes that others have started. `begin` is called on the first rank alone."""
-    with joined(world) as company, ExitStack() as stack:
+    world: World,
+    asked: Callable[[], tuple[LoadedRecipe, Path]],
+    others: dict[str, str],
+    console: Console,
+    begin: Callable[[LoadedRecipe, Path], Ready],
+) -> dict[str, Any] | None:
+    """As one of processes that others have started. `begin` is called on the first rank alone.
+
+    asked: loads the recipe, and says in which run directory. others: further options, by name.
+    None: not the first rank, which answers for all. An error that all ranks share is raised on the first;
+    the others end with its exit code and say nothing.
+    """
+    company = ALONE
+    try:
+        with joined(world) as company:
+            return _among(company, asked, others, console, begin)
+    except Exception as error:
+        if isinstance(error, UserError) and world.rank > 0 and company.is_alike(error):
+            raise SystemExit(error.exit_code) from error
+        if lost(error):
+            raise lost_error(world.rank, error) from error
+        raise
+
+
+def _among(
+    company: Company,
+    asked: Callable[[], tuple[LoadedRecipe, Path]],
+    others: dict[str, str],
+    console: Console,
+    begin: Callable[[LoadedRecipe, Path], Ready],
+) -> dict[str, Any] | None:
+    company.all_do("load", asked)
+    loaded, run = asked()
+    company.all_same("recipe", loaded.text, "start every rank with the same recipe and settings")
+    for option, value in {"--run": str(run.resolve()), **others}.items():
+        company.all_same(option, value, f"start every rank with the same {option}")
+    company.all_same("code", code_hash(), "install the same version of bessemer on every machine")
+    with ExitStack() as stack:
 
         def begin_first() -> dict[str, Any]:
             stack.enter_context(lock(run))
-            return begin().to_json()
+            return begin(loaded, run).to_json()
 
-        company.all_same("recipe", digest(loaded.text), "start every rank with the same recipe and settings")
-        company.all_same("code", code_hash(), "install the same version of bessemer on every machine")
         ready = Ready.from_json(company.first_does("begin", begin_first))
-        company.all_do("see", lambda: _check_seen(ready))
-        company.all_same(
-            "data", read_stage(ready.folder).data.hash, "copy the prepared data to every machine"
-        )
         if not ready.done:
-            _train(read_stage(ready.folder), ready, console, company)
-        return ready.outcome()
+            company.all_do("see", lambda: _check_seen(ready))
+            begun = (ready.folder / "stage.json").read_text()
+            company.all_same("stage.json", begun, "give a shared folder with --run DIR")
+            said = console if company.rank == 0 else Console(quiet=True)
+            _train(read_stage(ready.folder), ready, said, company)
+        return ready.outcome() if company.rank == 0 else None
 
 
 def main(words: list[str]) -> int:
@@ -103,13 +139,16 @@ def _train(stage: Stage, ready: Ready, console: Console, company: Company) -> No
             if state.step:
                 console.line(f"{stage.folder.name}: going on at step {state.step} of {stage.plan.steps}")
             with ExitStack() as stack:
-                stack.callback(job.record.close)
+                # In a failure too: the run's lock must not be free while a save is being written. Among
+                # ranks it is not waited for, as the one that failed may be missing from it.
+                stack.callback(job.close if job.engine.world == 1 else job.record.close)
                 train(job, state)
+                asked = job.engine.any(stop.asked)
                 job.close()
-            if stop.asked:
+            if asked or stop.asked:
                 raise StoppedError(
                     f"{stage.folder.name} is done; stopped before what comes next",
-                    found=stop.reason,
+                    found=stop.reason or "another rank was asked to stop",
                     wanted="the rest of the command, if there is any",
                     fix="run the same command again to go on",
                 )
@@ -125,6 +164,7 @@ def _check_seen(ready: Ready) -> None:
             wanted="one run directory for all ranks, on a disk that every machine mounts",
             fix="give a shared folder with --run DIR (and --store DIR for the data)",
         )
+    read_stage(ready.folder)  # DataError where the data is not there, or is another
 
 
 if __name__ == "__main__":

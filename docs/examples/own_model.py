@@ -64,7 +64,7 @@ def main(texts: Path, run: Path) -> None:
             console=console,
             stop=stop,
         )
-        with closing(job.record):
+        with closing(job):
             train(job, state)
 
 

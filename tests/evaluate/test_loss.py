@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bessemer.evaluate.loss import validation_loss
+from bessemer.evaluate.loss import summed_loss, validation_loss
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
+from bessemer.parallel.engine import Engine
 
 SHAPE = ModelShape(
     family="llama",
@@ -75,7 +76,7 @@ def by_hand(model: Decoder, rows: Rows) -> tuple[float, int]:
 
 def test_loss_is_the_mean_over_target_tokens_of_documents_alone(model):
     rows = Rows(7)
-    loss, targets = validation_loss(model, rows, micro_batch=3)
+    loss, targets = validation_loss(Engine(model, summed_loss), rows, micro_batch=3)
     expected, count = by_hand(model, rows)
     assert targets == count
     assert loss == pytest.approx(expected, abs=1e-6)
@@ -83,15 +84,17 @@ def test_loss_is_the_mean_over_target_tokens_of_documents_alone(model):
 
 def test_loss_does_not_depend_on_the_micro_batch_and_repeats_bit_for_bit(model):
     rows = Rows(8)
-    losses = [validation_loss(model, rows, micro_batch=size)[0] for size in (1, 3, 8, 50)]
+    engine = Engine(model, summed_loss)
+    losses = [validation_loss(engine, rows, micro_batch=size)[0] for size in (1, 3, 8, 50)]
     assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
-    assert validation_loss(model, rows, micro_batch=3)[0] == losses[1]
+    assert validation_loss(engine, rows, micro_batch=3)[0] == losses[1]
 
 
 def test_max_rows_takes_the_first_ones_and_leaves_no_gradient(model):
     rows, fewer = Rows(8), Rows(2)
     fewer.rows = rows.rows[:2]
-    assert validation_loss(model, rows, micro_batch=4, max_rows=2) == validation_loss(
-        model, fewer, micro_batch=2
+    engine = Engine(model, summed_loss)
+    assert validation_loss(engine, rows, micro_batch=4, max_rows=2) == validation_loss(
+        engine, fewer, micro_batch=2
     )
     assert all(parameter.grad is None for parameter in model.parameters())

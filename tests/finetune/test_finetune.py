@@ -28,11 +28,11 @@ from bessemer.errors import DataError, RecipeError, UserError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.finetune import run as module
 from bessemer.finetune.run import Task, finetune, prepare_finetune
-from bessemer.planner.facts import Facts
 from bessemer.recipe.load import load
 from bessemer.rundir import read_object
 from bessemer.train.build import build
-from bessemer.train.stage import Stage
+from bessemer.train.run import Ready
+from bessemer.train.stage import read_stage
 from bessemer.train.stop import Stop
 
 SHORT = "pretrain.steps=4"
@@ -70,9 +70,9 @@ def first_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Filled with the weights that the next stage would begin with; it trains nothing."""
     found: dict[str, Tensor] = {}
 
-    def only_build(stage: Stage, facts: Facts, _: object) -> None:
-        job, state = build(stage, facts, QUIET, Stop())
-        job.record.close()
+    def only_build(ready: Ready, _: object) -> None:
+        job, state = build(read_stage(ready.folder), ready.machine, QUIET, Stop())
+        job.close()
         assert state.step == 0
         found.update({name: weight.detach().clone() for name, weight in job.model.named_parameters()})
 

@@ -170,9 +170,10 @@ def test_model_on_meta_is_given_memory_and_values_once(
 ) -> None:
     made: list[str] = []
 
-    def spy(spec: TensorSpec, seed: int) -> Tensor:
+    def spy(spec: TensorSpec, seed: int, rows: slice) -> Tensor:
+        assert rows == slice(0, spec.shape[0])
         made.append(spec.name)
-        return initial_values(spec, seed)
+        return initial_values(spec, seed, rows)
 
     monkeypatch.setattr(init, "initial_values", spy)
     with Allocated() as building:

@@ -28,7 +28,8 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-TORCH_ROOMS = {"model", "parallel", "checkpoint", "evaluate", "export", "measure", "train", "finetune"}
+TORCH_ROOMS = {"model", "parallel", "checkpoint", "evaluate", "export", "measure", "train", "finetune",
+               "check"}  # fmt: skip
 TORCH_FILES = {"data/loader.py"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
 FORBIDDEN_CALLS = {"eval", "exec", "torch.load", "os.system", "os.popen"}

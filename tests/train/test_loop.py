@@ -1,7 +1,9 @@
 """The loop against a plain one, and what it promises of cutting a batch, of saving, and of bad numbers."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from making_runs import (
     curve,
     events,
     make_job,
+    pretrained,
     run_job,
     stage_plan,
     tensors_of,
@@ -22,12 +25,15 @@ from making_runs import (
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bessemer.checkpoint import saver
 from bessemer.checkpoint.folder import listed, step_of
+from bessemer.checkpoint.write import write_parts
 from bessemer.data.loader import MicroBatch
 from bessemer.data.order import sample
 from bessemer.errors import NumericsError, StoppedError
 from bessemer.evaluate.loss import summed_loss
 from bessemer.model.decoder import Decoder
+from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
 from bessemer.train.loop import train
 
@@ -102,9 +108,9 @@ def test_batch_cut_into_micro_batches_gives_the_same_loss_gradient_and_weights(t
 
 def test_rows_have_different_numbers_of_targets_so_a_mean_of_means_would_show(tmp_path: Path) -> None:
     job, _ = make_job(tmp_path, stage_plan(batch_rows=4, micro_batch=1))
-    job.record.close()
+    job.close()
     batch = job.batches.batch(0)
-    sums = [job.loss(job.model, part).item() for part in batch.micro_batches]
+    sums = [job.engine.loss(job.model, part).item() for part in batch.micro_batches]
     counts = [int((part.targets_BT != -100).sum()) for part in batch.micro_batches]
     assert batch.num_targets == sum(counts) and len(set(counts)) > 1
     mean_of_means = sum(total / count for total, count in zip(sums, counts, strict=True) if count) / 4
@@ -125,12 +131,13 @@ def test_step_without_any_target_changes_nothing_but_by_weight_decay(tmp_path: P
 # Recomputation and compilation.
 
 
-def test_recomputed_activations_give_the_same_bits(tmp_path: Path) -> None:
-    for name in ("kept", "again"):
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_recomputed_activations_give_the_same_bits(how: str, tmp_path: Path) -> None:
+    for name in ("none", how):
         model = tiny_model()
-        model.model.recompute = name == "again"
+        model.model.recompute = name
         run_job(tmp_path / name, stage_plan(), model)
-    assert_same_training(tmp_path / "again", tmp_path / "kept", 4)
+    assert_same_training(tmp_path / how, tmp_path / "none", 4)
 
 
 @pytest.mark.slow
@@ -202,6 +209,24 @@ def test_weights_blown_up_by_a_step_are_met_at_validation_too(tmp_path: Path) ->
     assert events(tmp_path, "diverged")[0]["step"] == 1
 
 
+def test_run_that_fails_ends_only_when_its_last_save_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another process could take the run while this one still writes to it."""
+
+    def slowly(*arguments: Any) -> Path:
+        time.sleep(0.3)
+        return write_parts(*arguments)
+
+    monkeypatch.setattr(saver, "write_parts", slowly)
+    write_recipe(tmp_path)
+    with pytest.raises(NumericsError, match="step 2 is not finite"):
+        pretrained(tmp_path, "pretrain.lr=1e38", "pretrain.save_every=1", "pretrain.warmup=0")
+    stage = tmp_path / "run/pretrain"
+    assert [step_of(folder) for folder in listed(stage)] == [1]
+    assert [row["step"] for row in events(stage, "checkpoint")] == [1]
+
+
 # When something is due.
 
 
@@ -233,8 +258,8 @@ def test_asked_to_stop_it_ends_at_the_step_border_saved_and_goes_on_bit_for_bit(
         return summed_loss(model, part)
 
     with pytest.raises(StoppedError, match="at step 3 of 9, and saved") as caught:
-        train(replace(job, loss=loss), state)
-    job.record.close()
+        train(replace(job, engine=Engine(job.model, loss)), state)
+    job.close()
     assert caught.value.exit_code == 75 and [step_of(folder) for folder in listed(tmp_path / "cut")] == [3]
     assert events(tmp_path / "cut", "stop")[0]["reason"] == "SIGTERM"
     run_job(tmp_path / "cut", plan, rows=TinyRows(7))

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from making_processes import fill, small_disk
-from making_runs import QUIET, TinyRows, assert_same_training, run_job, stage_plan
+from making_runs import QUIET, TinyRows, assert_same_training, run_job, stage_plan, tiny_model
 from torch import Tensor, nn
 
 from bessemer.data.loader import MicroBatch
 from bessemer.energy.meter import PowerMeter
 from bessemer.errors import WriteError
 from bessemer.evaluate.loss import summed_loss
+from bessemer.parallel.engine import Engine
 from bessemer.rundir import read_rows
 from bessemer.train import record
 from bessemer.train.record import Gauge, Recorder
@@ -30,6 +31,10 @@ ADDED = {"samples", "energy_low_j", "energy_high_j", "energy_basis"}
 def slow_loss(model: nn.Module, part: MicroBatch) -> Tensor:
     time.sleep(0.01)
     return summed_loss(model, part)
+
+
+def one_process() -> Engine:
+    return Engine(tiny_model(), summed_loss)
 
 
 def test_rows_have_the_keys_and_units_of_the_contract(tmp_path: Path) -> None:
@@ -54,7 +59,7 @@ def test_rows_have_the_keys_and_units_of_the_contract(tmp_path: Path) -> None:
 def test_mfu_is_model_flops_of_a_step_over_the_peak(tmp_path: Path) -> None:
     plan = stage_plan(steps=2)
     gauge = Gauge(torch.device("cpu"), flops_per_token=1e6, peak_flops=1e9)
-    writer = Recorder(tmp_path, plan, gauge, QUIET)
+    writer = Recorder(tmp_path, plan, gauge, QUIET, one_process())
     time.sleep(0.05)  # building and loading belong to no step
     writer.begin("start", 0)
     time.sleep(0.01)
@@ -80,7 +85,7 @@ def test_stage_on_an_accelerator_has_its_own_peak_and_meters_the_device_by_uuid(
     monkeypatch.setattr(
         record, "PowerMeter", lambda *args, accelerators, **more: metered.extend(accelerators) or PowerMeter()
     )
-    writer = Recorder(tmp_path, stage_plan(), Gauge(torch.device("cuda", 1)), QUIET)
+    writer = Recorder(tmp_path, stage_plan(), Gauge(torch.device("cuda", 1)), QUIET, one_process())
     state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0)
     writer.end_of_step(state, stats)
     writer.write(state, stats, {})
