@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -28,17 +28,20 @@ from bessemer.parallel.engine import Ranks
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.vocabulary import split_head
 
-CONTEXT, ROWS = 16, 8
+CONTEXT, ROWS = 16, 4
 DENSE = ModelShape(
     "llama", 4, 32, heads=4, kv_heads=4, head_dim=8, ffn=72, vocab=64, context=CONTEXT,
     tie_embeddings=False, qk_norm=True,
 )  # fmt: skip
 
 
-def workload(layout: Layout, recompute: str = "none", rows: int = 1) -> Workload:
-    """Of ROWS rows in all, `rows` in a micro-batch."""
-    turns = -(-ROWS // (layout.data * rows))
-    return Workload(rows * CONTEXT, "fp32", recompute, compiled=False, micro_batches=turns)
+ROUTED = replace(DENSE, family="qwen3-moe", experts=4, experts_per_token=2, expert_ffn=24)
+BIASED = replace(ROUTED, family="glm4-moe", router="sigmoid_bias", shared_ffn=16, dense_layers=1)
+
+
+def workload(layout: Layout, dtype: str = "fp32", recompute: str = "none") -> Workload:
+    """A step of ROWS rows in all, one in a micro-batch."""
+    return Workload(CONTEXT, dtype, recompute, compiled=False, micro_batches=max(1, ROWS // layout.data))
 
 
 Case = tuple[ModelShape, Layout, Workload]
@@ -54,7 +57,9 @@ def measure(cases: list[Case], timeout_s: float = 120.0) -> list[list[Rehearsal]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         ranks = [
             subprocess.Popen(
-                [sys.executable, __file__, folder, str(rank), str(world)], env=environment, stderr=subprocess.PIPE
+                [sys.executable, __file__, folder, str(rank), str(world)],
+                env=environment,
+                stderr=subprocess.PIPE,
             )
             for rank in range(world)
         ]
@@ -67,7 +72,8 @@ def measure(cases: list[Case], timeout_s: float = 120.0) -> list[list[Rehearsal]
         assert codes == [0] * world, f"{codes}\n" + "\n".join(error[-3000:] for error in errors)
         found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
     return [
-        [_read(found[rank][number]) for rank in range(layout.world)] for number, (_, layout, _) in enumerate(cases)
+        [_read(found[rank][number]) for rank in range(layout.world)]
+        for number, (_, layout, _) in enumerate(cases)
     ]
 
 
@@ -112,7 +118,7 @@ def _main(folder: Path, rank: int, world: int) -> None:
                 "gloo", store=dist.PrefixStore(str(number), store), rank=rank, world_size=chosen.world,
                 timeout=timedelta(seconds=60),
             )  # fmt: skip
-            found[-1] = asdict(_run(ModelShape.from_json(shape), chosen, Workload(**work)))
+            found[-1] = _run(ModelShape.from_json(shape), chosen, Workload(**work)).to_json()
             dist.destroy_process_group()
     (folder / f"{rank}.json").write_text(json.dumps(found))
     os._exit(0)  # the store's file goes with the folder; nobody waits for the others

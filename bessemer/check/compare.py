@@ -62,20 +62,23 @@ def compared(trace: Trace, reference: Trace, tolerance: Tolerance) -> Row:
         "bytes_sent": trace.bytes_sent,
         "passed": passed,
         "error": None if passed else "the curves differ by more than the tolerance",
+        "refused": None,
         "time_s": round(trace.time_s, 3),
     }
 
 
-def not_compared(passed: bool | None, error: str) -> Row:
-    """passed False: it failed; None: it was refused, and did not run."""
+def not_compared(*, error: str | None = None, refused: str | None = None) -> Row:
+    """Of a layout that failed (error), or that did not run (refused); with the reason."""
+    assert (error is None) != (refused is None), (error, refused)
     return {
         "relative_loss_difference_at_first_step": None,
         "max_relative_loss_difference": None,
         "max_relative_grad_norm_difference": None,
         "peak_memory_bytes": None,
         "bytes_sent": None,
-        "passed": passed,
-        "error" if passed is False else "refused": error,
+        "passed": None if error is None else False,
+        "error": error,
+        "refused": refused,
         "time_s": None,
     }
 

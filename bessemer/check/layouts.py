@@ -1,9 +1,6 @@
 """`check layouts`: a recipe's first steps under many layouts, held against the same steps of one process.
 
-Same data, model, first values, batch and learning rate; what differs is who computes what. Compiled code is
-left out: it differs from eager code in its last bits, and would take minutes a layout. The rate is at its
-peak from the first step, so that a wrong gradient moves the weights and shows in the next loss. Micro-batches
-are the recipe's where the layout takes them, and else such that a rank has several where its rows allow it.
+Same data, model, first values, batch and learning rate; what differs is who computes what.
 """
 
 import tempfile
@@ -15,27 +12,23 @@ from typing import Any
 import torch
 
 from bessemer.check.candidates import default_layouts
-from bessemer.check.compare import TOLERANCES, Row, Trace, compared, not_compared
+from bessemer.check.compare import TOLERANCES, Row, Tolerance, Trace, compared, not_compared
+from bessemer.check.plans import WHERE, Planned, plan_layouts, plan_one
 from bessemer.check.pool import WORKER, run_pools
 from bessemer.check.worker import Case, Task
 from bessemer.data.store import prepare
 from bessemer.errors import RecipeError, RefusedError, UserError
-from bessemer.formulas.layout import ONE_PROCESS, Layout
+from bessemer.formulas.layout import Layout
 from bessemer.log import Console
 from bessemer.model.device import this_device
-from bessemer.planner.facts import Facts
 from bessemer.planner.layout import parse_layout
-from bessemer.planner.layout_rules import allows
-from bessemer.planner.limits import check_start, check_trainable
 from bessemer.planner.plan import Plan, StagePlan
-from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.recipe.schema import Parallel, Recipe
-from bessemer.train.build import machine_of
+from bessemer.recipe.schema import Recipe
+from bessemer.train.build import Machine
 from bessemer.train.pretrain import pretrain_facts
 from bessemer.train.stage import Stage, begin
 
-_WHERE = "--layouts"
 _RANKS = 8
 
 
@@ -44,7 +37,7 @@ class Wish:
     """What is to be checked. None: our choice."""
 
     layouts: str | None = None  # separated by semicolons
-    ranks: int | None = None  # most of them in the layouts that we choose
+    ranks: int | None = None  # most of them in a layout that we choose
     steps: int = 5
     timeout_s: float = 120.0  # for a layout
 
@@ -52,57 +45,62 @@ class Wish:
 def check_layouts(
     loaded: LoadedRecipe, wish: Wish, store: Path, console: Console, worker: Sequence[str] = WORKER
 ) -> dict[str, Any]:
-    """The document of the command. RecipeError or RefusedError for a layout that was asked for by name and
-    cannot be; one of our own choice becomes a row that says why."""
-    named = _named(wish)
-    prepared = prepare(loaded.recipe, loaded.base, store, console)
-    facts = pretrain_facts(loaded, prepared)
-    one = _plan(_undecided(loaded.recipe), ONE_PROCESS, facts)
-    recipe = _decided(loaded.recipe, one.pretrain)
-    layouts = named if named is not None else _chosen(loaded.recipe, one, wish.ranks)
-    plans: list[StagePlan] = [_plain(one.pretrain)]
-    rows: list[Row] = []
-    for layout in layouts:
-        row: Row = {"layout": str(layout), "ranks": layout.world}
-        try:
-            plan = _plain(_plan(recipe, layout, facts).pretrain)
-            row |= {"micro_batch": plan.micro_batch, "case": len(plans)}
-            plans.append(plan)
-        except (RecipeError, RefusedError) as error:
-            if named is not None:
-                raise
-            row |= not_compared(None, f"{error.problem}: {error.found}")
-        rows.append(row)
-    console.line(f"{len(plans) - 1} layouts, each {wish.steps} steps of {one.pretrain.batch_rows} rows")
-    with tempfile.TemporaryDirectory(prefix="bessemer-check-") as folder:
-        cases = []
-        for number, plan in enumerate(plans):
-            stage = Stage(
-                folder=Path(folder) / f"{number:03d}",
-                kind="pretrain",
-                shape=one.shape,
-                plan=plan,
-                seed=one.seed,
-                data=prepared,
-                tokenizer=prepared.tokenizer_path,
-            )
-            begin(stage)
-            cases.append(Case(number, stage.folder))
-        results, machine = Path(folder) / "results.jsonl", machine_of(stage, facts)
-        task = Task(cases, len(cases), results, machine, wish.steps, wish.timeout_s)
+    """The document of the command.
+
+    A layout that was asked for by name and cannot be is a RecipeError, or a RefusedError for want of memory;
+    one of our own choice becomes a row that says why.
+    """
+    named = None if wish.layouts is None else _parsed(wish.layouts)
+    data = prepare(loaded.recipe, loaded.base, store, console)
+    facts = pretrain_facts(loaded, data)
+    one = plan_one(loaded.recipe, facts)
+    layouts = _chosen(loaded.recipe, one, wish.ranks) if named is None else named
+    planned = plan_layouts(loaded.recipe, one, layouts, facts, named=named is not None)
+    plans = {each.layout: each.plan for each in planned if each.plan is not None}
+    console.line(f"{len(plans)} layouts, each {wish.steps} steps of {one.pretrain.batch_rows} rows")
+    stage = Stage(Path(), "pretrain", one.shape, one.pretrain, one.seed, data, data.tokenizer_path)
+    machine = Machine(facts.kind, facts.cores, peak_flops=None)  # nobody reads an MFU here
+    reference, *traces = _trained(stage, list(plans.values()), machine, wish, console, worker)
+    assert isinstance(reference, Trace), reference  # else it was raised
+    found = dict(zip(plans, traces, strict=True))
+    tolerance = TOLERANCES[one.pretrain.dtype]
+    return _document(one, wish, reference, [_row(each, found, reference, tolerance) for each in planned])
+
+
+def _trained(
+    stage: Stage,
+    plans: Sequence[StagePlan],
+    machine: Machine,
+    wish: Wish,
+    console: Console,
+    worker: Sequence[str],
+) -> list[Trace | UserError]:
+    """Of the stage as it is, and then of each plan: a stage that has begun in a folder of its own, which is
+    gone in the end."""
+    with tempfile.TemporaryDirectory(prefix="bessemer-check-") as name:
+        folder, cases = Path(name), []
+        for number, plan in enumerate([stage.plan, *plans]):
+            cases.append(Case(number, folder / f"{number:03d}"))
+            begin(replace(stage, folder=cases[-1].folder, plan=plan))
+        task = Task(cases, len(cases), folder / "results.jsonl", machine, wish.steps, wish.timeout_s)
         found = run_pools(task, console, worker)
-    return _document(one, rows, found, wish)
+    return [found[case.number] for case in cases]
 
 
-def _document(one: Plan, rows: list[Row], found: dict[int, Trace | UserError], wish: Wish) -> dict[str, Any]:
-    reference, tolerance = found[0], TOLERANCES[one.pretrain.dtype]
-    assert isinstance(reference, Trace), reference
-    for row in (row for row in rows if "case" in row):
-        result = found[row.pop("case")]
-        if isinstance(result, Trace):
-            row |= compared(result, reference, tolerance)
-        else:
-            row |= not_compared(False, result.problem)
+def _row(
+    planned: Planned, found: dict[Layout, Trace | UserError], reference: Trace, tolerance: Tolerance
+) -> Row:
+    layout, plan = planned.layout, planned.plan
+    row: Row = {"layout": str(layout), "ranks": layout.world}
+    if plan is None:
+        return row | not_compared(refused=planned.refused)
+    row["micro_batch"], result = plan.micro_batch, found[layout]
+    if isinstance(result, UserError):
+        return row | not_compared(error=result.problem)
+    return row | compared(result, reference, tolerance)
+
+
+def _document(one: Plan, wish: Wish, reference: Trace, rows: list[Row]) -> dict[str, Any]:
     return {
         "name": one.name,
         "dtype": one.pretrain.dtype,
@@ -111,7 +109,7 @@ def _document(one: Plan, rows: list[Row], found: dict[int, Trace | UserError], w
         "context": one.pretrain.context,
         "device": one.device,
         "torch": torch.__version__,
-        "tolerance": asdict(tolerance),
+        "tolerance": asdict(TOLERANCES[one.pretrain.dtype]),
         "reference": reference.to_json(),
         "rows": rows,
         "passed": sum(row["passed"] is True for row in rows),
@@ -120,24 +118,22 @@ def _document(one: Plan, rows: list[Row], found: dict[int, Trace | UserError], w
     }
 
 
-def _named(wish: Wish) -> list[Layout] | None:
-    if wish.layouts is None:
-        return None
-    texts = [text.strip() for text in wish.layouts.split(";") if text.strip()]
+def _parsed(layouts: str) -> list[Layout]:
+    texts = [text.strip() for text in layouts.split(";") if text.strip()]
     if not texts:
         raise RecipeError(
-            f"{_WHERE} names no layout",
-            found=repr(wish.layouts),
+            f"{WHERE} names no layout",
+            found=repr(layouts),
             wanted="layouts, with semicolons between them",
-            fix=f'write it like {_WHERE} "shard=2;tensor=2,pipeline=2"',
+            fix=f'write it like {WHERE} "shard=2;tensor=2,pipeline=2"',
         )
-    return list(dict.fromkeys(parse_layout(text, _WHERE) for text in texts))
+    return list(dict.fromkeys(parse_layout(text, WHERE) for text in texts))
 
 
 def _chosen(recipe: Recipe, one: Plan, ranks: int | None) -> list[Layout]:
     """The recipe's own layout, and ours."""
-    device, most = this_device(), _RANKS if ranks is None else ranks
-    if device.type != "cpu":  # a rank has a device of its own
+    most = _RANKS if ranks is None else ranks
+    if this_device().type != "cpu":  # a rank has a device of its own
         most = min(most, torch.accelerator.device_count())
     own = parse_layout(recipe.parallel.layout)
     first = [own] if 1 < own.world <= most else []
@@ -147,48 +143,6 @@ def _chosen(recipe: Recipe, one: Plan, ranks: int | None) -> list[Layout]:
             "there is no layout to check",
             found=f"at most {most} rank(s), on {one.device}",
             wanted="2 ranks or more",
-            fix="raise --ranks; on accelerators, take a machine with several",
+            fix="take a machine with several accelerators",
         )
     return layouts
-
-
-def _undecided(recipe: Recipe) -> Recipe:
-    return _with(recipe, compile=False)
-
-
-def _decided(recipe: Recipe, plan: StagePlan) -> Recipe:
-    """What the recipe leaves to us is the same under every layout."""
-    rest = {"batch_tokens": plan.batch_tokens, "lr": plan.lr, "dtype": plan.dtype}
-    return _with(recipe, compile=False, steps=plan.steps, tokens=None, warmup=plan.warmup, **rest)
-
-
-def _with(recipe: Recipe, **pretrain: Any) -> Recipe:
-    return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=pretrain)})
-
-
-def _plan(recipe: Recipe, layout: Layout, facts: Facts) -> Plan:
-    """Of one layout, by the rules of every run; refused as a run would be."""
-    laid = recipe.model_copy(update={"parallel": Parallel(layout=str(layout))})
-    try:
-        plan = resolve(laid, facts, layout_from=_WHERE)
-    except RecipeError:
-        if recipe.pretrain.micro_batch == "auto":
-            raise
-        plan = resolve(_with(laid, micro_batch="auto"), facts, layout_from=_WHERE)  # for the pipeline
-    if recipe.pretrain.micro_batch == "auto":
-        plan = replace(plan, pretrain=_several(plan.pretrain))
-    check_trainable(laid, plan.shape)
-    check_start(laid, plan.shape, plan.pretrain, facts, hours=None)
-    return plan
-
-
-def _several(plan: StagePlan) -> StagePlan:
-    """With two micro-batches at least where the rows allow it, so that gradients are accumulated too."""
-    share = -(-plan.batch_rows // plan.layout.data)
-    half = replace(plan, micro_batch=min(plan.micro_batch, -(-share // 2)))
-    return half if allows(plan.layout, half.micro_batches) else plan
-
-
-def _plain(plan: StagePlan) -> StagePlan:
-    """The rate at its peak from the first step to the last."""
-    return replace(plan, schedule="constant", warmup=0, decay_steps=0)

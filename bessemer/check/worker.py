@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -57,7 +57,7 @@ class Task:
     results: Path  # rows of JSON, from the first rank
     machine: Machine
     steps: int
-    timeout_s: float  # for a case
+    timeout_s: float  # for a case of several ranks
 
     def to_json(self) -> dict[str, Any]:
         cases = [[case.number, str(case.folder)] for case in self.cases]
@@ -90,7 +90,9 @@ def run_cases(world: World, task: Task, console: Console) -> None:
         layout = stage.plan.layout
         if world.rank >= layout.world:
             continue
-        with _company(world, store, case.number, layout.world) as company, _at_most(task.timeout_s):
+        # One process waits for nobody: it takes what it takes.
+        limit = _at_most(task.timeout_s) if layout.world > 1 else nullcontext()
+        with _company(world, store, case.number, layout.world) as company, limit:
             trace = trace_of(stage, task, company)
         gc.collect()  # modules and their hooks are cycles: the next layout should not find them in its way
         if results is not None:
@@ -155,7 +157,7 @@ def _at_most(timeout_s: float) -> Iterator[None]:
     """End this process, with a word, when the block takes longer: an exchange that hangs raises nothing."""
 
     def end() -> None:
-        report_failure(TimeoutError(f"no end after {timeout_s:g} s"))
+        report_failure(TimeoutError(f"no end after {timeout_s:g} s; where that is too short, give --timeout"))
         os._exit(1)
 
     timer = threading.Timer(timeout_s, end)

@@ -49,7 +49,7 @@ def show(document: dict[str, Any]) -> str:
     ran = [row for row in document["rows"] if row["passed"] is not None]
     parts = [text_table(_HEADINGS, [_cells(row) for row in ran])]
     parts += [
-        [f"{row['layout']}: {word}: {row[word]}" for row in document["rows"] if row.get(word)]
+        [f"{row['layout']}: {word}: {row[word]}" for row in document["rows"] if row[word]]
         for word in ("refused", "error")
     ]
     return "\n\n".join("\n".join(lines) for lines in [*parts, _verdict(document)] if lines)

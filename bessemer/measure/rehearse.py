@@ -11,9 +11,10 @@ memory is like that of a fused kernel, and not compiled.
 Needs no accelerator. Nothing else may use torch.distributed in the process at the same time.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -55,10 +56,15 @@ class Rehearsal:
     peak_bytes: int  # of tensors: weights, gradients, optimizer, activations, buffers of exchanges
     parameters: dict[str, tuple[int, ...]]  # local shapes, by name
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
 
 def rehearse(shape: ModelShape, work: Workload, layout: Layout, rank: int, *, context: int) -> Rehearsal:
     """One step of `rank`. work.tokens: of a micro-batch of whole rows, each `context` tokens long."""
-    with _fake_group(rank, layout.world):
+    assert 0 <= rank < layout.world, f"rank {rank} in a layout of {layout.world}"
+    with _fake_group(rank, layout.world), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch has to say, it says when the layout trains
         mesh = Mesh(layout, _CPU)
         parts = build_parts(
             shape,

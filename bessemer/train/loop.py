@@ -45,6 +45,7 @@ def train(job: Job, state: TrainState) -> TrainState:
         job.record.saved(job.saver.finished(), state.step)
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)
+        stopping = stopping or job.stops_alone
     if saved < state.step:
         write_checkpoint(job, state)
     job.saver.wait()

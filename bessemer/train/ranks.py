@@ -217,6 +217,8 @@ def _store(world: World) -> Store:
     """That of torchrun's agent, where there is one; else the first rank's own."""
     first = world.rank == 0 and not _has_agent()
     store = TCPStore(world.host, world.port, world.size, is_master=first, wait_for_workers=False)
+    if first or not _has_agent():
+        return store  # each attempt has its own
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what an attempt before said is not for us
     return PrefixStore(f"attempt-{attempt}", store)
 

@@ -8,23 +8,31 @@ their own, torchrun's variables, `bessemer`'s command line, gloo.
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from making_processes import finish, start
-from making_runs import SMALLEST, write_recipe
+from making_runs import QUIET, SMALLEST, write_recipe
 
+from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
 from bessemer.launch.local import _held_port
+from bessemer.launch.world import world_of_environment
+from bessemer.planner.layout import parse_layout
+from bessemer.train.build import Machine, build
+from bessemer.train.ranks import ALONE, joined
+from bessemer.train.stage import read_stage
+from bessemer.train.stop import Stop
 
 TWO_LAYERS = {**SMALLEST, "layers": 2}
 MOE = """
@@ -32,6 +40,8 @@ experts = 4
 experts_per_token = 2
 expert_ffn = 32
 """
+
+RESAVE = "resave"
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -148,9 +158,10 @@ def ran(folder: Path, *words: str) -> str:
 
 def torchrun(folder: Path, size: int, *words: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--master-port=0"]
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", "--standalone"]
     return subprocess.Popen(
-        [*command, "-m", "bessemer", *words],
+        # --: else torchrun takes our --run for an abbreviation of its --run-path, and refuses it.
+        [*command, "-m", "--", "bessemer", *words],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -164,6 +175,24 @@ def write_moe_recipe(folder: Path) -> Path:
     text = path.read_text().replace("[model]\n", '[model]\nfamily = "qwen3-moe"\n', 1)
     path.write_text(text.replace("\n[tokenizer]", f"{MOE}\n[tokenizer]", 1))
     return path
+
+
+def resave(stage: str, out: str, layout: str) -> None:
+    """The newest checkpoint of a stage, read by a layout and saved by it in a stage `out`."""
+    given = world_of_environment()
+    with nullcontext(ALONE) if given is None else joined(given) as company:
+        found = read_stage(Path(stage))
+        found = replace(found, plan=replace(found.plan, layout=parse_layout(layout)))
+        job, state = build(found, Machine("cpu", 1, None), QUIET, Stop(), company)
+        size = 1 if given is None else given.size
+        saver = Saver(Path(out), 1, rank=company.rank, world=size, store=company.store)
+        told = state.to_json(), found.plan.layout.to_json()
+        saver.save(state.step, job.model, job.optimizer, *told, job.engine.pieces)
+        saver.close()
+        job.close()
+        if company.rank == 0:
+            for name in ("stage.json", "tokenizer.json"):
+                shutil.copy(Path(stage) / name, Path(out) / name)
 
 
 def workers_of(command: int) -> list[int]:
@@ -189,4 +218,7 @@ def _rank(folder: str, words: list[str], variables: dict[str, str], files: tuple
     os.chdir(folder)
     os.environ.update(variables)
     torch.set_num_threads(1)
+    if words[0] == RESAVE:
+        resave(*words[1:])
+        return
     sys.exit(main(words))

@@ -53,15 +53,16 @@ def test_a_wrong_recipe_is_refused_on_every_rank_and_told_once(
 
 
 def test_ranks_that_disagree_are_refused(folder: Path) -> None:
+    words = (*PRETRAIN[:-1], "untouched")
     for others, expected in [
         (("--set", "pretrain.lr=1e-4"), "on recipe"),
         (("--store", "elsewhere"), "on --store"),
         (("--run", "elsewhere"), "on --run"),
         (("--from", "elsewhere"), "on --from"),
     ]:
-        text = told_once(run_world(folder, PRETRAIN, (*PRETRAIN, *others)))
+        text = told_once(run_world(folder, words, (*words, *others)))
         assert f"the ranks disagree {expected}" in text and "rank 1: " in text, text
-    assert not (folder / "run").exists() and not (folder / "elsewhere").exists()
+    assert not (folder / "untouched").exists() and not (folder / "elsewhere").exists()
 
 
 def test_a_recipe_that_one_rank_does_not_find_is_told_with_its_rank(folder: Path) -> None:

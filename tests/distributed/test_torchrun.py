@@ -27,7 +27,9 @@ def test_torchrun_trains_with_the_shard_filling_its_world_and_answers_once(tmp_p
     assert trained(tmp_path, "auto", 2, *words[:4], "--set", "pretrain.steps=7")["step"] == 7
     pretrained(tmp_path, "pretrain.steps=7", run="one")
     assert [row[0] for row in curve(tmp_path / "run/pretrain")] == list(range(1, 8))
-    assert curve(tmp_path / "run/pretrain")[3][1] == pytest.approx(curve(tmp_path / "one/pretrain")[3][1], 1e-4)
+    assert curve(tmp_path / "run/pretrain")[3][1] == pytest.approx(
+        curve(tmp_path / "one/pretrain")[3][1], 1e-4
+    )
 
 
 @pytest.mark.slow

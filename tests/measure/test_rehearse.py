@@ -1,0 +1,74 @@
+"""A rehearsed rank does what a real one does, and thousands of ranks are rehearsed on this machine."""
+
+import time
+
+import pytest
+import torch.distributed as dist
+from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, workload
+
+from bessemer.formulas.layout import Layout
+from bessemer.formulas.memory import Workload
+from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.traffic import step_traffic
+from bessemer.hardware import process_bytes
+from bessemer.measure.rehearse import rehearse
+
+LARGE = ModelShape(
+    "llama", 32, 4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128256, context=8192,
+    tie_embeddings=False, qk_norm=False,
+)  # fmt: skip
+
+
+def test_rehearsal_of_eight_ranks_is_what_eight_real_ranks_do() -> None:
+    layout = Layout(shard=2, tensor=2, pipeline=2)
+    work = workload(layout)
+    (real,) = measure([(DENSE, layout, work)])
+    for rank in (0, 7):
+        rehearsed = rehearse(DENSE, work, layout, rank, context=CONTEXT)
+        assert rehearsed.exchanges == real[rank].exchanges
+        assert rehearsed.exchanges == step_traffic(DENSE, work, layout, rank, context=CONTEXT)
+        assert rehearsed.parameters == real[rank].parameters
+        # The real one has masks of attention, and numbers of steps.
+        assert rehearsed.peak_bytes == pytest.approx(real[rank].peak_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "dtype"),
+    [
+        (ROUTED, Layout(shard=4, expert=2), "bf16"),
+        (ROUTED, Layout(replicate=4, expert=2, tensor=2), "fp32"),
+        (BIASED, Layout(shard=2, expert=2, pipeline=2, schedule="zbv"), "bf16"),
+        (DENSE, Layout(context=4, context_kind="ulysses", shard=2), "bf16"),
+    ],
+)
+def test_rehearsal_is_what_the_formula_says(shape: ModelShape, layout: Layout, dtype: str) -> None:
+    case: Case = shape, layout, workload(layout, dtype)
+    last = layout.world - 1
+    found = rehearse(*_turned(case), last, context=CONTEXT)
+    assert found.exchanges == step_traffic(*_turned(case), last, context=CONTEXT)
+    assert not dist.is_initialized()
+
+
+def test_rank_of_4096_is_rehearsed_in_seconds_and_without_its_memory() -> None:
+    layout = Layout(tensor=8, pipeline=8, shard=64)
+    work = Workload(8192, "bf16", "none", compiled=False, micro_batches=2)
+    before, begin_s = process_bytes(), time.monotonic()
+    found = rehearse(LARGE, work, layout, 4095, context=8192)
+    assert found.exchanges == step_traffic(LARGE, work, layout, 4095, context=8192)
+    assert found.peak_bytes > 2**30
+    assert process_bytes() - before < 2**30
+    assert time.monotonic() - begin_s < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2048])
+def test_other_ranks_of_4096_with_many_micro_batches(rank: int) -> None:
+    layout = Layout(tensor=8, pipeline=8, shard=64)
+    work = Workload(8192, "bf16", "full", compiled=False, micro_batches=16)
+    found = rehearse(LARGE, work, layout, rank, context=8192)
+    assert found.exchanges == step_traffic(LARGE, work, layout, rank, context=8192)
+
+
+def _turned(case: Case) -> tuple[ModelShape, Workload, Layout]:
+    shape, layout, work = case
+    return shape, work, layout
