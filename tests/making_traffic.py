@@ -1,21 +1,11 @@
-"""Real processes that run a step of many layouts, one after the other, and say what they sent.
+"""Steps of tiny models on real ranks, watched: what they send, and the memory of their tensors."""
 
-`measure` starts one process a rank; each layout takes the first of them that it needs.
-"""
-
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from dataclasses import asdict, replace
-from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
+from making_ranks import Pool
 
 from bessemer.data.loader import MicroBatch
 from bessemer.formulas.layout import Layout
@@ -47,34 +37,19 @@ def workload(layout: Layout, dtype: str = "fp32", recompute: str = "none") -> Wo
 Case = tuple[ModelShape, Layout, Workload]
 
 
-def measure(cases: list[Case], timeout_s: float = 120.0) -> list[list[Rehearsal]]:
-    """What each rank did: by case, by rank."""
-    world = max(layout.world for _, layout, _ in cases)
-    with tempfile.TemporaryDirectory() as folder:
-        described = [[shape.to_json(), layout.to_json(), asdict(work)] for shape, layout, work in cases]
-        (Path(folder) / "cases.json").write_text(json.dumps(described))
-        path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-        ranks = [
-            subprocess.Popen(
-                [sys.executable, __file__, folder, str(rank), str(world)],
-                env=environment,
-                stderr=subprocess.PIPE,
-            )
-            for rank in range(world)
-        ]
-        try:
-            errors = [each.communicate(timeout=timeout_s)[1].decode() for each in ranks]
-        finally:
-            for each in ranks:
-                each.kill()
-        codes = [each.returncode for each in ranks]
-        assert codes == [0] * world, f"{codes}\n" + "\n".join(error[-3000:] for error in errors)
-        found = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
-    return [
-        [_read(found[rank][number]) for rank in range(layout.world)]
-        for number, (_, layout, _) in enumerate(cases)
-    ]
+def measure(pool: Pool, case: Case) -> list[Rehearsal]:
+    """What each rank did, in real processes."""
+    shape, layout, work = case
+    arguments = {"shape": shape.to_json(), "layout": layout.to_json(), "work": asdict(work)}
+    return [_read(found) for found in pool.run(one_rank, layout.world, **arguments)]
+
+
+def one_rank(
+    rank: int, shape: dict[str, Any], layout: dict[str, Any], work: dict[str, Any]
+) -> dict[str, Any]:
+    """Called in a process of the pool."""
+    found = _run(ModelShape.from_json(shape), Layout.from_json(layout), Workload(**work))
+    return found.to_json()
 
 
 def _read(values: dict[str, Any]) -> Rehearsal:
@@ -104,25 +79,3 @@ def _run(shape: ModelShape, layout: Layout, work: Workload) -> Rehearsal:
         batch.append(MicroBatch(tokens_BT, tokens_BT.roll(-1, 1), torch.zeros_like(tokens_BT)))
     num_targets = rows * CONTEXT * work.micro_batches
     return watched(engine, make_adamw(engine.parameters), batch, num_targets)
-
-
-def _main(folder: Path, rank: int, world: int) -> None:
-    torch.set_num_threads(1)
-    store = dist.FileStore(str(folder / "store"), world)
-    found: list[Any] = []
-    for number, (shape, layout, work) in enumerate(json.loads((folder / "cases.json").read_text())):
-        chosen = Layout.from_json(layout)
-        found.append(None)
-        if rank < chosen.world:
-            dist.init_process_group(
-                "gloo", store=dist.PrefixStore(str(number), store), rank=rank, world_size=chosen.world,
-                timeout=timedelta(seconds=60),
-            )  # fmt: skip
-            found[-1] = _run(ModelShape.from_json(shape), chosen, Workload(**work)).to_json()
-            dist.destroy_process_group()
-    (folder / f"{rank}.json").write_text(json.dumps(found))
-    os._exit(0)  # the store's file goes with the folder; nobody waits for the others
-
-
-if __name__ == "__main__":
-    _main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

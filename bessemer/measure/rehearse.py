@@ -164,7 +164,8 @@ class _EvenExperts:
         if group is None:
             return self._experts(sorted_SD, counts_E)  # type: ignore[no-any-return]
         ranks = group.size()
-        exchange(counts_E, *(2 * [[experts // ranks] * ranks]), group)
+        here = [experts // ranks] * ranks
+        exchange(counts_E, here, here, group)
         sent = [len(part) for part in split_evenly(pairs, ranks)]
         received = [sent[dist.get_rank(group)]] * ranks
         rows_SD = exchange(sorted_SD, sent, received, group)

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import distributed_c10d
+from torch.distributed.distributed_c10d import _resolve_process_group  # type: ignore[attr-defined]
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -140,7 +140,7 @@ def _group(args: Any) -> dist.ProcessGroup:
         if isinstance(value, torch.ScriptObject):
             return dist.ProcessGroup.unbox(value)
     last = args[-1]
-    return last if isinstance(last, dist.ProcessGroup) else distributed_c10d._resolve_process_group(last)
+    return last if isinstance(last, dist.ProcessGroup) else _resolve_process_group(last)
 
 
 def _owned(owners: Iterable[nn.Module | torch.optim.Optimizer]) -> Iterable[Tensor]:

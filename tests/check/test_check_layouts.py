@@ -32,14 +32,14 @@ from bessemer.parallel.engine import Ranks
 
 right = Ranks.finish
 
-def finish(self, loss, most, stop):
+def finish(self, *given):
     layout = self.mesh.layout
     if layout.shard == 2 and self.rank == 1:
         {planted}
     if layout.tensor == 2:
         self.parameters[0].grad.mul_(1.5)
-    summed, norm, stops = right(self, loss, most, stop)
-    return summed * (1.00001 if layout.replicate == 2 else 1.0), norm, stops
+    summed, *rest = right(self, *given)
+    return summed * (1.00001 if layout.replicate == 2 else 1.0), *rest
 
 Ranks.finish = finish
 sys.exit(worker.main(sys.argv[1:]))
@@ -90,7 +90,7 @@ def test_mistakes_are_found_and_a_crash_loses_no_other_row(recipe: Path, tmp_pat
 def test_a_layout_that_hangs_is_ended_and_the_rest_goes_on(recipe: Path, tmp_path: Path) -> None:
     worker = broken(tmp_path, "time.sleep(600)")
     rows = checked(recipe, Wish("shard=2;context=2", steps=1, timeout_s=25.0), worker)
-    assert [row["passed"] for row in rows.values()] == [False, True], rows
+    assert [row["passed"] for row in rows.values()] == [False, True], [row["error"] for row in rows.values()]
     assert "no end after 25 s" in rows["shard=2"]["error"]
 
 

@@ -70,6 +70,7 @@ def test_a_machine_dies_and_comes_back(tmp_path: Path, hosts: list[str]) -> None
         _until(lambda: _steps(tmp_path, "shard=2") > 10, agents[0])
         for process in _processes(hosts[1]):
             os.kill(process, signal.SIGKILL)
+        agents[1].wait(30)
         _until(lambda: _steps(tmp_path, "replicate=1") > 10, agents[0])
         agents[1] = _agent(tmp_path, hosts, 1)
         _until(lambda: _attempts(tmp_path) >= 3 and _last_layout(tmp_path) == "shard=2", agents[0])

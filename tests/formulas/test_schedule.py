@@ -132,9 +132,8 @@ def test_interleaved_holds_what_its_paper_says(ranks: int, interleave: int) -> N
 def test_idle_time_is_that_of_the_papers(ranks: int) -> None:
     """In units of one F, B or W of a stage, which is the v-th part of a rank's layers.
 
-    1F1B: (p - 1) (F + B + W). Interleaved: as many of these shorter units, so the v-th part of the time. ZBV:
-    p - 1 units, each half as long, so a sixth of 1F1B's (arXiv:2405.15362),
-    and up to two more by our simple simulation.
+    1F1B: (p - 1) (F + B + W). Interleaved: as many of these shorter units, so the v-th part of the time. ZBV
+    (v = 2): at least p - 1, after which the last rank's first input comes, and at most 2 more.
     """
     for micro_batches in (ranks, 2 * ranks, 4 * ranks):
         for turns in (1, 2, 3):

@@ -4,6 +4,7 @@ import time
 
 import pytest
 import torch.distributed as dist
+from making_ranks import Pool
 from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, workload
 
 from bessemer.formulas.layout import Layout
@@ -22,7 +23,11 @@ LARGE = ModelShape(
 def test_rehearsal_of_eight_ranks_is_what_eight_real_ranks_do() -> None:
     layout = Layout(shard=2, tensor=2, pipeline=2)
     work = workload(layout)
-    (real,) = measure([(DENSE, layout, work)])
+    pool = Pool()
+    try:
+        real = measure(pool, (DENSE, layout, work))
+    finally:
+        pool.close()
     for rank in (0, 7):
         rehearsed = rehearse(DENSE, work, layout, rank, context=CONTEXT)
         assert rehearsed.exchanges == real[rank].exchanges

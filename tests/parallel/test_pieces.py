@@ -88,14 +88,10 @@ def test_every_element_is_saved_once_and_begins_as_in_one_process(name: str, tex
     assert not wrong, "elements saved so often"
 
 
-@pytest.mark.parametrize(("name", "text"), [case for case in CASES if layout_of(case[1]).shard > 1])
-def test_a_shard_axis_leaves_no_rank_with_whole_matrices(name: str, text: str) -> None:
-    """What sharding is for: a rank's memory, at most a block's worth of uneven rows over its share."""
-    shape, layout = SHAPES[name], layout_of(text)
-    table = {spec.name: spec for spec in tensor_table(shape)}
-    for piece, _ in held(shape, layout, 0):
-        if table[piece.name].trained and piece.index is None:
-            ranks = layout.shard * layout.context
-            dim = 1 if table[piece.name].tensor_dim == 1 else 0
-            rows = piece.shape[0] if dim else -(-piece.shape[0] // (layout.tensor if table[piece.name].tensor_dim == 0 else 1))
-            assert piece.size[0] <= -(-rows // ranks), piece
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_shard_axis_leaves_each_rank_its_share(name: str, ranks: int) -> None:
+    shape = SHAPES[name]
+    total = sum(value.numel() for value in one_process(shape).values())
+    sizes = [sum(value.numel() for _, value in held(shape, Layout(shard=ranks), rank)) for rank in range(ranks)]
+    assert sum(sizes) == total and max(sizes) == total // ranks, "every size of these models divides"

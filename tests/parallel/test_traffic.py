@@ -4,51 +4,44 @@ from dataclasses import replace
 
 import pytest
 import torch
+from making_ranks import Pool
 from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, workload
 from torch import nn
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic import step_traffic
-from bessemer.measure.rehearse import Rehearsal
 from bessemer.parallel.traffic import TensorMemory
 
 TIED = replace(DENSE, tie_embeddings=True)
 WIDE = replace(DENSE, heads=6, kv_heads=3)  # three parts of heads; nothing else divides by three
 
 
-def case(shape: ModelShape, layout: Layout, dtype: str = "fp32", recompute: str = "none") -> Case:
+def made(shape: ModelShape, layout: Layout, dtype: str = "fp32", recompute: str = "none") -> Case:
     return shape, layout, workload(layout, dtype, recompute)
 
 
 CASES = [
-    case(DENSE, Layout(shard=2)),
-    case(DENSE, Layout(shard=2, reshard=False), "bf16"),
-    case(DENSE, Layout(replicate=2, shard=2), "bf16", "full"),
-    case(WIDE, Layout(tensor=3)),
-    case(DENSE, Layout(context=2), recompute="selective"),
-    case(DENSE, Layout(context=2, tensor=2, context_kind="ulysses"), recompute="full"),
-    case(TIED, Layout(pipeline=2, shard=3)),
-    case(DENSE, Layout(pipeline=2, schedule="interleaved", interleave=2, tensor=2)),
-    case(TIED, Layout(pipeline=2, shard=2, schedule="zbv"), "bf16"),
-    case(ROUTED, Layout(replicate=2, expert=2)),
-    case(ROUTED, Layout(shard=2, context=2, expert=2), "bf16"),
-    case(ROUTED, Layout(shard=2, replicate=2, expert=4), recompute="full"),
-    case(BIASED, Layout(shard=2, tensor=2, expert=2), recompute="full"),
+    made(DENSE, Layout(shard=2)),
+    made(DENSE, Layout(shard=2, reshard=False), "bf16"),
+    made(DENSE, Layout(replicate=2, shard=2), "bf16", "full"),
+    made(WIDE, Layout(tensor=3)),
+    made(DENSE, Layout(context=2), recompute="selective"),
+    made(DENSE, Layout(context=2, tensor=2, context_kind="ulysses"), recompute="full"),
+    made(TIED, Layout(pipeline=2, shard=3)),
+    made(DENSE, Layout(pipeline=2, schedule="interleaved", interleave=2, tensor=2)),
+    made(TIED, Layout(pipeline=2, shard=2, schedule="zbv"), "bf16"),
+    made(ROUTED, Layout(replicate=2, expert=2)),
+    made(ROUTED, Layout(shard=2, context=2, expert=2), "bf16"),
+    made(ROUTED, Layout(shard=2, replicate=2, expert=4), recompute="full"),
+    made(BIASED, Layout(shard=2, tensor=2, expert=2), recompute="full"),
 ]
 
 
-@pytest.fixture(scope="module")
-def measured() -> list[list[Rehearsal]]:
-    return measure(CASES)
-
-
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{layout}" for _, layout, _ in CASES])
-def test_counts_and_bytes_of_every_exchange_are_as_the_formula_says(
-    measured: list[list[Rehearsal]], number: int
-) -> None:
-    shape, layout, work = CASES[number]
-    found = [rank.exchanges for rank in measured[number]]
+@pytest.mark.parametrize("case", CASES, ids=[f"{layout}" for _, layout, _ in CASES])
+def test_counts_and_bytes_of_every_exchange_are_as_the_formula_says(case: Case, ranks: Pool) -> None:
+    shape, layout, work = case
+    found = [rank.exchanges for rank in measure(ranks, case)]
     wanted = [step_traffic(shape, work, layout, rank, context=CONTEXT) for rank in range(layout.world)]
     if layout.expert > 1:  # routers choose as they like: rows are as many as they must be over all ranks
         for each, want in zip(found, wanted, strict=True):
