@@ -49,4 +49,5 @@ def as_rank(layout: Layout, rank: int) -> Iterator[Mesh]:
     finally:
         if layout.world > 1:
             dist.destroy_process_group()
-            _clear_sharding_prop_cache()  # meshes of all ranks are equal to it, and this rank's is not the next's
+            # It keeps meshes, finds those of all ranks equal, and would give the next rank this one's.
+            _clear_sharding_prop_cache()

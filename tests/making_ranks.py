@@ -87,9 +87,7 @@ class Pool:
         while len(self._ranks) < world:
             command = [sys.executable, __file__]
             pipe = subprocess.PIPE
-            self._ranks.append(
-                subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-            )
+            self._ranks.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
         return self._folder.name
 
     def _stream(self, rank: int) -> TextIO:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from making_layouts import CONTEXT, SHAPES, layout_of
 from making_ranks import Pool, Result
@@ -29,6 +30,7 @@ from bessemer.parallel.engine import Engine, Ranks
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.vocabulary import split_head
 
+CLOSE = 1e-5  # of the largest element
 CLIP = 0.05  # under the norm of any of these models' gradients
 
 
@@ -66,6 +68,27 @@ def on_ranks(step: Step, ranks: Pool) -> Outcome:
     return _together(step, ranks.run(run_step, layout_of(step.layout).world, step=step.__dict__))
 
 
+def assert_same(found: Outcome, wanted: Outcome) -> None:
+    """Hidden states, loss, norm, gradients, counts; and clipping did what it promised."""
+    assert wanted.norm > CLIP, "nothing to clip"
+    assert found.loss == pytest.approx(wanted.loss, rel=1e-6)
+    assert found.norm == pytest.approx(wanted.norm, rel=CLOSE)
+    assert found.chosen == wanted.chosen
+    assert far(found.hidden_BTD, wanted.hidden_BTD) < CLOSE
+    assert found.gradients.keys() == wanted.gradients.keys()
+    distances = {name: far(found.gradients[name], value) for name, value in wanted.gradients.items()}
+    wrong = {name: distance for name, distance in distances.items() if not distance < CLOSE}
+    assert not wrong
+    clipped = torch.stack([value.norm() for name, value in found.gradients.items() if "bias" not in name])
+    assert float(clipped.norm()) == pytest.approx(CLIP, rel=1e-4)
+
+
+def far(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference over the largest element."""
+    most = float(wanted.abs().max())
+    return float((found - wanted).abs().max()) / most if most else float(found.abs().max())
+
+
 def run_step(rank: int, step: dict[str, Any]) -> Result:
     chosen = Step(**step)
     layout = layout_of(chosen.layout)
@@ -100,7 +123,13 @@ def _run(step: Step, layout: Layout, mesh: Mesh) -> Result:
         engine.after_update()
     tensors = dict(stored(engine.model))
     pieces = engine.pieces or whole_pieces(engine.model)
-    found: Result = {"loss": mean, "norm": norm, "chosen": counts, "pieces": [], "data_rank": engine.data_rank}
+    found: Result = {
+        "loss": mean,
+        "norm": norm,
+        "chosen": counts,
+        "pieces": [],
+        "data_rank": engine.data_rank,
+    }
     for name, each in pieces.items():
         value = tensors[name].grad if isinstance(tensors[name], nn.Parameter) else tensors[name]
         for piece in each:

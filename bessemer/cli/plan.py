@@ -19,10 +19,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="64xH100", help="plan for these devices; default: the recipe's")
     parser.add_argument("--layout", help='degrees, e.g. "shard=2,tensor=2"; default: the recipe\'s')
     parser.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
-    parser.add_argument("--rehearse", action="store_true", help="run the layout on CPU processes")
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="also run a step of one rank here, without its hardware: exchanges, their bytes, peak memory",
+    )
+    parser.add_argument("--rank", type=int, default=0, metavar="R", help="which rank to rehearse")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.cli.rehearsal import rehearsed
     from bessemer.planner.layout import WHERE
     from bessemer.planner.resolve import check_recipe, resolve
     from bessemer.recipe.load import load
@@ -37,7 +43,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_recipe(recipe, layout_from=layout_from)  # before the machine is measured
     facts = _facts(args, recipe, loaded.base)
     plan = resolve(recipe, facts, layout_from=layout_from)
-    return _document(recipe, plan, facts, args.top)
+    document = _document(recipe, plan, facts, args.top)
+    return {**document, "rehearsal": rehearsed(plan, facts, args.rank)} if args.rehearse else document
 
 
 def show(document: dict[str, Any]) -> str:
@@ -47,6 +54,10 @@ def show(document: dict[str, Any]) -> str:
     if document["derived"]:
         parts.append(_derived(document))
     notes = [f"Layouts: {row['reason']}" for row in document["rejected"]]
+    if document.get("rehearsal"):
+        from bessemer.cli.rehearsal import show_rehearsal
+
+        parts.append(show_rehearsal(document["rehearsal"]))
     if document["refused_because"]:
         notes.append(f"Training would be refused: {document['refused_because']}")
     return "\n\n".join([*parts, *notes])
@@ -54,16 +65,19 @@ def show(document: dict[str, Any]) -> str:
 
 def _refuse_what_is_not_built(args: argparse.Namespace) -> None:
     validate = args.recipe == "validate" and not Path("validate").is_file()
-    if not (validate or args.rehearse or args.rows or args.top < 1):
+    if args.rank and not args.rehearse:
+        raise RecipeError(
+            "--rank has no effect", found=f"--rank {args.rank}", wanted="--rehearse", fix="add it"
+        )
+    if not (validate or args.rows or args.top < 1):
         return
     if args.top < 1:
         raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
     if args.rows and not validate:
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
-    what = "plan validate" if validate else "plan --rehearse"
     raise RecipeError(
-        f"`bessemer {what}` is not built yet in this version",
-        found=what,
+        "`bessemer plan validate` is not built yet in this version",
+        found="plan validate",
         wanted="`bessemer plan RECIPE`",
         fix="plan one device, or the ideal time of a cluster with --cluster 64xH100",
     )

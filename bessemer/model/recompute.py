@@ -22,7 +22,7 @@ _KEPT = (
     torch.ops.aten.bmm.default,
     torch.ops.aten._grouped_mm.default,
 )
-_KEPT_NAMESPACES = ("_c10d_functional", "c10d", "_dtensor")  # traffic costs more than memory
+_KEPT_NAMESPACES = ("_c10d_functional",)  # traffic costs more than memory; FSDP's own is not part of it
 
 
 def run_block(block: nn.Module, recompute: str, *args: Any) -> Tensor:

@@ -29,6 +29,11 @@ def untrainable(recipe: Recipe, shape: ModelShape) -> Refusal | None:
     return next(iter(_shape_refusals(shape) + _recipe_refusals(recipe)), None)
 
 
+def untrainable_shape(shape: ModelShape) -> Refusal | None:
+    """The same of the model alone."""
+    return next(iter(_shape_refusals(shape)), None)
+
+
 def check_trainable(recipe: Recipe, shape: ModelShape) -> None:
     refusal = untrainable(recipe, shape)
     if refusal is not None:

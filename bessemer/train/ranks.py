@@ -132,7 +132,7 @@ class _Many(Company):
     def _first_error(self, what: str) -> Document:
         for rank in range(self.world.size):
             answer = self._get(f"{what}/{rank}")
-            if rank > 0 and "error" in answer:
+            if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
                 answer["problem"] = f"rank {rank}: {answer['problem']}"
             _result(answer)
         return {}

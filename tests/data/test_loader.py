@@ -57,7 +57,9 @@ def test_ranks_together_read_the_rows_of_one_process_in_order(
 ) -> None:
     rows, position = TinyRows(7), 11
     whole = Batches(rows, 3, batch_rows, batch_rows).batch(position)
-    shares = [Batches(rows, 3, batch_rows, micro_batch_rows, rank, ranks).batch(position) for rank in range(ranks)]
+    shares = [
+        Batches(rows, 3, batch_rows, micro_batch_rows, rank, ranks).batch(position) for rank in range(ranks)
+    ]
     counts = [len(share) for share in split_evenly(batch_rows, ranks)]
     together = [row for share, count in zip(shares, counts, strict=True) for row in real_rows(share, count)]
     assert together == real_rows(whole, batch_rows)
@@ -65,7 +67,9 @@ def test_ranks_together_read_the_rows_of_one_process_in_order(
 
 
 @pytest.mark.parametrize(("batch_rows", "ranks"), [(5, 2), (2, 3), (7, 3), (1, 8)])
-def test_short_ranks_run_rows_without_targets_as_often_and_as_large_as_others(batch_rows: int, ranks: int) -> None:
+def test_short_ranks_run_rows_without_targets_as_often_and_as_large_as_others(
+    batch_rows: int, ranks: int
+) -> None:
     shares = [Batches(TinyRows(7), 3, batch_rows, 2, rank, ranks).batch(0) for rank in range(ranks)]
     most = max(len(share.micro_batches) for share in shares)
     for share, own in zip(shares, split_evenly(batch_rows, ranks), strict=True):

@@ -65,6 +65,12 @@ def test_ranks_that_disagree_are_refused(folder: Path) -> None:
     assert not (folder / "untouched").exists() and not (folder / "elsewhere").exists()
 
 
+def test_comparison_with_training_from_scratch_is_refused_among_started_ranks(folder: Path) -> None:
+    words = ("finetune", "tiny.toml", "--compare-scratch", "--run", "untouched")
+    text = told_once(run_world(folder, words, words))
+    assert "2 processes that were started together" in text and not (folder / "untouched").exists()
+
+
 def test_a_recipe_that_one_rank_does_not_find_is_told_with_its_rank(folder: Path) -> None:
     text = told_once(run_world(folder, PRETRAIN, ("pretrain", "none.toml", *PRETRAIN[2:])))
     assert "error: rank 1: " in text and "none.toml" in text

@@ -3,9 +3,10 @@
 import signal
 from pathlib import Path
 
+import pytest
 from making_processes import finish, start, wait_for
-from making_runs import assert_same_training, curve, events, write_recipe
-from making_worlds import TWO_LAYERS, ran, run_world, trained, world
+from making_runs import assert_same_training, curve, events, fail, write_recipe
+from making_worlds import TWO_LAYERS, run_world, trained, world
 
 from bessemer.checkpoint.folder import listed, newest_good, step_of
 
@@ -14,10 +15,15 @@ PRETRAIN = ("pretrain", "tiny.toml", "--set", f"pretrain.steps={STEPS}", "--set"
 LAYOUT = ("--set", "parallel.layout=shard=2", "--run", "run")
 
 
-def test_signals_to_the_command_stop_all_ranks_at_one_step_and_it_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "numbers", [[signal.SIGTERM], pytest.param([signal.SIGINT, signal.SIGTERM], marks=pytest.mark.slow)]
+)
+def test_signals_to_the_command_stop_all_ranks_at_one_step_and_it_goes_on(
+    tmp_path: Path, numbers: list[signal.Signals]
+) -> None:
     write_recipe(tmp_path, sizes=TWO_LAYERS)
     stage = tmp_path / "run/pretrain"
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in numbers:
         process, begun = start(tmp_path, *PRETRAIN, *LAYOUT), len(curve(stage))
         wait_for(process, lambda begun=begun: len(curve(stage)) > begun + 3)  # type: ignore[misc]
         process.send_signal(number)
@@ -27,8 +33,8 @@ def test_signals_to_the_command_stop_all_ranks_at_one_step_and_it_goes_on(tmp_pa
         assert f"at step {last} of {STEPS}, and saved" in err
         assert begun < last < STEPS and step_of(listed(stage)[0]) == last
         assert [row["step"] for row in events(stage, "stop")][-1] == last
-    ran(tmp_path, *PRETRAIN, *LAYOUT)
-    trained(tmp_path, "shard=2", 2, *PRETRAIN, "--run", "never")
+    for run in ("run", "never"):
+        trained(tmp_path, "shard=2", 2, *PRETRAIN, "--run", run)
     assert_same_training(stage, tmp_path / "never/pretrain", STEPS)
 
 
@@ -48,12 +54,17 @@ def test_signal_to_one_rank_stops_all_and_is_told_by_the_first(tmp_path: Path) -
 def test_step_that_is_not_finite_is_told_once_and_leaves_the_checkpoint(tmp_path: Path) -> None:
     write_recipe(tmp_path, sizes=TWO_LAYERS)
     words = ("pretrain", "tiny.toml", "--set", "pretrain.lr=1e30", "--set", "pretrain.save_every=1", *LAYOUT)
-    code, out, err = finish(start(tmp_path, *words))
-    assert code == 77 and out == "" and err.count("error: ") == 1, err
-    assert "not finite" in err and "Traceback" not in err
-    (row,) = events(tmp_path / "run/pretrain", "diverged")
-    good = newest_good(tmp_path / "run/pretrain", print)
-    assert good is None or good[1].step < row["step"]
     told = run_world(tmp_path, words, words)
     assert [rank.code for rank in told] == [77, 77] and told[1].err == ""
-    assert told[0].err.count("error: ") == 1
+    assert told[0].err.count("error: ") == 1 and "not finite" in told[0].err
+    (row,) = events(tmp_path / "run/pretrain", "diverged")
+    good = newest_good(tmp_path / "run/pretrain", fail)
+    assert good is not None and 1 <= good[1].step < row["step"]
+
+
+@pytest.mark.slow
+def test_step_that_is_not_finite_ends_the_command_with_one_message(tmp_path: Path) -> None:
+    write_recipe(tmp_path, sizes=TWO_LAYERS)
+    code, out, err = finish(start(tmp_path, "pretrain", "tiny.toml", "--set", "pretrain.lr=1e30", *LAYOUT))
+    assert code == 77 and out == "" and err.count("error: ") == 1, err
+    assert "not finite" in err and "Traceback" not in err

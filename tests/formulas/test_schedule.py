@@ -20,7 +20,11 @@ MICRO_BATCHES = range(1, 33)
 
 def layouts(ranks: int, micro_batches: int) -> list[Layout]:
     """Interleaved where the number of micro-batches is allowed: less than a group, or whole groups."""
-    found = [Layout(pipeline=ranks), Layout(pipeline=ranks, schedule="zbv"), Layout(pipeline=ranks, schedule="dualpipev")]
+    found = [
+        Layout(pipeline=ranks),
+        Layout(pipeline=ranks, schedule="zbv"),
+        Layout(pipeline=ranks, schedule="dualpipev"),
+    ]
     if micro_batches < ranks or micro_batches % ranks == 0:
         found += [Layout(pipeline=ranks, schedule="interleaved", interleave=n) for n in (2, 3)]
     return found

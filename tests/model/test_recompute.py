@@ -84,12 +84,15 @@ def test_selective_repeats_no_matmul_but_attention(shape: str) -> None:
     forward = counts["none"][0]
     assert counts["selective"][0]["matmul"] == counts["full"][0]["matmul"] == forward["matmul"]
     assert selective["matmul"] == plain["matmul"] > 0
-    # All that the forward pass multiplies is repeated, but for the head with its two gradients, and for the last
-    # matmul of a dense block, whose result nobody needs backwards.
+    # All that the forward pass multiplies is repeated, but for the head with its two gradients, and for the
+    # last matmul of a dense block, whose result nobody needs backwards.
     last = SHAPES[shape].layers if shape == "dense" else 0
     assert full["matmul"] == plain["matmul"] + forward["matmul"] - 3 - last
     attends = [name for name in forward if "scaled_dot_product" in name]
-    repeated = {name: sum(count[each] for each in attends) for name, count in (("selective", selective), ("full", full))}
+    repeated = {
+        name: sum(count[each] for each in attends)
+        for name, count in (("selective", selective), ("full", full))
+    }
     layers = SHAPES[shape].layers
     assert attends and repeated == {"selective": layers, "full": layers}
 
@@ -98,7 +101,9 @@ def test_selective_repeats_no_matmul_but_attention(shape: str) -> None:
 def test_the_first_layers_only(layers: int) -> None:
     """Each repeated block runs its attention once more in the backward pass."""
     loss, gradients, _, backward = step(build("dense", torch.float32, "full", layers))
-    attends = [count for name, count in backward.items() if name == "_scaled_dot_product_flash_attention_for_cpu"]
+    attends = [
+        count for name, count in backward.items() if name == "_scaled_dot_product_flash_attention_for_cpu"
+    ]
     plain = step(build("dense", torch.float32, "none"))
     assert sum(attends) == layers
     assert torch.equal(loss, plain[0])

@@ -68,7 +68,9 @@ def inputs(name: str, size: int, dim: int, ranks: int) -> list[Tensor]:
 
 def sent_rows(ranks: int) -> list[list[int]]:
     """By sender, by receiver: uneven, some pairs have nothing to say, and rank 1 sends nothing at all."""
-    return [[(3 * sender + receiver) % 4 * (sender != 1) for receiver in range(ranks)] for sender in range(ranks)]
+    return [
+        [(3 * sender + receiver) % 4 * (sender != 1) for receiver in range(ranks)] for sender in range(ranks)
+    ]
 
 
 def formula(name: str, dim: int, parts: list[Tensor]) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Partial sums, ties, norm and clipping, on gradients that the test makes up; and the types they travel in."""
+"""Partial sums, ties, norm and clipping of made-up gradients; and the types that gradients travel in."""
 
 import zlib
 from collections import Counter
@@ -44,7 +44,9 @@ def whole_gradient(name: str, size: tuple[int, ...]) -> Tensor:
 
 def true_norm(shape: ModelShape) -> float:
     trained = [spec for spec in tensor_table(shape) if spec.trained]
-    return sum(float(whole_gradient(spec.name, spec.shape).double().square().sum()) for spec in trained) ** 0.5
+    return (
+        sum(float(whole_gradient(spec.name, spec.shape).double().square().sum()) for spec in trained) ** 0.5
+    )
 
 
 def share_of(name: str, number: int, shape: ModelShape, mesh: Mesh, models: nn.Module) -> float:
@@ -81,7 +83,9 @@ def finish_there(rank: int, shape: str, layout: str, most: float) -> Result:
 
     def error(scale: float) -> float:
         return max(
-            float((piece.of(local(weight.grad)) - _cut(piece) * scale).abs().max()) if _cut(piece).numel() else 0.0
+            float((piece.of(local(weight.grad)) - _cut(piece) * scale).abs().max())
+            if _cut(piece).numel()
+            else 0.0
             for name, weight in weights.items()
             for piece in pieces[name]
         )
@@ -122,17 +126,18 @@ def test_in_one_process_clipping_is_torchs(most: float | None) -> None:
 # The types that weights and gradients travel in.
 
 
+KINDS = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": "scattered"}
+
+
 class Types(TorchDispatchMode):
     """Elements by kind of exchange and type, of what a rank gives."""
-
-    KINDS = {"c10d::_allgather_base_": "gathered", "c10d::_reduce_scatter_base_": "scattered"}
 
     def __init__(self) -> None:
         super().__init__()
         self.count: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kind = self.KINDS.get(func._schema.name)
+        kind = KINDS.get(func._schema.name)
         if kind is not None:
             self.count[f"{kind} {args[1].dtype}"] += args[1].numel()
         return func(*args, **(kwargs or {}))
@@ -153,20 +158,25 @@ def types_there(rank: int, step: dict[str, Any]) -> Result:
 def matrices_in_blocks(shape: ModelShape) -> tuple[int, int]:
     """Elements of what blocks multiply with, and of all else."""
     table = [spec for spec in tensor_table(shape) if spec.trained]
-    inside = sum(spec.numel for spec in table if ".layers." in spec.name and spec.decay and "gate.w" not in spec.name)
+    inside = sum(
+        spec.numel for spec in table if ".layers." in spec.name and spec.decay and "gate.w" not in spec.name
+    )
     return inside, sum(spec.numel for spec in table) - inside
 
 
 @pytest.mark.parametrize("shape", ["dense", "moe"])
 def test_matrices_travel_in_the_compute_type_and_gradients_in_fp32(shape: str, ranks: Pool) -> None:
-    """One micro-batch on two ranks: each gives half of every weight, blocks' twice, as they are freed between."""
+    """One micro-batch on two ranks: each gives half of every weight; blocks' twice, as they are freed between
+    forward and backward."""
     step = Step(shape, "shard=2", dtype="bfloat16", rows=2, micro_batch=1)
     inside, outside = matrices_in_blocks(SHAPES[shape])
     for found in ranks.run(types_there, 2, step=step.__dict__):
         count = found["count"]
         assert count["gathered torch.bfloat16"] == inside
         assert outside / 2 <= count["gathered torch.float32"] <= outside
-        assert count["scattered torch.float32"] == inside + outside and "scattered torch.bfloat16" not in count
+        assert (
+            count["scattered torch.float32"] == inside + outside and "scattered torch.bfloat16" not in count
+        )
         assert found["gradients"] == ["torch.float32"]
 
 

@@ -92,7 +92,9 @@ def test_weights_are_sharded_over_those_who_compute_with_the_same(text: str) -> 
             if layout.expert == 1:
                 assert experts is dense or experts == dense
                 continue
-            same = {other for other in data if _data_place(layout, other) % layout.expert == mesh.place("expert")}
+            same = {
+                other for other in data if _data_place(layout, other) % layout.expert == mesh.place("expert")
+            }
             assert same == ({rank} if experts is None else set(experts.mesh.flatten().tolist()))
 
 

@@ -88,10 +88,12 @@ def test_every_element_is_saved_once_and_begins_as_in_one_process(name: str, tex
     assert not wrong, "elements saved so often"
 
 
-@pytest.mark.parametrize("ranks", [2, 4, 8])
+@pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("name", ["dense", "moe"])
 def test_a_shard_axis_leaves_each_rank_its_share(name: str, ranks: int) -> None:
     shape = SHAPES[name]
     total = sum(value.numel() for value in one_process(shape).values())
-    sizes = [sum(value.numel() for _, value in held(shape, Layout(shard=ranks), rank)) for rank in range(ranks)]
+    sizes = [
+        sum(value.numel() for _, value in held(shape, Layout(shard=ranks), rank)) for rank in range(ranks)
+    ]
     assert sum(sizes) == total and max(sizes) == total // ranks, "every size of these models divides"
