@@ -1,6 +1,7 @@
 """`bessemer plan --rehearse`: a step of one rank of the planned layout, run here without its hardware."""
 
 import math
+from dataclasses import asdict, replace
 from typing import Any
 
 from bessemer.cli.columns import text_table
@@ -10,6 +11,7 @@ from bessemer.units import format_bytes, format_count
 
 def rehearsed(plan: Any, facts: Any, rank: int) -> dict[str, Any]:
     """One rank's step, run with fake tensors in a fake process group."""
+    from bessemer.formulas.traffic import step_traffic
     from bessemer.measure.rehearse import rehearse
     from bessemer.planner.limits import untrainable_shape
     from bessemer.planner.predict import workload
@@ -30,19 +32,34 @@ def rehearsed(plan: Any, facts: Any, rank: int) -> dict[str, Any]:
             fix="choose one of these",
         )
     work = workload(stage, facts, compiled=False)
-    found = rehearse(plan.shape, work, stage.layout, rank, context=stage.context)
-    return {"rank": rank, "of": stage.layout.world, **found.to_json()}
+    # Beyond these, one micro-batch does what the one before did, and memory has been at its peak.
+    few = min(work.micro_batches, 2 * stage.layout.num_stages)
+    found = rehearse(plan.shape, replace(work, micro_batches=few), stage.layout, rank, context=stage.context)
+    whole = step_traffic(plan.shape, work, stage.layout, rank, context=stage.context)
+    return {
+        "rank": rank,
+        "of": stage.layout.world,
+        "micro_batches": few,
+        "micro_batches_of_a_step": work.micro_batches,
+        **found.to_json(),
+        "exchanges_of_a_step": {kind: asdict(exchange) for kind, exchange in whole.items()},
+    }
 
 
 def show_rehearsal(rehearsal: dict[str, Any]) -> str:
-    held = sum(math.prod(size) for size in rehearsal["parameters"].values())
+    whole = rehearsal["exchanges_of_a_step"]
     rows = [
-        [kind, f"{row['count']:,}", format_bytes(row["bytes"]), format_bytes(row["sent_bytes"])]
+        [kind, *_figures(row), *_figures(whole[kind]), format_bytes(whole[kind]["sent_bytes"])]
         for kind, row in sorted(rehearsal["exchanges"].items())
     ]
-    title = f"Rehearsed: one step of rank {rehearsal['rank']} of {rehearsal['of']:,}"
-    lines = text_table([title, "times", "about", "sent"], rows)
-    lines.append(
-        f"it holds {format_count(held)} parameters; its tensors took {format_bytes(rehearsal['peak_bytes'])}"
-    )
-    return "\n".join(lines)
+    title = f"Rehearsed: rank {rehearsal['rank']} of {rehearsal['of']:,}"
+    few, every = rehearsal["micro_batches"], rehearsal["micro_batches_of_a_step"]
+    heads = [title, f"{few} micro-batches", "about", f"a step of {every}", "about", "sent"]
+    held = sum(math.prod(size) for size in rehearsal["parameters"].values())
+    memory = format_bytes(rehearsal["peak_bytes"])
+    last = f"it holds {format_count(held)} parameters; its tensors took {memory} at the most"
+    return "\n".join([*text_table(heads, rows), last])
+
+
+def _figures(exchange: dict[str, Any]) -> list[str]:
+    return [f"{exchange['count']:,}", format_bytes(exchange["bytes"])]

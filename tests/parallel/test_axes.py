@@ -24,16 +24,13 @@ TENSOR = [
 ]
 CONTEXTS = [
     ("dense", "context=2"),
-    ("dense", "context=4"),
     ("dense", "context=2,context_kind=ulysses"),
     ("tied", "context=4,context_kind=ulysses"),
     ("moe", "context=2"),
     ("moe", "context=2,context_kind=ulysses"),
-    ("glm", "context=4"),
 ]
 EXPERTS = [
     ("moe", "shard=2,expert=2"),
-    ("moe", "shard=4,expert=4"),
     ("moe", "replicate=2,shard=2,expert=2"),
     ("moe", "context=2,shard=2,expert=2"),
     ("glm", "shard=4,expert=2"),
@@ -57,7 +54,6 @@ SHARDS = [
     ("dense", "shard=3"),  # 8 rows and most matrices do not divide
     ("tied", "replicate=2"),
     ("dense", "replicate=2,shard=2,reshard=no"),
-    ("moe", "shard=4"),
     ("glm", "replicate=2,shard=2"),
 ]
 TOGETHER = [
@@ -66,11 +62,15 @@ TOGETHER = [
     ("moe", "shard=2,tensor=2,expert=2"),
     ("tied", "tensor=2,pipeline=2,schedule=zbv"),
     ("dense", "shard=2,pipeline=2,schedule=zbv"),
-    ("dense", "context=2,tensor=2"),
     ("moe", "context=2,tensor=2"),
     ("glm", "context=2,pipeline=2,expert=2"),
 ]
 SLOW = [
+    ("dense", "context=4"),
+    ("glm", "context=4"),
+    ("moe", "shard=4,expert=4"),
+    ("moe", "shard=4"),
+    ("dense", "context=2,tensor=2"),
     ("dense", "shard=2,tensor=2,pipeline=2"),
     ("tied", "replicate=2,shard=2,pipeline=2,schedule=zbv"),
     ("glm", "context=2,tensor=2,pipeline=2,expert=2,schedule=zbv"),

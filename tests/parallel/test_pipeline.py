@@ -25,7 +25,7 @@ from bessemer.parallel.pipeline import Pipeline
 
 
 class Held:
-    """Which micro-batches' activations are alive: by the tensors that autograd saved for them."""
+    """Which micro-batches' activations are alive: by what autograd saved for them, and by outputs."""
 
     def __init__(self) -> None:
         self.alive: dict[tuple[int, int], int] = {}
@@ -35,11 +35,15 @@ class Held:
     def saving(self, key: tuple[int, int]) -> Any:
         def pack(tensor: Tensor) -> "_Saved":
             saved = _Saved(tensor)
-            self.alive[key] = self.alive.get(key, 0) + 1
-            weakref.finalize(saved, self._drop, key)
+            self.count(key, saved)
             return saved
 
         return torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor)
+
+    def count(self, key: tuple[int, int], kept: object) -> None:
+        """Counts as long as `kept` lives."""
+        self.alive[key] = self.alive.get(key, 0) + 1
+        weakref.finalize(kept, self._drop, key)
 
     def note(self) -> None:
         """After a forward pass."""
@@ -84,6 +88,7 @@ def held_there(rank: int, layout: str, micro_batches: int) -> Result:
     def forward(self: Pipeline, action: Any, function: Any) -> Any:
         with held.saving((action.stage, action.micro_batch)):
             kept = real(self, action, function)
+        held.count((action.stage, action.micro_batch), kept.output)
         held.note()
         return kept
 
