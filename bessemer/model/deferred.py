@@ -7,7 +7,7 @@ makes torch's own split wrong for modules that shard their weights.
 Source: arXiv:2401.10241 (zero bubble).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -54,37 +54,45 @@ def is_deferring() -> bool:
     return _Switch.on and torch.is_grad_enabled()
 
 
-def deferred_linear(x: Tensor, *weights: Tensor) -> Tensor:
-    """x (W1; W2; …)ᵀ, as `layers.fused_linear` computes it."""
-    return _DeferredLinear.apply(x, *weights)  # type: ignore[no-any-return]
+def rejoined_linear(x: Tensor, *weights: Tensor) -> Tensor:
+    """x (W1; W2; …)ᵀ, as `layers.fused_linear` computes it, without keeping what is cast and joined.
+
+    The copy would be as large as the weights, for every micro-batch in flight, and would outlive the gathered
+    weights that sharding frees. Cost: the cast and the join once more, small against the matmuls.
+    """
+    return _Rejoined.apply(x, *weights)  # type: ignore[no-any-return]
 
 
-class _DeferredLinear(torch.autograd.Function):
+class _Rejoined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        joined = torch.cat([weight.to(x.dtype) for weight in weights])
-        ctx.save_for_backward(x)
-        ctx.weights, ctx.joined = weights, joined
-        return functional.linear(x, joined)
+        ctx.save_for_backward(x, *weights)
+        return functional.linear(x, _joined(weights, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,), weights = ctx.saved_tensors, ctx.weights
-
-        def gradients() -> list[Tensor]:
-            whole = grad.flatten(0, -2).T @ x.flatten(0, -2)
-            return list(whole.split([weight.shape[0] for weight in weights]))
-
-        grad_x = grad @ ctx.joined if ctx.needs_input_grad[0] else None
+        x, *weights = ctx.saved_tensors
+        grad_x = grad @ _joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
         if not _current:
-            return grad_x, *(part.to(weight.dtype) for part, weight in zip(gradients(), weights, strict=True))
-
-        def later() -> None:
-            for part, weight in zip(gradients(), weights, strict=True):
-                _add_gradient(weight, part.to(weight.dtype))
-
-        _current[-1].add(later)
+            return grad_x, *_gradients(x, grad, weights)
+        _current[-1].add(lambda: _add_gradients(weights, _gradients(x, grad, weights)))
         return grad_x, *(None for _ in weights)
+
+
+def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    cast = [weight.to(dtype) for weight in weights]
+    return cast[0] if len(cast) == 1 else torch.cat(cast)
+
+
+def _gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    whole = grad.flatten(0, -2).T @ x.flatten(0, -2)
+    parts = whole.split([weight.shape[0] for weight in weights])
+    return [part.to(weight.dtype) for part, weight in zip(parts, weights, strict=True)]
+
+
+def _add_gradients(weights: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+    for weight, part in zip(weights, parts, strict=True):
+        _add_gradient(weight, part)
 
 
 def _add_gradient(weight: Tensor, part: Tensor) -> None:

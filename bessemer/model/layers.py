@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bessemer.model.deferred import deferred_linear, is_deferring
+from bessemer.model.deferred import is_deferring, rejoined_linear
 
 
 class Linear(nn.Module):
@@ -17,17 +17,18 @@ class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
+        self.rejoins = False  # cast and join weights again in the backward pass, rather than keep a copy
 
     def forward(self, x: Tensor) -> Tensor:
-        if is_deferring():
-            return deferred_linear(x, self.weight)
+        if self.rejoins or is_deferring():
+            return rejoined_linear(x, self.weight)
         return functional.linear(x, self.weight.to(x.dtype))
 
 
 def fused_linear(x: Tensor, *parts: Linear) -> Tensor:
     """The parts' outputs side by side, from one matmul: their weights are joined while they are cast."""
-    if is_deferring():
-        return deferred_linear(x, *(part.weight for part in parts))
+    if parts[0].rejoins or is_deferring():
+        return rejoined_linear(x, *(part.weight for part in parts))
     return functional.linear(x, torch.cat([part.weight.to(x.dtype) for part in parts]))
 
 

@@ -14,6 +14,7 @@ from bessemer.formulas.layout import layers_of_stages
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder, Part
 from bessemer.model.init import fill, zero_counters
+from bessemer.model.layers import Linear
 from bessemer.parallel.context import split_over_context
 from bessemer.parallel.expert import split_over_experts
 from bessemer.parallel.mesh import Mesh
@@ -45,12 +46,21 @@ def build_parts(
         split_over_tensor(model, mesh, context)
         split_over_experts(model, mesh)
         split_over_context(model, mesh, context)
+        if mesh.shards_weights or mesh.layout.pipeline > 1:
+            rejoin_weights(model)
         model.model.recompute, model.model.recompute_layers = recompute, recompute_layers
         if compile_blocks is not None:
             compile_blocks(model)
         shard(model, mesh)
         parts.append(model)
     return parts
+
+
+def rejoin_weights(model: nn.Module) -> None:
+    """Let no linear layer keep a copy of its weights from forward to backward."""
+    for module in model.modules():
+        if isinstance(module, Linear):
+            module.rejoins = True
 
 
 def joined(parts: list[Decoder]) -> nn.Module:

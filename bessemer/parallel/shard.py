@@ -27,7 +27,8 @@ def shard(model: Decoder, mesh: Mesh) -> None:
     if not mesh.shards_weights:
         return
     # In a pipeline gathered weights stay until the end of the step: other micro-batches need them again.
-    reshard = mesh.layout.reshard and mesh.layout.pipeline == 1
+    # Where each rank has all of them, freeing and copying them gains nothing.
+    reshard = mesh.layout.reshard and mesh.layout.pipeline == 1 and mesh.degree["fsdp"] > 1
     settings: dict[str, Any] = {"mesh": mesh.weights(), "reshard_after_forward": reshard}
     alone: set[nn.Parameter] = set()  # experts that no other rank holds
     for block in model.model.layers.values():

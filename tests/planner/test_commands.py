@@ -51,10 +51,42 @@ def test_plan_says_why_training_would_be_refused() -> None:
     assert "memory" in call("plan", "llama-405b", "--cluster", "H100")[0]["refused_because"]
 
 
-@pytest.mark.parametrize("words", [["validate", "rows.csv"], ["llama-1b", "--rehearse"]])
-def test_what_is_not_built_yet_says_so(words: list[str]) -> None:
+def test_what_is_not_built_yet_says_so() -> None:
     with pytest.raises(RecipeError, match="not built yet in this version"):
-        call("plan", *words)
+        call("plan", "validate", "rows.csv")
+
+
+RECIPE = """name = "small"
+[model]
+layers = 4
+hidden = 64
+heads = 4
+context = 64
+[tokenizer]
+vocab = 256
+[[data.source]]
+name = "texts"
+kind = "text"
+path = "*.txt"
+[pretrain]
+steps = 2
+batch_tokens = 1024
+micro_batch = 1
+"""
+
+
+def test_a_rehearsal_tells_exchanges_and_memory_of_the_chosen_rank(tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE)
+    words = ("plan", str(tmp_path / "small.toml"), "--cluster", "8xH100", "--layout", "shard=4,pipeline=2")
+    document, text = call(*words, "--rehearse", "--rank", "4")
+    rehearsal = document["rehearsal"]
+    assert (rehearsal["rank"], rehearsal["of"]) == (4, 8)
+    assert rehearsal["exchanges_of_a_step"]["send"]["count"] == rehearsal["micro_batches_of_a_step"] == 4
+    assert rehearsal["peak_bytes"] > 0 and "Rehearsed: rank 4 of 8" in text
+    with pytest.raises(RecipeError, match="not of this layout"):
+        call(*words, "--rehearse", "--rank", "8")
+    with pytest.raises(RecipeError, match="no effect"):
+        call(*words, "--rank", "4")
 
 
 def test_recipes_are_listed_shown_and_copied_once(tmp_path: Path) -> None:
