@@ -43,11 +43,15 @@ def validation_loss(
     total = torch.zeros((), dtype=torch.float64, device=engine.device)
     targets = 0
     # Each rank takes every n-th micro-batch. All take part in each turn, some with empty rows.
-    for begin in range(0, num_rows, micro_batch * engine.data_ranks):
-        first = begin + engine.data_rank * micro_batch
-        part = stack_rows(rows, range(first, min(first + micro_batch, num_rows)), micro_batch)
-        targets += int((part.targets_BT != IGNORED).sum())
-        total += engine.forward([part])
-    targets = round(float(engine.total(targets)))
-    assert targets > 0, f"{num_rows} validation rows hold no target token"
-    return float(total) / targets, targets
+    begins = range(engine.data_rank * micro_batch, num_rows + engine.data_rank * micro_batch,
+                   micro_batch * engine.data_ranks)  # fmt: skip
+    for first in range(0, len(begins), engine.in_turn):
+        parts = [
+            stack_rows(rows, range(begin, min(begin + micro_batch, num_rows)), micro_batch)
+            for begin in begins[first : first + engine.in_turn]
+        ]
+        targets += sum(int((part.targets_BT != IGNORED).sum()) for part in parts)
+        total += engine.forward(parts)
+    summed, count = torch.stack([engine.summed(total), engine.total(targets)]).tolist()
+    assert count > 0, f"{num_rows} validation rows hold no target token"
+    return summed / count, round(count)

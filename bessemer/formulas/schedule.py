@@ -12,6 +12,7 @@ simulated cannot wait in a circle.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from bessemer.formulas.layout import V_SHAPED, Layout
@@ -32,8 +33,9 @@ class Action:
 Order = list[list[Action]]  # by rank of the pipeline
 
 
+@cache
 def pipeline_order(layout: Layout, micro_batches: int) -> Order:
-    """Every rank's work of one step."""
+    """Every rank's work of one step; not to be changed, as it is made once."""
     if splits_backward(layout):
         return _Simulation(layout, micro_batches).run()
     return [_one_forward_one_backward(layout, rank, micro_batches) for rank in range(layout.pipeline)]

@@ -36,8 +36,9 @@ class Deferral:
 
     def run(self) -> None:
         """Add the noted gradients to their weights' `grad`."""
-        for work in self._waiting:
-            work()
+        with torch.no_grad():
+            for work in self._waiting:
+                work()
         self._waiting.clear()
 
 
@@ -67,6 +68,7 @@ class _Rejoined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
+        ctx.weights = weights  # themselves: what recomputation saves are copies, whose grad nobody reads
         return functional.linear(x, _joined(weights, x.dtype))
 
     @staticmethod
@@ -75,7 +77,7 @@ class _Rejoined(torch.autograd.Function):
         grad_x = grad @ _joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
         if not _current:
             return grad_x, *_gradients(x, grad, weights)
-        _current[-1].add(lambda: _add_gradients(weights, _gradients(x, grad, weights)))
+        _current[-1].add(lambda: _add_gradients(ctx.weights, _gradients(x, grad, weights)))
         return grad_x, *(None for _ in weights)
 
 

@@ -83,8 +83,8 @@ class MoE(nn.Module):
         order_S = routing.chosen_NK.flatten().argsort(stable=True)
         places_S = torch.arange(num_tokens * k, device=order_S.device)
         place_S = torch.empty_like(order_S).scatter_(0, order_S, places_S)
-        sorted_SD = _Permuted.apply(x_ND, order_S, place_S, k)
-        out_SD = _Permuted.apply(self.compute(sorted_SD, counts_E), place_S, order_S, 1)
+        sorted_SD = permuted(x_ND, order_S, place_S, k)
+        out_SD = permuted(self.compute(sorted_SD, counts_E), place_S, order_S)
         out_NKD = out_SD.view(num_tokens, k, -1)
         return (out_NKD * routing.weights_NK[..., None]).sum(1).to(x_ND.dtype)
 
@@ -215,11 +215,13 @@ def _identity(statistics_BE: Tensor) -> Tensor:
     return statistics_BE
 
 
-class _Permuted(torch.autograd.Function):
-    """Rows of x, each `copies` times, in the order of `index_S`; `inverse_S` is the inverse of that order.
+def permuted(x_ND: Tensor, index_S: Tensor, inverse_S: Tensor, copies: int = 1) -> Tensor:
+    """Rows of x, each `copies` times, in the order of `index_S`; `inverse_S` is the inverse of that order."""
+    return _Permuted.apply(x_ND, index_S, inverse_S, copies)  # type: ignore[no-any-return]
 
-    autograd's own backward pass of indexing adds rows with atomics, in any order.
-    """
+
+class _Permuted(torch.autograd.Function):
+    """autograd's own backward pass of indexing adds rows with atomics, in any order."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, index_S: Tensor, inverse_S: Tensor, copies: int) -> Tensor:

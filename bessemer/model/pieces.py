@@ -55,6 +55,7 @@ def stored_names(name: str, parameter: Tensor) -> list[str]:
 
 def stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of all that is state: parameters, each once, and persistent buffers."""
+    # FSDP's own hook on this call also frees what is gathered, so that parameters are this rank's parts.
     persistent = model.state_dict(keep_vars=True)
     yield from model.named_parameters()
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)

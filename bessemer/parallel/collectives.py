@@ -113,6 +113,8 @@ def _scattered(partial: Tensor, dim: int, group: Group) -> Tensor:
 
 def _own(tensor: Tensor) -> Tensor:
     """Not a view: FSDP wants none from a module that it wraps, as an in-place change would lose its hooks."""
+    if torch.compiler.is_compiling():  # asking would break the graph, and inside one nothing is wrapped
+        return tensor
     return tensor.clone() if tensor._is_view() else tensor
 
 

@@ -35,6 +35,7 @@ class Engine:
 
     rank, world = 0, 1
     data_rank, data_ranks = 0, 1
+    in_turn = 1  # micro-batches that a forward pass without gradients takes at once
     pieces: Pieces | None = None  # None: whole tensors
 
     def __init__(self, model: nn.Module, loss: Loss, balance: float = 0.0) -> None:
@@ -52,7 +53,7 @@ class Engine:
 
     def total(self, count: int) -> Tensor:
         """A number that this rank's rows have, over all rows: a scalar, fp64, that nobody waits for yet."""
-        return torch.tensor(float(count), dtype=torch.float64, device=self.device)
+        return torch.full((), float(count), dtype=torch.float64, device=self.device)
 
     def forward_backward(self, parts: Sequence[MicroBatch], num_targets: Tensor) -> Tensor:
         """Gradients of the mean loss over `num_targets`, of the whole step; returns this rank's share of the
@@ -65,11 +66,15 @@ class Engine:
         return loss
 
     def forward(self, parts: Sequence[MicroBatch]) -> Tensor:
-        """The summed loss of some micro-batches over all ranks, fp64. No gradients."""
+        """This rank's share of the summed loss of some micro-batches, fp64. No gradients."""
         loss = self._zero(torch.float64)
         for part in parts:
             loss += self.loss(self.model, part.to(self.device)).double()
         return loss
+
+    def summed(self, share: Tensor) -> Tensor:
+        """Of every rank's share."""
+        return share
 
     def finish(
         self, loss: Tensor, num_targets: Tensor, most: float | None, stop: bool
@@ -89,12 +94,16 @@ class Engine:
 
     def after_update(self) -> None:
         """Move the routers' biases by what the whole step chose."""
-        for module in self._experts:
-            if module.gate.has_bias:
-                update_bias(module, self._chosen(module.chosen_E), self._balance)
+        balanced = [module for module in self._experts if module.gate.has_bias]
+        if not balanced:
+            return
+        chosen_LE = self._chosen(torch.stack([module.chosen_E for module in balanced]))
+        for module, chosen_E in zip(balanced, chosen_LE, strict=True):
+            update_bias(module, chosen_E, self._balance)
 
-    def _chosen(self, chosen_E: Tensor) -> Tensor:
-        return chosen_E
+    def _chosen(self, chosen_LE: Tensor) -> Tensor:
+        """Over all rows, from those of this rank. L: layers."""
+        return chosen_LE
 
     def _zero(self, dtype: torch.dtype) -> Tensor:
         return torch.zeros((), dtype=dtype, device=self.device)
@@ -133,6 +142,9 @@ class Ranks(Engine):
         self.pieces = held_pieces(self.model, shape, mesh)
         self._gradients = Gradients(self.model, shape, self.pieces, mesh)
         self._pipeline = Pipeline(parts, mesh, micro_batch, context) if mesh.layout.pipeline > 1 else None
+        self.in_turn = (
+            4 * mesh.layout.pipeline if self._pipeline else 1
+        )  # so that stages work at the same time
         # Ranks of the tensor axis compute the same loss, each of all its tokens.
         self._counts = mesh.place("tensor") == 0
 
@@ -168,9 +180,11 @@ class Ranks(Engine):
             loss = self._zero(torch.float64)
             for part in ready:
                 loss += self.loss(self.model, part).double()
-        loss = loss if self._counts else torch.zeros_like(loss)
-        dist.all_reduce(loss)
-        return loss
+        return loss if self._counts else torch.zeros_like(loss)
+
+    def summed(self, share: Tensor) -> Tensor:
+        dist.all_reduce(share)
+        return share
 
     def finish(
         self, loss: Tensor, num_targets: Tensor, most: float | None, stop: bool
@@ -178,14 +192,14 @@ class Ranks(Engine):
         squares = self._gradients.finish()
         sums = torch.stack([loss.double(), squares, torch.full_like(squares, float(stop))])
         dist.all_reduce(sums)
-        count_ = num_targets.clamp(min=1.0).reshape(1)
-        summed, square, stops, count = self._read(torch.cat([sums, count_]))
+        targets = num_targets.clamp(min=1.0).reshape(1)
+        summed, square, stops, count = self._read(torch.cat([sums, targets]))
         norm = square**0.5
         self._gradients.clip(norm, most)
         return summed / count, norm, stops > 0
 
     def any(self, flag: bool) -> bool:
-        flags = torch.tensor(float(flag), device=self.device)
+        flags = torch.full((), float(flag), device=self.device)
         dist.all_reduce(flags)
         return float(flags) > 0
 
@@ -207,12 +221,12 @@ class Ranks(Engine):
 
         return forward
 
-    def _chosen(self, chosen_E: Tensor) -> Tensor:
+    def _chosen(self, chosen_LE: Tensor) -> Tensor:
         for axis in ("replicate", "fsdp"):
             group = self.mesh.group(axis)
             if group is not None:
-                dist.all_reduce(chosen_E, group=group)
-        return chosen_E
+                dist.all_reduce(chosen_LE, group=group)
+        return chosen_LE
 
 
 def _everyone() -> dist.ProcessGroup:

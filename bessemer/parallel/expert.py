@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.model.decoder import Block, Decoder
-from bessemer.model.moe import MoE
+from bessemer.model.moe import MoE, permuted
 from bessemer.parallel.collectives import exchange
 from bessemer.parallel.mesh import Group, Mesh
 
@@ -38,12 +38,13 @@ class _Exchanged:
         each = [len(counts_E) // ranks] * ranks
         mine_E = exchange(counts_E, each, each, self._group)
         counts_RE = mine_E.view(ranks, -1)  # from each rank, for each of this rank's experts
-        sent, received = counts_E.view(ranks, -1).sum(1).tolist(), counts_RE.sum(1).tolist()
+        sent, received = torch.stack([counts_E.view(ranks, -1).sum(1), counts_RE.sum(1)]).tolist()
         rows_SD = exchange(sorted_SD, sent, received, self._group)
         # They come sorted by sender, then expert; the experts want them by expert.
         expert_S = torch.arange(counts_RE.shape[1], device=counts_E.device).repeat(ranks)
-        order_S = expert_S.repeat_interleave(counts_RE.flatten()).argsort(stable=True)
-        out_SD = self._experts(rows_SD[order_S], counts_RE.sum(0))
+        expert_S = expert_S.repeat_interleave(counts_RE.flatten(), output_size=sum(received))
+        order_S = expert_S.argsort(stable=True)
         back_S = torch.empty_like(order_S)
         back_S[order_S] = torch.arange(len(order_S), device=order_S.device)
-        return exchange(out_SD[back_S], received, sent, self._group)
+        out_SD = self._experts(permuted(rows_SD, order_S, back_S), counts_RE.sum(0))
+        return exchange(permuted(out_SD, back_S, order_S), received, sent, self._group)

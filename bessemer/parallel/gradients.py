@@ -28,7 +28,9 @@ class Gradients:
         self._partial: list[nn.Parameter] = []
         if self._tensor is not None:
             copied = copied_over_tensor(shape)
-            self._partial = [weight for name, weight in named if pieces[name][0].name in copied]
+            self._partial = [
+                weight for name, weight in named if any(piece.name in copied for piece in pieces[name])
+            ]
         self._tied: list[nn.Parameter] = []
         if shape.tie_embeddings and mesh.layout.pipeline > 1:
             self._tied = [weight for name, weight in named if name.endswith("embed_tokens.weight")]

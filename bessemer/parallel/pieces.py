@@ -23,9 +23,9 @@ Ranges = list[range]  # of a parameter's dims
 def cut(model: Decoder, mesh: Mesh) -> None:
     """On the meta device: each parameter keeps the size of this rank's part of it."""
     specs = _specs(model.shape)
-    for module in model.modules():
+    for room, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            full = _name_of(model, parameter)
+            full = f"{room}.{name}" if room else name
             size = [len(each) for each in _ranges(full, parameter, specs, mesh)]
             if size != list(parameter.shape):
                 module.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
@@ -48,7 +48,7 @@ def _pieces(
     is_stack, is_cut = ".experts." in name, _is_cut(name, specs)
     saved = (is_cut or mesh.place("tensor") == 0) and not _is_copy(model, name)
     if isinstance(tensor, DTensor):
-        ranges, first = _fsdp_ranges(tensor, ranges)
+        ranges, first = _fsdp_ranges(tensor, ranges, mesh)
         saved = saved and first
     elif not is_stack or mesh.layout.expert == 1:  # whole on every data rank, such as a buffer
         saved = saved and mesh.place("replicate") == mesh.place("fsdp") == 0
@@ -74,18 +74,16 @@ def _ranges(name: str, whole: Tensor, specs: dict[str, TensorSpec], mesh: Mesh) 
     return ranges
 
 
-def _fsdp_ranges(tensor: DTensor, ranges: Ranges) -> tuple[Ranges, bool]:
+def _fsdp_ranges(tensor: DTensor, ranges: Ranges, mesh: Mesh) -> tuple[Ranges, bool]:
     """The part of `ranges` that FSDP left here, and whether this rank is the first that holds it."""
-    mesh, placements, ranges = tensor.device_mesh, tensor.placements, list(ranges)
-    first, coordinate = True, mesh.get_coordinate()
-    assert coordinate is not None
-    for axis, placement in enumerate(placements):
+    first, ranges = True, list(ranges)
+    for axis, placement in zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True):
         if not isinstance(placement, Shard):
-            first = first and coordinate[axis] == 0
+            first = first and mesh.place(axis) == 0
             continue
-        dim, ranks = placement.dim, mesh.size(axis)
-        longest = -(-len(ranges[dim]) // ranks)  # as torch.chunk cuts
-        begin = min(coordinate[axis] * longest, len(ranges[dim]))
+        dim = placement.dim
+        longest = -(-len(ranges[dim]) // mesh.degree[axis])  # as torch.chunk cuts
+        begin = min(mesh.place(axis) * longest, len(ranges[dim]))
         ranges[dim] = ranges[dim][begin : begin + longest]
     return ranges, first
 
@@ -129,7 +127,3 @@ def _parts(models: nn.Module) -> Iterator[tuple[str, Decoder]]:
     else:
         assert isinstance(models, Decoder)
         yield "", models
-
-
-def _name_of(model: nn.Module, parameter: nn.Parameter) -> str:
-    return next(name for name, each in model.named_parameters() if each is parameter)

@@ -75,6 +75,7 @@ SLOW = [
     ("tied", "replicate=2,shard=2,pipeline=2,schedule=zbv"),
     ("glm", "context=2,tensor=2,pipeline=2,expert=2,schedule=zbv"),
     ("moe", "replicate=2,shard=2,tensor=2,expert=4"),
+    ("moe", "shard=3,tensor=2"),  # two ranks hold no expert of a stack
 ]
 ALL = TENSOR + CONTEXTS + EXPERTS + PIPELINES + SHARDS + TOGETHER
 CASES = [pytest.param(*case, id=" ".join(case)) for case in ALL]

@@ -35,6 +35,7 @@ CASES = [
     ("tied", "pipeline=2,schedule=zbv,replicate=2"),
     ("deep", "pipeline=4,schedule=zbv"),
     ("moe", "shard=3"),
+    ("moe", "shard=3,tensor=2"),  # two ranks hold no expert
     ("moe", "shard=4,expert=4"),
     ("moe", "replicate=2,shard=4,expert=2,tensor=2"),
     ("moe", "replicate=4,expert=2"),

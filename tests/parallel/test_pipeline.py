@@ -158,12 +158,12 @@ def losses_there(rank: int, step: dict[str, Any]) -> Result:
     engine, shape = make_engine(chosen, layout, Mesh(layout, torch.device("cpu")))
     parts = batches(chosen, engine, shape).batch(0).micro_batches
     with torch.no_grad():
-        losses = [float(engine.forward(parts)), float(engine.forward(parts[:1]))]
+        losses = [float(engine.summed(engine.forward(parts))), float(engine.summed(engine.forward(parts[:1])))]
         untouched = all(weight.grad is None for weight in engine.parameters)
     for count in (len(parts), 1):
         engine.forward_backward(parts[:count], engine.total(10))
     with torch.no_grad():
-        losses.append(float(engine.forward(parts)))
+        losses.append(float(engine.summed(engine.forward(parts))))
     gradients = {
         str(tuple(weight.shape)): float(weight.grad.double().square().sum()) for weight in engine.parameters
     }
@@ -187,7 +187,7 @@ def _losses_of_one(step: Step) -> list[float]:
     engine, shape = make_engine(step, layout, Mesh(layout, torch.device("cpu")))
     parts = batches(step, engine, shape).batch(0).micro_batches
     with torch.no_grad():
-        whole, first = float(engine.forward(parts)), float(engine.forward(parts[:1]))
+        whole, first = float(engine.summed(engine.forward(parts))), float(engine.summed(engine.forward(parts[:1])))
     return [whole, first, whole]
 
 
