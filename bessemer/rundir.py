@@ -135,7 +135,8 @@ def steady_median(rows: list[Row], key: str) -> float | None:
 
 @contextmanager
 def lock(run: Path) -> Iterator[None]:
-    """Hold the run for this process. Raises RefusedError when another living process holds it.
+    """Hold the run for this process. Raises RefusedError when another living process holds it, or its disk
+    has no locks.
 
     The kernel drops a flock when its holder dies, also by SIGKILL, so no lock is ever stale.
     """
@@ -155,6 +156,13 @@ def lock(run: Path) -> Iterator[None]:
                 wanted="one process writing to a run at a time",
                 fix="wait for it, stop it, or give this run its own folder with --run DIR",
             ) from None
+        except OSError as error:  # ENOLCK of NFS, ENOSYS of Lustre: without a lock two could write at once
+            raise RefusedError(
+                f"the disk of run {run} cannot lock a file",
+                found=f"flock of {run / '.lock'}: {error.strerror or error}",
+                wanted="a file system with locks: NFS with its lock service, Lustre mounted with flock",
+                fix="have it mounted so, or give a folder on another disk with --run DIR",
+            ) from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%F %T')}")
         file.flush()

@@ -3,10 +3,14 @@
 Same data, model, first values, batch and learning rate; what differs is who computes what.
 """
 
+import shutil
+import signal
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -77,8 +81,8 @@ def _trained(
 ) -> list[Trace | UserError]:
     """Of the stage as it is, and then of each plan: a stage that has begun in a folder of its own, which is
     gone in the end."""
-    with tempfile.TemporaryDirectory(prefix="bessemer-check-") as name:
-        folder, cases = Path(name), []
+    with _own_folder() as folder:
+        cases = []
         for number, plan in enumerate([stage.plan, *plans]):
             cases.append(Case(number, folder / f"{number:03d}"))
             begin(replace(stage, folder=cases[-1].folder, plan=plan))
@@ -87,16 +91,36 @@ def _trained(
     return [found[case.number] for case in cases]
 
 
+@contextmanager
+def _own_folder() -> Iterator[Path]:
+    """Gone in the end, and before a SIGTERM ends this process: that unwinds nothing."""
+    with tempfile.TemporaryDirectory(prefix="bessemer-check-") as name:
+        before = signal.getsignal(signal.SIGTERM)
+
+        def end(number: int, frame: FrameType | None) -> None:
+            signal.signal(signal.SIGTERM, before)
+            shutil.rmtree(name, ignore_errors=True)
+            signal.raise_signal(signal.SIGTERM)
+
+        with suppress(ValueError):  # not in the main thread: whoever runs us there receives the signals
+            signal.signal(signal.SIGTERM, end)
+        try:
+            yield Path(name)
+        finally:
+            with suppress(ValueError):
+                signal.signal(signal.SIGTERM, before)
+
+
 def _row(
     planned: Planned, found: dict[Layout, Trace | UserError], reference: Trace, tolerance: Tolerance
 ) -> Row:
     layout, plan = planned.layout, planned.plan
-    row: Row = {"layout": str(layout), "ranks": layout.world}
+    row: Row = {"layout": str(layout), "ranks": layout.world, "found": None}
     if plan is None:
         return row | not_compared(refused=planned.refused)
     row["micro_batch"], result = plan.micro_batch, found[layout]
     if isinstance(result, UserError):
-        return row | not_compared(error=result.problem)
+        return row | not_compared(error=result.problem) | {"found": result.found}
     return row | compared(result, reference, tolerance)
 
 

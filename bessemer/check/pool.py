@@ -1,19 +1,18 @@
 """Run the cases of a check on pools of processes: one pool, and another for the rest after each failure."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
 from bessemer.check.compare import Trace
 from bessemer.check.worker import Task
 from bessemer.errors import RefusedError, UserError
-from bessemer.launch.local import run_workers
+from bessemer.launch.local import run_workers, worker_command
 from bessemer.log import Console
 from bessemer.rundir import read_rows
 from bessemer.train.stage import read_stage
 
-WORKER = (sys.executable, "-m", "bessemer.check.worker")
+WORKER = tuple(worker_command("bessemer.check.worker"))
 _GRACE_S = 2.0  # ranks whose peer has failed have nothing to save
 
 

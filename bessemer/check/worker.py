@@ -23,7 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from torch.distributed import Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import Store  # type: ignore[attr-defined]
 
 from bessemer.check.compare import Trace
 from bessemer.evaluate.loss import validation_loss
@@ -34,6 +34,7 @@ from bessemer.rundir import JsonLines
 from bessemer.train.build import Machine, build
 from bessemer.train.job import Job
 from bessemer.train.loop import train_step
+from bessemer.train.meeting import meet
 from bessemer.train.ranks import ALONE, Company, joined
 from bessemer.train.stage import Stage, read_stage
 from bessemer.train.state import TrainState
@@ -83,7 +84,7 @@ def main(words: list[str]) -> int:
 
 def run_cases(world: World, task: Task, console: Console) -> None:
     """This rank's part in each case that has it."""
-    store = TCPStore(world.host, world.port, world.size, is_master=world.rank == 0, wait_for_workers=False)
+    store = meet(world)
     results = JsonLines(task.results) if world.rank == 0 else None
     for case in task.cases:
         stage = read_stage(case.folder)

@@ -7,11 +7,13 @@ would be mixed up with them. What is said is JSON, under save/<number>/…:
     <rank>    that rank's files are written: {name: {bytes, xxh3_128}}
     whole     rank 0: so is the manifest
 
-or, under each, the error that came instead, which then every rank raises. All of it over a connection of
-its own: a wait holds up everything else on one (torch 2.13), and the training thread may wait for long.
+or, under each, the error that came instead, which then every rank raises (`is_shared`). All of it over a
+connection of its own: a wait holds up everything else on one (torch 2.13), and the training thread may wait
+for long.
 """
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ from bessemer.errors import UserError, WriteError
 PATIENCE_S = 1800.0  # a rank that is this late with its files is taken for lost
 _FOLDER, _WHOLE = "folder", "whole"
 _LONGEST_PAUSE_S = 0.05
+_SHARED = "is_shared"  # attribute of an error
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Ranks:
     world: int = 1
     store: Store = field(default_factory=HashStore)
     timeout_s: float = PATIENCE_S
+    abandoned: threading.Event = field(default_factory=threading.Event)  # set: wait for no rank any more
+
+
+def is_shared(error: BaseException) -> bool:
+    """Whether a rank told it to the others, and each raises it."""
+    return isinstance(error, WriteError) and getattr(error, _SHARED, False)
 
 
 def these_ranks(rank: int, world: int, store: Store | None, timeout_s: float = PATIENCE_S) -> Ranks:
@@ -53,6 +62,7 @@ class Talk:
         self.rank = ranks.rank
         self._ranks, self._step = ranks, step
         self._heard: WriteError | None = None
+        self._is_lost = False
         with self._reached():
             # Each rank counts for itself: one step may be saved twice, and by two stages of one run.
             self._number = ranks.store.add(f"save/count/{ranks.rank}", 1)
@@ -89,10 +99,12 @@ class Talk:
         texts = _texts(error)
         if error is not self._heard:
             texts["problem"] = f"rank {self.rank}: {texts['problem']}"
+        shared = is_shared(error) if error is self._heard else not self._is_lost
         # The others may be gone, and the store with them: the error to raise is the first one.
         with suppress(WriteError):
             for key in (_FOLDER, _WHOLE) if self.rank == 0 else (str(self.rank),):
-                self._say(key, {"error": texts})
+                self._say(key, {"error": texts, _SHARED: shared})
+            setattr(error, _SHARED, shared)
 
     def _say(self, key: str, message: dict[str, Any]) -> None:
         with self._reached():
@@ -102,6 +114,8 @@ class Talk:
         end_s, pause_s = time.monotonic() + self._ranks.timeout_s, 0.001
         with self._reached():
             while not self._ranks.store.check([self._key(key)]):
+                if self._ranks.abandoned.is_set():
+                    raise self._lost("the run has ended")
                 if time.monotonic() > end_s:
                     raise self._lost(f"nothing from rank {speaker} in {self._ranks.timeout_s:g} s")
                 time.sleep(pause_s)
@@ -110,6 +124,7 @@ class Talk:
         assert message["step"] == self._step, f"rank {speaker} saves {message['step']}, and {self._step} here"
         if "error" in message:
             self._heard = WriteError(**message["error"])
+            setattr(self._heard, _SHARED, message[_SHARED])
             raise self._heard
         return message
 
@@ -129,6 +144,7 @@ class Talk:
             raise self._lost(f"{type(error).__name__}: {error}".splitlines()[0]) from error
 
     def _lost(self, found: str) -> WriteError:
+        self._is_lost = True
         return WriteError(
             f"rank {self.rank} lost the others while they wrote the checkpoint of step {self._step}",
             found=found,

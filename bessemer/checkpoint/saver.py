@@ -9,6 +9,7 @@ caller waits for the disk. A kill in between leaves a folder without a manifest,
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ class Saver:
             self._host.clear()
             if self._thread is not None:
                 self._thread.shutdown()
+
+    def abandon(self) -> None:
+        """End at once, in a failure among ranks: one that is lost would be waited for until the timeout.
+        A save that the others have not finished by now is none; nothing is written after the return."""
+        self._ranks.abandoned.set()
+        with suppress(Exception):  # the failure itself is what is told
+            self.close()
 
     def _write(
         self, step: int, parts: Parts, state: dict[str, Any], layout: dict[str, Any], talk: Talk

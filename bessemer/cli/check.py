@@ -88,17 +88,12 @@ def _refuse(args: argparse.Namespace) -> None:
             wanted="`bessemer check layouts RECIPE`",
             fix="`bessemer doctor` looks at the machine, `bessemer data report PATH` at prepared data",
         )
-    from bessemer.launch.world import world_of_environment
-
-    world = world_of_environment()
     checks = [
         (args.layouts is not None and args.ranks is not None, "--layouts and --ranks", "one of them",
          "remove --ranks: it limits the layouts that are chosen for you"),
         (args.ranks is not None and args.ranks < 2, f"--ranks {args.ranks}", "2 or more", "--ranks 8"),
         (args.steps < 1, f"--steps {args.steps}", "1 or more", "--steps 5"),
         (not 0 < args.timeout < 1e6, f"--timeout {args.timeout:g}", "seconds, above 0", "--timeout 120"),
-        (world is not None and world.size > 1, "processes that torchrun or Slurm started", "one process",
-         "call it alone: it starts the processes of each layout itself"),
     ]  # fmt: skip
     for wrong, found, wanted, fix in checks:
         if wrong:

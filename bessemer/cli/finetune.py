@@ -8,6 +8,7 @@ from bessemer.errors import RecipeError
 
 HELP = "teach a trained model a task; measure against training from scratch with --compare-scratch"
 COMPUTES = True
+JOINS = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

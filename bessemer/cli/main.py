@@ -1,9 +1,10 @@
 """`bessemer`: find the verb, parse, run it, print. The one place of exit codes and of --json.
 
 A verb is a module of this folder with HELP, arguments, run and show; one that trains or runs a model
-says COMPUTES = True, and one whose answer may be bad news has exit_code(document). Only the verb asked for
-is imported, and no verb imports torch before it runs, so that help answers at once (100 ms; torch alone
-takes seconds). Data goes to stdout, all else to stderr.
+says COMPUTES = True; one that can be the work of many processes, which torchrun or Slurm have started, says
+JOINS = True; and one whose answer may be bad news has exit_code(document). Only the verb asked for is
+imported, and no verb imports torch before it runs, so that help answers at once (100 ms; torch alone takes
+seconds). Data goes to stdout, all else to stderr; of many processes only the first one answers.
 
 Global options stand before or after the verb: one parser reads both, with the verb taken out.
 """
@@ -26,6 +27,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from bessemer import __version__
+from bessemer.cli.alone import check_alone, is_first
 from bessemer.cli.unbuilt import UNBUILT, refusal
 from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
 from bessemer.log import Console
@@ -96,6 +98,8 @@ def _verb(verb: str, words: Sequence[str], *, as_process: bool) -> int:
     parser.given = words
     # Intermixed: else `recipes show --json NAME` ends the positional arguments at the option.
     args = parser.parse_intermixed_args(words)
+    if not getattr(module, "JOINS", False):
+        check_alone(verb)
     if as_process and getattr(module, "COMPUTES", False):
         from bessemer.launch.environment import arrange
 
@@ -253,7 +257,7 @@ def _user_error(error: UserError, words: Sequence[str]) -> int:
     if _asks(words, "--debug"):
         _complain("".join(traceback.format_exception(error)).rstrip())
     _complain(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}")
-    if _asks(words, "--json"):
+    if _asks(words, "--json") and is_first():
         texts = {key: getattr(error, key) for key in ("problem", "found", "wanted", "fix")}
         with suppress(WriteError):  # it is told already, on stderr
             _answer(json.dumps({"schema": "bessemer.error/1", "exit_code": error.exit_code, **texts}))

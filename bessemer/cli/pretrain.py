@@ -6,6 +6,7 @@ from typing import Any
 
 HELP = "train a model from a recipe; the same command again goes on where it stopped"
 COMPUTES = True
+JOINS = True
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -84,8 +84,11 @@ class PowerMeter:
         return [{"name": counter.name, "basis": counter.basis} for counter in self._counters]
 
     def read(self) -> PowerReading:
-        """Energy so far and mean power since the last reading. Call it at least once a minute:
-        a RAPL counter may wrap within minutes, and one wrap between two readings is all that shows."""
+        """Energy so far and mean power since the last reading. Call this or `keep_up` at least once a minute.
+
+        With `others_s` only where it has just been told: CPU time that comes late, all at once, is more than
+        the cores can have spent since then.
+        """
         now_s = time.monotonic()
         seconds, self._last_s = now_s - self._last_s, now_s
         moves = [counter.advance(seconds) for counter in self._counters]
@@ -102,6 +105,12 @@ class PowerMeter:
             self._basis(),
         )
         return PowerReading(spent[0] / seconds if seconds > 0 else None, self._total)
+
+    def keep_up(self) -> None:
+        """Between readings: a RAPL counter may wrap within minutes, and shows one wrap at most."""
+        for counter in self._counters:
+            if isinstance(counter, _Rapl):
+                counter.keep_up()
 
     def _basis(self) -> str:
         """The weakest of the parts and of what was carried over."""
@@ -122,14 +131,23 @@ class _Rapl:
         self._file = folder / "energy_uj"
         self._range = int((folder / "max_energy_range_uj").read_text())
         self._last = int(self._file.read_text())
+        self._since: float | None = 0.0  # joules after the last `advance`; None: it could not be read
 
-    def advance(self, seconds: float) -> Band | None:
+    def keep_up(self) -> None:
         try:
             now = int(self._file.read_text())
         except (OSError, ValueError):
-            return None
-        joules = ((now - self._last) % (self._range + 1)) / 1e6
+            self._since = None
+            return
+        if self._since is not None:
+            self._since += ((now - self._last) % (self._range + 1)) / 1e6
         self._last = now
+
+    def advance(self, seconds: float) -> Band | None:
+        self.keep_up()
+        joules, self._since = self._since, 0.0
+        if joules is None:
+            return None
         return Band(joules, 0.95 * joules, 1.05 * joules)  # our band: RAPL states no error
 
 

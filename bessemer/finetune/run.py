@@ -19,13 +19,14 @@ from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
 from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start, check_trainable
-from bessemer.planner.plan import StagePlan
+from bessemer.planner.plan import Derived, StagePlan
 from bessemer.planner.resolve import check_recipe, finetune_context, resolve_finetune
 from bessemer.planner.stage import rows_of
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.rundir import read_object
-from bessemer.train.build import machine_of, settle_compiled
+from bessemer.train.build import machine_of
+from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.origin import Origin, find_origin, of_stage
 from bessemer.train.pretrain import Place
 from bessemer.train.run import Ready, run_stage
@@ -66,12 +67,16 @@ def begin_finetune(
     task: Task | None = None,
     world: int | None = None,
 ) -> Ready:
-    """All that comes before training, by one process. world: processes that were started; None: one."""
+    """All that comes before training, by one process. world: processes that were started; None: one.
+
+    Nothing is written to the run before everything is checked: a command that is refused changes nothing.
+    """
     changes = allowed_changes(loaded, place.run)
     task = task or prepare_finetune(loaded, place, from_, world)
+    checked = _check(task, "finetune")
     take_over(changes, loaded, None, place.run, place.console)
     write_receipt(place.run, loaded, task.data.hash, task.facts, task.origin)
-    return begin_on(task, "finetune")
+    return _begin(task, checked)
 
 
 def check_early(loaded: LoadedRecipe) -> None:
@@ -113,18 +118,26 @@ def train_on(
     task: Task, name: str, *, examples: int | None = None, from_scratch: bool = False
 ) -> dict[str, Any]:
     """One stage named `name` on the first `examples` examples. An earlier attempt of it goes on."""
-    ready = begin_on(task, name, examples=examples, from_scratch=from_scratch)
+    ready = _begin(task, _check(task, name, examples, from_scratch))
     run_stage(ready, task.place.console)
     return ready.outcome()
 
 
-def begin_on(task: Task, name: str, *, examples: int | None = None, from_scratch: bool = False) -> Ready:
-    """The stage as it is to be trained, written to its folder."""
-    run, console = task.place.run, task.place.console
+@dataclass(frozen=True)
+class _Checked:
+    """A stage that may begin or go on, and what was decided for it."""
+
+    stage: Stage
+    derived: list[Derived]
+    from_scratch: bool
+
+
+def _check(task: Task, name: str, examples: int | None = None, from_scratch: bool = False) -> _Checked:
+    """The stage as it is to be trained. Writes nothing."""
     plan, derived = _plan(task, examples)
     stage = check_begun(
         Stage(
-            folder=run / name,
+            folder=task.place.run / name,
             kind="finetune",
             shape=task.shape,
             plan=plan,
@@ -138,23 +151,32 @@ def begin_on(task: Task, name: str, *, examples: int | None = None, from_scratch
     assert task.recipe.finetune is not None
     plan = followed_plan(stage.plan, task.recipe, "finetune", stage.shape, task.facts, task.world)
     stage = replace(stage, plan=plan)
+    if not stage.is_done:
+        check_start(task.recipe, stage.shape, stage.plan, task.facts, None, task.world)
+        check_compiled(stage.plan, task.facts)
+        check_disk(stage)
+    return _Checked(stage, derived if name == "finetune" else [], from_scratch)
+
+
+def _begin(task: Task, checked: _Checked) -> Ready:
+    """The stage, written to its folder."""
+    stage, console = checked.stage, task.place.console
+    name = stage.folder.name
     if stage.is_done:
         note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, task.facts), done=True)
-    check_start(task.recipe, stage.shape, stage.plan, task.facts, None)
-    check_disk(stage)
     begin(stage)
-    start = "random weights" if from_scratch else f"the weights of {_named(task.origin)}"
-    count = task.data.num_examples("train") if examples is None else examples
+    start = "random weights" if checked.from_scratch else f"the weights of {_named(task.origin)}"
+    count = task.data.num_examples("train") if stage.examples is None else stage.examples
     console.line(f"{name}: {count:,} examples, {stage.plan.steps:,} steps, from {start}")
-    for row in derived if name == "finetune" else []:
+    for row in checked.derived:
         console.line(f"  {row.key} = {row.value}  ({row.rule})")
     stage = settle_compiled(stage, task.facts, console)
     return Ready(stage.folder, machine_of(stage, task.facts))
 
 
-def _plan(task: Task, examples: int | None) -> tuple[StagePlan, Any]:
+def _plan(task: Task, examples: int | None) -> tuple[StagePlan, list[Derived]]:
     assert task.recipe.finetune is not None
     context = finetune_context(task.recipe.finetune, task.shape)
     num_rows = len(task.data.rows("train", context, examples))

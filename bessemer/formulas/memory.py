@@ -19,6 +19,7 @@ _GIB = 2**30
 # Logits of one chunk in the loss: model/loss.py takes 8 Mi elements, in fp32 twice and in bf16 twice.
 _LOSS_CHUNK_ELEMENTS = 8 * 2**20
 _LOSS_BYTES_PER_ELEMENT = 14
+STATE_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
 # Of one block's activations. Fitted to peak resident sets of four models (docs/planner.md), within 7 %
 # but for the smallest.
 _WORKING_SHARE = 1.5
@@ -40,6 +41,7 @@ class Memory:
     loss: int
     base: int
     gathered: int = 0  # weights and gradients of other shards, while they are here whole
+    saving: int = 0  # copy of what this rank saves, while a thread writes it: checkpoint/saver.py
 
     @property
     def total(self) -> int:
@@ -57,6 +59,7 @@ class Workload:
     kind: str = "cpu"  # of the device
     recompute_layers: int | None = None  # of "full": the first so many of the model; None: all
     micro_batches: int = 1  # of a step; only a pipeline holds several at once
+    saves_async: bool = False  # and the copy lies in the device's own memory, as on a CPU
 
     @property
     def size(self) -> int:
@@ -83,6 +86,7 @@ def device_memory(shape: ModelShape, work: Workload) -> Memory:
         working=working_bytes(shape, work),
         loss=loss_bytes(shape, work),
         base=base_bytes(work.kind),
+        saving=STATE_BYTES * params if work.saves_async else 0,
     )
 
 

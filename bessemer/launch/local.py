@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
+import bessemer
 from bessemer.durable import cannot_write
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.hardware import usable_cores
@@ -39,6 +40,8 @@ _STDERR = 2  # file descriptor
 _POLL_S = 0.05
 _SAME_S = 0.5  # `timeout` and others signal a process and then its group: that is one wish, not two
 _THREADS = "OMP_NUM_THREADS"
+# gloo would listen at the address of this machine's name, which others may reach.
+_INTERFACE, _LOOPBACK = "GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo"
 
 
 def run_workers(
@@ -71,10 +74,18 @@ def run_workers(
             workers.start(rank, command, given | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         workers.watch(wishes, grace_s)
         error = failure(workers.ended, read_reports(exchange), workers.cut_s, logs)
-    if wishes.first is not None and workers.were_interrupted(wishes):
+    # Where all had ended well, or no longer listened, it was not answered by anyone: we are to stop.
+    if wishes.first is not None and (error is None or workers.were_interrupted(wishes)):
         signal.raise_signal(wishes.first)  # ends this process, or is a KeyboardInterrupt
     if error is not None:
         raise error
+
+
+def worker_command(module: str) -> list[str]:
+    """Run a module of ours in this interpreter. -P: a folder of the user's named `torch` or `data` must not
+    stand in for a package, unless we ourselves were found in the current folder."""
+    path = [] if Path(bessemer.__file__).parents[1] == Path.cwd() else ["-P"]
+    return [sys.executable, *path, "-m", module]
 
 
 def worker_environment(world: int, current: Mapping[str, str], threads: int | None) -> dict[str, str]:
@@ -87,6 +98,8 @@ def worker_environment(world: int, current: Mapping[str, str], threads: int | No
         given[_THREADS] = str(threads)
     elif is_ours or (_THREADS not in current and current.get(MARKER) != "off"):
         given[_THREADS] = str(max(1, usable_cores() // world))
+    if given.get(MARKER) != "off":
+        given.setdefault(_INTERFACE, _LOOPBACK)
     given.setdefault(MARKER, "arranged")
     return given | {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
 

@@ -30,6 +30,7 @@ def gather(
     return Facts(
         device=known.name if known and device.type != "cpu" else name,
         kind="cpu" if device.type == "cpu" else (known.kind if known else "gpu"),
+        local_devices=None if device.type == "cpu" else torch.accelerator.device_count(),
         cores=here.cores,
         memory_bytes=memory_available(device),
         ceilings=ceilings(device),

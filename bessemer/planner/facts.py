@@ -28,6 +28,7 @@ class Facts:
     device: str  # as the catalogue or the operating system names it
     kind: str  # "cpu", or "gpu" and other accelerators
     devices: int = 1
+    local_devices: int | None = None  # accelerators that processes started on this machine can have
     cores: int = 1  # of the machine; for power where none is measured
     memory_bytes: int | None = None  # usable on one device
     ceilings: Ceilings | None = None

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.huggingface_moe import MOE_FAMILIES
+from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.budget import hours_allowed
 from bessemer.planner.facts import Facts
@@ -42,10 +43,20 @@ def check_trainable(recipe: Recipe, shape: ModelShape) -> None:
 
 
 def check_start(
-    recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts, hours: float | None
+    recipe: Recipe,
+    shape: ModelShape,
+    stage: StagePlan,
+    facts: Facts,
+    hours: float | None,
+    world: int | None = None,
 ) -> None:
-    """RefusedError when device, memory or budget will not do. `hours`: the low end of the prediction."""
+    """RefusedError when devices, memory or budget will not do. `hours`: the low end of the prediction.
+
+    world: processes that were started, on whichever machines; None: all ranks are started on this one.
+    """
     _check_deterministic(recipe, facts)
+    if world is None:
+        _check_devices(recipe, stage.layout, facts)
     _check_memory(shape, stage, facts)
     allowed = hours_allowed(recipe, facts)
     if allowed is not None and hours is not None and hours > allowed:
@@ -67,6 +78,22 @@ def _check_deterministic(recipe: Recipe, facts: Facts) -> None:
             wanted="a CPU, or a resume that may differ in the last bits",
             fix="remove deterministic",
         )
+
+
+def _check_devices(recipe: Recipe, layout: Layout, facts: Facts) -> None:
+    """Each rank wants an accelerator of its own; ranks on a CPU share its cores."""
+    local = facts.local_devices
+    if facts.kind == "cpu" or local is None or layout.world <= local:
+        return
+    kept = recipe.parallel.layout == "auto"
+    smaller = Layout(shard=local)
+    raise RefusedError(
+        "the layout wants more devices than this machine has",
+        found=f'"{layout}"{", which this run was trained with so far" if kept else ""}: '
+        f"{layout.world} ranks, on {local} x {facts.device}",
+        wanted=f"at most {local} rank{'s' * (local > 1)}, or processes on more machines",
+        fix=f'start {layout.world} processes with torchrun or srun, or set parallel.layout="{smaller}"',
+    )
 
 
 def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
@@ -94,7 +121,8 @@ def _for_ranks(stage: StagePlan, facts: Facts) -> str:
 def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int) -> str:
     """The first of these that fits: smaller micro-batches cost little, recomputation a third more time."""
     sizes = [rows for rows in (2**power for power in range(12, -1, -1)) if rows < stage.micro_batch]
-    options = [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
+    options = [("async_save=false", replace(stage, async_save=False))] if stage.async_save else []
+    options += [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
     for rows in [stage.micro_batch, *sizes]:
         changed = replace(stage, recompute="full", recompute_layers=None, micro_batch=rows)
         options.append((f"recompute=full and micro_batch={rows}", changed))

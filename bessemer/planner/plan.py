@@ -76,7 +76,7 @@ class StagePlan:
     weight_decay: float = 0.1
     grad_clip: float | None = 1.0
     dtype: str = "fp32"  # or "bf16"
-    compile: bool | str = False  # "auto" is settled by train.build, which knows whether there is a compiler
+    compile: bool | str = False  # "auto": train/compiling.py knows whether there is a compiler
     recompute: str = "none"
     validate_every: int = 100
     save_every: int = 100

@@ -14,7 +14,7 @@ from bessemer.energy.grid import region
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Memory, Workload
+from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.shape import ModelShape
@@ -30,7 +30,7 @@ _MOE_SHARE = 0.75  # of a dense model's efficiency, from published MoE runs
 _CEILING_SHARE = 0.76
 # Llama 3: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv:2407.21783, section 3.3.4).
 _DEVICE_HOURS_PER_FAILURE = 50_700.0
-_STATE_BYTES, _COPY_SHARE = 12, 0.85  # per parameter: fp32 weight and two moments; of the memory
+_COPY_SHARE = 0.85  # of the memory
 _SAVE_S, _RESTART_S = 30.0, 600.0
 # Matmuls inside a training step, over the ceiling of one large product; and the cores of the CPU curve.
 _MATMUL_SHARE = 0.97
@@ -209,6 +209,7 @@ def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
         facts.kind,
         stage.recompute_layers,
         stage.micro_batches,
+        saves_async=stage.async_save and facts.kind == "cpu",
     )
 
 
@@ -220,18 +221,21 @@ def rank_memories(shape: ModelShape, stage: StagePlan, facts: Facts, *, compiled
 def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
     """Predicted peak of one device: of its rank, or on a CPU of all ranks that share its memory."""
     memories = rank_memories(shape, stage, facts, compiled=stage.compile is not False)
-    totals = [memory.total for memory in memories]
     if facts.kind != "cpu":
-        return max(totals)
-    return sum(totals) * (stage.layout.world // stage.layout.pipeline) // facts.devices
+        return max(memory.total for memory in memories)
+    whole = sum(memory.total - memory.saving for memory in memories)
+    whole *= stage.layout.world // stage.layout.pipeline
+    # Of the ranks that have the same weights one saves them: together they hold one copy of the state.
+    saving = STATE_BYTES * total_params(shape) if stage.async_save else 0
+    return (whole + saving) // facts.devices
 
 
 def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     """Whether a CPU's memory also holds a copy of what a checkpoint has; an accelerator's host does."""
     if facts.kind != "cpu" or facts.memory_bytes is None:
         return True
-    copy = _STATE_BYTES * total_params(shape) // facts.devices
-    return device_bytes(shape, stage, facts) + copy <= _COPY_SHARE * facts.memory_bytes
+    saving = replace(stage, async_save=True)
+    return device_bytes(shape, saving, facts) <= _COPY_SHARE * facts.memory_bytes
 
 
 def _memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:

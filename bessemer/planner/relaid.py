@@ -5,7 +5,6 @@ What the recipe leaves to us stays as it was decided, unless the new layout does
 
 from dataclasses import replace
 
-from bessemer.formulas.layout import V_SHAPED
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout import check_cluster, stage_layout
@@ -14,7 +13,7 @@ from bessemer.planner.micro_batch import choose_micro_batch
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import devices_of
 from bessemer.planner.recompute import settle_recompute
-from bessemer.planner.stage import check_micro_batch, compile_for
+from bessemer.planner.stage_rules import check_micro_batch, compile_for, eager_only
 from bessemer.recipe.schema import Optimization, Recipe
 
 
@@ -33,7 +32,7 @@ def relaid(
         check_cluster(layout, facts)
     facts = devices_of(layout, facts)
     compiles = compile_for(section, layout, name)
-    if compiles == "auto" and plan.layout.schedule not in V_SHAPED:
+    if compiles == "auto" and eager_only(plan.layout, plan.recompute) is None:
         compiles = plan.compile
     changed = layout != plan.layout
     plan = replace(plan, layout=layout, compile=compiles, recompute=section.recompute, recompute_layers=None)

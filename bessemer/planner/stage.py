@@ -10,7 +10,7 @@ from typing import Any
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
-from bessemer.formulas.layout import ONE_PROCESS, V_SHAPED, Layout
+from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.facts import Facts
@@ -19,6 +19,7 @@ from bessemer.planner.micro_batch import CPU_MICRO_BATCH_TOKENS, choose_micro_ba
 from bessemer.planner.plan import Derived, StagePlan
 from bessemer.planner.predict import copy_fits, recomputed_share, step_time, training_speed
 from bessemer.planner.recompute import Recompute, settle_recompute
+from bessemer.planner.stage_rules import check_balance, check_micro_batch, check_schedule, compile_for
 from bessemer.recipe.schema import Optimization, Pretrain
 from bessemer.units import format_bytes, format_count, format_seconds
 
@@ -111,6 +112,8 @@ def stage_plan(
         compile=compiles,
         recompute=section.recompute,
         layout=layout,
+        # Left to us, it is what memory is left over for: decided at the end.
+        async_save=section.async_save is True,
     )
     batch = replace(batch, micro_batch=_micro_batch(section, shape, batch, facts, rules))
     recompute = settle_recompute(section, shape, batch, facts, rules.section)
@@ -119,8 +122,8 @@ def stage_plan(
     warmup = min(2000, math.ceil(steps / 20)) if steps > 1 else 0
     warmup = rules.settle("warmup", section.warmup, warmup, "a twentieth of the steps, at most 2000")
     decay_steps = round(section.decay * steps) if section.schedule == "wsd" else 0
-    _check_schedule(section, steps, warmup, decay_steps)
-    _check_balance(section, shape, rules.section)
+    check_schedule(section, steps, warmup, decay_steps)
+    check_balance(section, shape, rules.section)
     batch = replace(batch, recompute=recompute.kind, recompute_layers=recompute.layers)
     speed = training_speed(shape, facts, batch.dtype, batch.recompute, recomputed_share(shape, batch))
     step_s = step_time(shape, decided.batch_tokens, speed, facts).value
@@ -162,31 +165,6 @@ def rows_of(section: Optimization, name: str, context: int) -> int | None:
             fix=f"set {name}.batch_tokens={max(1, round(section.batch_tokens / context)) * context}",
         )
     return rows
-
-
-def check_micro_batch(micro_batch: int, rows: int, name: str) -> None:
-    """RecipeError when a micro-batch holds more rows than a step has. `name`: of the recipe's section."""
-    if micro_batch > rows:
-        raise RecipeError(
-            "micro_batch is larger than the batch",
-            found=f"{name}.micro_batch = {micro_batch} rows, a step has {rows}",
-            wanted=f"at most {rows}",
-            fix=f"set {name}.micro_batch={rows}, or raise {name}.batch_tokens",
-        )
-
-
-def compile_for(section: Optimization, layout: Layout, name: str) -> bool | str:
-    """V-shaped schedules make weight gradients later (model/deferred.py), which compiled blocks do not."""
-    if layout.pipeline == 1 or layout.schedule not in V_SHAPED:
-        return section.compile
-    if section.compile is True:
-        raise RecipeError(
-            f"schedule={layout.schedule} does not run compiled",
-            found=f"{name}.compile = true",
-            wanted=f'compile = false or "auto" with schedule={layout.schedule}',
-            fix=f"set {name}.compile=false, or schedule=1f1b",
-        )
-    return False
 
 
 def _tokens(
@@ -262,31 +240,3 @@ def _save_every(section: Optimization, steps: int, step_s: float | None, rules: 
     every = min(fifth, max(1, round(interval_s / step_s)))
     rule = f"about every {format_seconds(every * step_s)} as predicted, five times at least"
     return int(rules.settle("save_every", section.save_every, every, rule))
-
-
-def _check_balance(section: Optimization, shape: ModelShape, name: str) -> None:
-    if "router_balance" in section.model_fields_set and not shape.experts:
-        raise RecipeError(
-            f"{name}.router_balance has no effect",
-            found=f"router_balance = {section.router_balance} with a dense model",
-            wanted="router_balance only with experts to balance",
-            fix=f"remove {name}.router_balance, or choose a model.family with experts",
-        )
-
-
-def _check_schedule(section: Optimization, steps: int, warmup: int, decay_steps: int) -> None:
-    given, schedule = section.model_fields_set, section.schedule
-    checks = [
-        (warmup >= steps and warmup > 0, f"warmup = {warmup}, steps = {steps}",
-         "a warm-up shorter than the run", f"set warmup={steps // 20}"),
-        (warmup + decay_steps > steps, f"warmup = {warmup} and {decay_steps} steps of decay in {steps} steps",
-         "warm-up and decay within the run", "lower warmup or decay"),
-        ("decay" in given and schedule != "wsd", f'decay = {section.decay} with schedule = "{schedule}"',
-         'decay only with schedule = "wsd"', "remove decay: it has no effect"),
-        ("final_lr" in given and schedule != "cosine",
-         f'final_lr = {section.final_lr} with schedule = "{schedule}"',
-         'final_lr only with schedule = "cosine"', "remove final_lr: it has no effect"),
-    ]  # fmt: skip
-    for wrong, found, wanted, fix in checks:
-        if wrong:
-            raise RecipeError("the schedule contradicts itself", found=found, wanted=wanted, fix=fix)

@@ -6,7 +6,7 @@ all of it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from bessemer.checkpoint.load import COMPUTE, load_weights, restore
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.data.store import Rows
-from bessemer.errors import RecipeError
 from bessemer.evaluate.answers import continuations
 from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.flops import train_flops_per_token
@@ -36,12 +35,12 @@ from bessemer.parallel.vocabulary import split_head
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
-from bessemer.train.compiling import check_compiler, compile_blocks, settle_compile
+from bessemer.train.compiling import compile_blocks
 from bessemer.train.job import Job
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.ranks import ALONE, Company
 from bessemer.train.record import Gauge, Recorder, Silence
-from bessemer.train.stage import Stage, write
+from bessemer.train.stage import Stage
 from bessemer.train.state import TrainState
 from bessemer.train.stop import Stop
 
@@ -240,32 +239,6 @@ def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gaug
         accelerators=None if on_cpu else company.accelerators(mesh.device),
         hosts=company.hosts,
     )
-
-
-def settle_compiled(stage: Stage, facts: Facts, console: Console) -> Stage:
-    """ "auto" is decided once and kept: compiled and eager code differ in the last bits."""
-    decided = stage.plan.compile
-    selective = stage.plan.recompute == "selective"
-    if decided is True and selective:
-        raise RecipeError(
-            "selective recomputation does not run compiled",
-            found='compile = true, recompute = "selective"',
-            wanted='compile = false, or recompute "none" or "full"',
-            fix=f"set {stage.kind}.compile=false",
-        )
-    if not isinstance(decided, bool):
-        if selective:
-            decided = False
-        elif stage.compiled is None:
-            answer, reason = settle_compile(stage.plan, stage.shape, facts)
-            console.line(f"compile: {'yes' if answer else 'no'}, {reason}")
-            stage = replace(stage, compiled=answer)
-        decided = bool(decided) if isinstance(decided, bool) else bool(stage.compiled)
-    elif decided:
-        check_compiler(facts.kind)
-    stage = replace(stage, plan=replace(stage.plan, compile=decided))
-    write(stage)
-    return stage
 
 
 def _rows(stage: Stage, split: Any) -> Rows:

@@ -7,16 +7,19 @@ depth (8 layers: 17 s instead of 25 s for the whole model on two cores), and sha
 import os
 import shutil
 import sys
+from dataclasses import replace
 
 import torch._dynamo
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
+from bessemer.log import Console
 from bessemer.model.decoder import Block, Decoder
 from bessemer.model.moe import MoE
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import step_time, training_speed
+from bessemer.train.stage import Stage, write
 from bessemer.units import format_seconds
 
 _COMPILE_S = 25.0  # blocks and loss, forward and backward, on two cores
@@ -34,6 +37,26 @@ def compile_blocks(model: Decoder) -> None:
         # How many rows each expert gets differs in every step, and code would be compiled for each way.
         part = block.self_attn if isinstance(block.feed_forward, MoE) else block
         part.compile(dynamic=False)
+
+
+def check_compiled(plan: StagePlan, facts: Facts) -> None:
+    """RecipeError where a stage is to be compiled and cannot be. Writes nothing."""
+    if plan.compile is True:
+        check_compiler(facts.kind)
+
+
+def settle_compiled(stage: Stage, facts: Facts, console: Console) -> Stage:
+    """ "auto" is decided once and kept: compiled and eager code differ in the last bits."""
+    decided = stage.plan.compile
+    if not isinstance(decided, bool):
+        if stage.compiled is None:
+            answer, reason = settle_compile(stage.plan, stage.shape, facts)
+            console.line(f"compile: {'yes' if answer else 'no'}, {reason}")
+            stage = replace(stage, compiled=answer)
+        decided = bool(stage.compiled)
+    stage = replace(stage, plan=replace(stage.plan, compile=decided))
+    write(stage)
+    return stage
 
 
 def settle_compile(plan: StagePlan, shape: ModelShape, facts: Facts) -> tuple[bool, str]:

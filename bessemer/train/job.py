@@ -61,3 +61,8 @@ class Job:
             self.record.saved(self.saver.finished(), self.plan.steps)
         finally:
             self.record.close()
+
+    def abandon(self) -> None:
+        """Close the files, and wait for no other rank. No thread writes afterwards."""
+        self.saver.abandon()
+        self.record.close()

@@ -12,7 +12,8 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.train.build import machine_of, settle_compiled
+from bessemer.train.build import machine_of
+from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.fork import check_origin, fork
 from bessemer.train.origin import Origin, find_origin
 from bessemer.train.run import Ready, run_stage
@@ -73,7 +74,8 @@ def begin_pretrain(
         note_done(stage)
         console.line(f"pretrain: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, facts), done=True)
-    check_start(loaded.recipe, stage.shape, stage.plan, facts, hours_left(plan, stage.newest_step))
+    check_start(loaded.recipe, stage.shape, stage.plan, facts, hours_left(plan, stage.newest_step), world)
+    check_compiled(stage.plan, facts)
     check_disk(stage)
     take_over(changes, loaded, plan, run, console)
     begin(stage)

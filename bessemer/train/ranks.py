@@ -1,35 +1,36 @@
 """The processes of one run: joining them, and agreeing before the first collective.
 
-All that is said before training goes through a store (a small key-value server at the first rank), as JSON.
+All that is said before training goes through a store (train/meeting.py), as JSON.
 The first rank decides and writes; the others hear what it decided, or the error that stopped it, which
 every rank then raises and the first one prints (`is_alike`).
 """
 
 import json
-import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from itertools import zip_longest
-from typing import Any
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
+from torch.distributed import DistError, DistStoreError, PrefixStore, Store  # type: ignore[attr-defined]
 
-from bessemer import errors
+from bessemer.checkpoint.ranks import is_shared
 from bessemer.errors import NumericsError, RecipeError, StoppedError, UserError, WorkerError, WriteError
 from bessemer.launch.environment import name_interface
 from bessemer.launch.world import World
 from bessemer.measure.facts import meter_name
 from bessemer.model.device import this_device
+from bessemer.train.answers import Document, attempt, failed, first_difference, result
+from bessemer.train.meeting import meet
 
-_PATIENCE = timedelta(days=7)  # the first rank may have data to prepare
+_WORK_S = 7 * 86400.0  # of the first rank, which may have data to prepare; when it dies, so does its store
+_ANSWER_S = 600.0  # of any rank to what all are asked: one that is this late is taken for lost
 _COLLECTIVE = timedelta(minutes=30)  # a rank that is this late is taken for lost
 _LEAVE_S = 30.0  # that the first rank's store outlives its work, for ranks which have something to hear yet
 _LEAVE_BROKEN_S = 2.0  # ... after an error of the first rank alone: the others may wait for it in an exchange
-Document = dict[str, Any]
 
 
 class Company:
@@ -63,15 +64,16 @@ ALONE = Company()
 
 
 class _Many(Company):
-    def __init__(self, world: World, store: Store) -> None:
+    def __init__(self, world: World, store: Store, group_store: Store | None = None) -> None:
         self.world, self.rank, self.store = world, world.rank, store
-        self.hosts = -(-world.size // world.local_size)
+        self.group_store = group_store  # of torch's process group
+        self._machines: list[str] = []  # of each rank
         self._shared: UserError | None = None
 
-    def first_does(self, what: str, work: Callable[[], Document]) -> Document:
+    def first_does(self, what: str, work: Callable[[], Document], patience_s: float = _WORK_S) -> Document:
         if self.rank == 0:
             self._tell(what, work)
-        return self._shared_result(self._get(what))
+        return self._shared_result(self._get(what, 0, patience_s))
 
     def all_do(self, what: str, work: Callable[[], object]) -> None:
         def nothing() -> Document:
@@ -79,16 +81,16 @@ class _Many(Company):
             return {}
 
         self._tell(f"{what}/{self.rank}", nothing)
-        self.first_does(what, lambda: self._first_error(what))
+        self.first_does(what, lambda: self._first_error(what), 2 * _ANSWER_S)
 
     def all_same(self, what: str, value: str, fix: str) -> None:
         self._set(f"same/{what}/{self.rank}", {"value": value})
 
         def compare() -> Document:
-            for rank in range(1, self.world.size):
-                other = self._get(f"same/{what}/{rank}")["value"]
+            for rank, answer in enumerate(self._of_all(f"same/{what}")):
+                other = answer["value"]
                 if other != value:
-                    theirs, ours = _first_difference(other, value)
+                    theirs, ours = first_difference(other, value)
                     raise RecipeError(
                         f"the ranks disagree on {what}",
                         found=f"rank {rank}: {theirs}; rank 0: {ours}",
@@ -97,26 +99,32 @@ class _Many(Company):
                     )
             return {}
 
-        self.first_does(f"same/{what}", compare)
+        self.first_does(f"same/{what}", compare, 2 * _ANSWER_S)
 
     def is_alike(self, error: BaseException) -> bool:
-        # A rank that cannot write its part of a checkpoint tells the others (checkpoint/ranks.py); one that
-        # has lost them is alone with that.
-        if isinstance(error, WriteError):
-            return " lost the others " not in error.problem
-        return error is self._shared or isinstance(error, (NumericsError, StoppedError))
+        alike = isinstance(error, (NumericsError, StoppedError))
+        return alike or error is self._shared or is_shared(error)
 
     def accelerators(self, device: torch.device) -> tuple[str, ...]:
-        host = self.world.rank // self.world.local_size
-        self._set(f"meter/{self.rank}", {"host": host, "name": meter_name(device)})
-        rows = [self._get(f"meter/{rank}") for rank in range(self.world.size)] if self.rank == 0 else []
-        return tuple(dict.fromkeys(row["name"] for row in rows if row["host"] == host))
+        self._set(f"meter/{self.rank}", {"name": meter_name(device)})
+        rows = self._of_all("meter") if self.rank == 0 else []
+        names = [row["name"] for rank, row in enumerate(rows) if self._machines[rank] == self._machines[0]]
+        return tuple(dict.fromkeys(names))
+
+    def see_machines(self) -> None:
+        """Which ranks share one: counts and the order of ranks do not tell, as Slurm places them freely."""
+        self._set(f"machine/{self.rank}", {"name": _machine()})
+        told = self.first_does(
+            "machines", lambda: {"names": [row["name"] for row in self._of_all("machine")]}, 2 * _ANSWER_S
+        )
+        self._machines = told["names"]
+        self.hosts = len(set(self._machines))
 
     def leave(self, error: BaseException | None) -> None:
         """The first rank's store goes with its process: not before the others have heard what it says."""
         with suppress(DistError):
             self._set(f"left/{self.rank}", {})
-            if self.rank > 0 or _has_agent():
+            if self.rank > 0:
                 return
             end_s = time.monotonic() + self._patience_s(error)
             keys = [f"left/{rank}" for rank in range(1, self.world.size)]
@@ -130,25 +138,24 @@ class _Many(Company):
         return 0.0 if lost(error) else _LEAVE_BROKEN_S
 
     def _first_error(self, what: str) -> Document:
-        for rank in range(self.world.size):
-            answer = self._get(f"{what}/{rank}")
+        for rank, answer in enumerate(self._of_all(what)):
             if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
                 answer["problem"] = f"rank {rank}: {answer['problem']}"
-            _result(answer)
+            result(answer)
         return {}
 
     def _tell(self, key: str, work: Callable[[], Document]) -> None:
         """What came of `work`, for the others to hear; a mistake of ours is raised here as well."""
         try:
-            answer = _attempt(work)
+            answer = attempt(work)
         except BaseException as error:
-            self._set(key, _failed(self.rank, error))
+            self._set(key, failed(self.rank, error))
             raise
         self._set(key, answer)
 
     def _shared_result(self, answer: Document) -> Document:
         try:
-            return _result(answer)
+            return result(answer)
         except UserError as error:
             self._shared = error
             raise
@@ -161,31 +168,57 @@ class _Many(Company):
         assert self.store is not None
         return self.store.check(keys)
 
-    def _get(self, key: str) -> Document:
+    def _of_all(self, what: str) -> Iterator[Document]:
+        """What each rank answers, by rank."""
+        end_s = time.monotonic() + _ANSWER_S
+        for rank in range(self.world.size):
+            yield self._get(f"{what}/{rank}", rank, max(0.1, end_s - time.monotonic()))
+
+    def _get(self, key: str, speaker: int, patience_s: float) -> Document:
         assert self.store is not None
-        self.store.wait([key], _PATIENCE)
+        try:
+            self.store.wait([key], timedelta(seconds=patience_s))
+        except DistStoreError as error:  # a store that is gone is a DistNetworkError
+            raise WorkerError(
+                f"rank {speaker} is silent",
+                found=f'rank {self.rank} heard nothing from it on "{key}" in {patience_s:g} s',
+                wanted="every rank until the end",
+                fix=f"look at what rank {speaker} wrote; run the same command again to go on",
+            ) from error
         return json.loads(self.store.get(key))  # type: ignore[no-any-return]
 
 
 @contextmanager
 def joined(world: World) -> Iterator[Company]:
     """Be one of the world's ranks: a store and torch's process group, until the block ends."""
-    device = this_device()
-    if device.type != "cpu":
-        torch.accelerator.set_device_index(world.local_rank)
+    company = met(world)
+    with grouped(company):
+        yield company
+
+
+def met(world: World) -> Company:
+    """The ranks that can hear each other; whatever fails from now on, they tell."""
     if world.size > world.local_size:
         name_interface(world.host)
-    store = _store(world)
-    dist.init_process_group(
-        dist.get_default_backend_for_device(device.type),
-        store=PrefixStore("group", store),
-        rank=world.rank,
-        world_size=world.size,
-        timeout=_COLLECTIVE,
-    )
-    company = _Many(world, PrefixStore("run", store))
+    store = meet(world)
+    return _Many(world, PrefixStore("run", store), PrefixStore("group", store))
+
+
+@contextmanager
+def grouped(company: Company) -> Iterator[None]:
+    """As torch's process group, until the block ends; then they part."""
+    assert isinstance(company, _Many), company
     try:
-        yield company
+        company.all_do("device", lambda: _take_device(company.world))
+        company.see_machines()
+        dist.init_process_group(
+            dist.get_default_backend_for_device(this_device().type),
+            store=company.group_store,
+            rank=company.rank,
+            world_size=company.world.size,
+            timeout=_COLLECTIVE,
+        )
+        yield
     except BaseException as error:
         company.leave(error)
         raise
@@ -208,48 +241,12 @@ def lost_error(rank: int, error: BaseException) -> WorkerError:
     )
 
 
-def _has_agent() -> bool:
-    """Whether torchrun's agent serves the store, and lives longer than any rank."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+def _take_device(world: World) -> None:
+    if this_device().type != "cpu":
+        torch.accelerator.set_device_index(world.local_rank)
 
 
-def _store(world: World) -> Store:
-    """That of torchrun's agent, where there is one; else the first rank's own."""
-    first = world.rank == 0 and not _has_agent()
-    store = TCPStore(world.host, world.port, world.size, is_master=first, wait_for_workers=False)
-    if first or not _has_agent():
-        return store  # each attempt has its own
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # what an attempt before said is not for us
-    return PrefixStore(f"attempt-{attempt}", store)
-
-
-def _attempt(work: Callable[[], Document]) -> Document:
-    try:
-        return {"value": work()}
-    except UserError as error:
-        texts = {key: getattr(error, key) for key in ("problem", "found", "wanted", "fix")}
-        return {"error": type(error).__name__, **texts}
-
-
-def _result(answer: Document) -> Document:
-    """The value; or the error, raised here as where it arose."""
-    if "error" not in answer:
-        return answer["value"]  # type: ignore[no-any-return]
-    kind = getattr(errors, answer["error"])
-    raise kind(answer["problem"], found=answer["found"], wanted=answer["wanted"], fix=answer["fix"])
-
-
-def _failed(rank: int, error: BaseException) -> Document:
-    return {
-        "error": WorkerError.__name__,
-        "problem": f"rank {rank} failed: {type(error).__name__}",
-        "found": str(error) or "no text",
-        "wanted": "no exception",
-        "fix": f"look at what rank {rank} wrote; run the same command again to go on",
-    }
-
-
-def _first_difference(one: str, other: str) -> tuple[str, str]:
-    """The first lines in which two texts differ."""
-    pairs = zip_longest(one.splitlines(), other.splitlines(), fillvalue="(nothing)")
-    return next((pair for pair in pairs if pair[0] != pair[1]), (one, other))
+def _machine() -> str:
+    """A name that no other machine has. Two containers of one are two: each sees devices of its own."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.is_file() else ''}"

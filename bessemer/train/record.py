@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from bessemer.checkpoint.folder import step_of
-from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter, busy_seconds
+from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter, PowerReading, busy_seconds
 from bessemer.hardware import usable_cores
 from bessemer.log import Console, bar
 from bessemer.measure.facts import meter_name
@@ -48,6 +48,7 @@ class Silence:
 
     def __init__(self, gauge: Gauge, engine: Engine) -> None:
         self._gauge, self._engine = gauge, engine
+        self._start_s = busy_seconds()  # CPU time of imports and of building: no step's
 
     def event(self, kind: str, step: int, **details: Any) -> None:
         pass
@@ -65,7 +66,7 @@ class Silence:
         pass
 
     def write(self, state: TrainState, stats: StepStats, more: Row) -> None:
-        self._engine.each_rank(_figures(self._gauge))
+        self._engine.each_rank(_figures(self._gauge, self._start_s))
 
     def sync(self) -> None:
         pass
@@ -83,11 +84,10 @@ class Recorder:
         self.attempt = 1 + sum(row["kind"] in ("start", "resume") for row in events)
         self._plan, self._gauge, self._console = plan, gauge, console
         self._rows, self._events = JsonLines(stage / "metrics.jsonl"), JsonLines(stage / "events.jsonl")
-        console.also_to(stage / "logs" / "rank-00000.log")
         last = earlier[-1] if earlier else {}
         self._time_s = float(last.get("time_s", 0.0))
         self._engine = engine
-        self._others_s = 0.0  # CPU time of the other ranks, when they last told
+        self._others_s = 0.0  # CPU time of the other ranks since they began, when they last told
         accelerators = gauge.accelerators or ()
         if gauge.device.type != "cpu":
             if gauge.accelerators is None:
@@ -95,11 +95,12 @@ class Recorder:
             torch.accelerator.reset_peak_memory_stats(gauge.device)  # an earlier stage's is not this one's
         if gauge.hosts > 1:
             accelerators += ("of other machines",)  # which nobody reads: the sum is unknown
+        start = _energy_of(last)
         self._meter = PowerMeter(
-            _energy_of(last), cores=gauge.cores, accelerators=accelerators, others_s=lambda: self._others_s
+            start, cores=gauge.cores, accelerators=accelerators, others_s=lambda: self._others_s
         )
-        self._reading = self._meter.read()
-        self._began_s = self._last_s = self._row_s = self._metered_s = time.monotonic()
+        self._reading = PowerReading(None, start)
+        self._last_s = self._row_s = self._metered_s = time.monotonic()
         self._since_row = self._steps_here = 0
         self._best_step_s: list[float] = []
 
@@ -132,14 +133,15 @@ class Recorder:
         if self._steps_here > 1:  # the first compiles and warms up
             self._best_step_s = [*self._best_step_s[-19:], step_s]
         if now_s - self._metered_s > _METER_S:
-            self._reading, self._metered_s = self._meter.read(), now_s
+            self._meter.keep_up()  # not read: the other ranks tell their CPU time with a row
+            self._metered_s = now_s
         self._show(state, stats, step_s)
 
     def write(self, state: TrainState, stats: StepStats, more: Row) -> None:
         """The row of this step; step_time_s is the mean since the row before."""
         step_s = (self._last_s - self._row_s) / self._since_row
         self._row_s, self._since_row = self._last_s, 0
-        figures = self._engine.each_rank(_figures(self._gauge))
+        figures = self._engine.each_rank(_figures(self._gauge, 0.0))  # of its own the meter knows
         self._others_s = sum(busy_s for _, busy_s in figures[1:])
         self._reading, self._metered_s = self._meter.read(), time.monotonic()
         energy = self._reading.energy
@@ -179,7 +181,6 @@ class Recorder:
         for file in (self._rows, self._events):
             with suppress(OSError):  # of a full disk: `append` has told, and closing tries the row again
                 file.close()
-        self._console.also_to(None)
 
     def _mfu(self, step_s: float) -> float | None:
         flops, peak = self._gauge.flops_per_token, self._gauge.peak_flops
@@ -203,12 +204,13 @@ class Recorder:
         self._console.progress("  ".join(parts), last=state.step == plan.steps)
 
 
-def _figures(gauge: Gauge) -> list[float]:
-    """Peak memory [bytes] and CPU time [s] of this rank."""
+def _figures(gauge: Gauge, start_s: float) -> list[float]:
+    """Peak memory [bytes] of this rank, and its CPU time [s] beyond start_s."""
+    busy_s = busy_seconds() - start_s
     if gauge.device.type != "cpu":
-        return [float(torch.accelerator.max_memory_allocated(gauge.device)), busy_seconds()]
+        return [float(torch.accelerator.max_memory_allocated(gauge.device)), busy_s]
     unit = 1 if sys.platform == "darwin" else 1024
-    return [float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit), busy_seconds()]
+    return [float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit), busy_s]
 
 
 def _energy_of(row: Row) -> EnergyReading:

@@ -13,16 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import bessemer
 from bessemer.errors import DataError, StoppedError, UserError
-from bessemer.launch.local import run_workers
+from bessemer.launch.local import run_workers, worker_command
 from bessemer.launch.world import World, report_failure, world_of_environment
 from bessemer.log import Console
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
 from bessemer.train.build import Machine, build
 from bessemer.train.loop import train
-from bessemer.train.ranks import ALONE, Company, joined, lost, lost_error
+from bessemer.train.ranks import ALONE, Company, grouped, joined, lost, lost_error, met
 from bessemer.train.settle import code_hash
 from bessemer.train.stage import Stage, outcome, read_stage
 from bessemer.train.stop import Stop
@@ -55,10 +54,7 @@ def run_stage(ready: Ready, console: Console) -> None:
     if stage.plan.layout.world == 1:
         _train(stage, ready, console, ALONE)
         return
-    # -P: a folder of the user's named `torch` or `data` must not stand in for a package, unless we ourselves
-    # were found in the current folder.
-    path = [] if Path(bessemer.__file__).parents[1] == Path.cwd() else ["-P"]
-    command = [sys.executable, *path, "-m", "bessemer.train.run", json.dumps(ready.to_json())]
+    command = [*worker_command("bessemer.train.run"), json.dumps(ready.to_json())]
     run_workers(command, stage.plan.layout.world, logs=ready.folder / "logs")
 
 
@@ -77,7 +73,8 @@ def run_among(
     """
     company = ALONE
     try:
-        with joined(world) as company:
+        company = met(world)
+        with grouped(company):
             return _among(company, asked, others, console, begin)
     except Exception as error:
         if isinstance(error, UserError) and world.rank > 0 and company.is_alike(error):
@@ -94,11 +91,12 @@ def _among(
     console: Console,
     begin: Callable[[LoadedRecipe, Path], Ready],
 ) -> dict[str, Any] | None:
-    company.all_do("load", asked)
-    loaded, run = asked()
+    found: list[tuple[LoadedRecipe, Path]] = []
+    company.all_do("load", lambda: found.append(asked()))
+    ((loaded, run),) = found
     company.all_same("recipe", loaded.text, "start every rank with the same recipe and settings")
     for option, value in {"--run": str(run.resolve()), **others}.items():
-        company.all_same(option, value, f"start every rank with the same {option}")
+        company.all_same(option, _resolved(value), f"start every rank with the same {option}")
     company.all_same("code", code_hash(), "install the same version of bessemer on every machine")
     with ExitStack() as stack:
 
@@ -138,13 +136,18 @@ def _train(stage: Stage, ready: Ready, console: Console, company: Company) -> No
             job, state = build(stage, ready.machine, console, stop, company)
             if state.step:
                 console.line(f"{stage.folder.name}: going on at step {state.step} of {stage.plan.steps}")
-            with ExitStack() as stack:
-                # In a failure too: the run's lock must not be free while a save is being written. Among
-                # ranks it is not waited for, as the one that failed may be missing from it.
-                stack.callback(job.close if job.engine.world == 1 else job.record.close)
+            try:
                 train(job, state)
                 asked = job.engine.any(stop.asked)
-                job.close()
+            except BaseException as error:
+                # The run's lock must not be free while a save is being written. It is waited for unless
+                # this rank fails alone: then another may be missing from it.
+                if job.engine.world == 1 or company.is_alike(error):
+                    job.close()
+                else:
+                    job.abandon()
+                raise
+            job.close()
             if asked or stop.asked:
                 raise StoppedError(
                     f"{stage.folder.name} is done; stopped before what comes next",
@@ -154,6 +157,12 @@ def _train(stage: Stage, ready: Ready, console: Console, company: Company) -> No
                 )
     finally:
         console.also_to(None)
+
+
+def _resolved(value: str) -> str:
+    """A place (FOLDER or FOLDER@STEP) that is there, under the one name that all ranks have for it."""
+    folder, at, step = value.rpartition("@") if "@" in value else (value, "", "")
+    return f"{Path(folder).resolve()}{at}{step}" if folder and Path(folder).exists() else value
 
 
 def _check_seen(ready: Ready) -> None:

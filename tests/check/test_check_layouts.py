@@ -1,7 +1,9 @@
 """`bessemer check layouts`, with real processes: what agrees passes, what does not is told, no row lost."""
 
 import json
+import signal
 import sys
+import tempfile
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -113,7 +115,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     def run(task: Task, console: Console, worker: Sequence[str]) -> dict[int, Trace | UserError]:
         plans.extend(read_stage(case.folder).plan for case in task.cases)
         same = Trace([4.0], [1.0], None, 1000, 500, 0.1)
-        failure = UserError("rank 1 failed: it", found="", wanted="", fix="")
+        failure = UserError("rank 1 failed: it", found="its traceback", wanted="", fix="")
         return {number: failure if number == 1 else same for number in range(len(task.cases))}
 
     monkeypatch.setattr(checking, "run_pools", run)
@@ -205,3 +207,35 @@ def test_a_task_survives_its_way_to_the_workers() -> None:
     machine = Machine("cpu", 2, 1e12)
     task = Task([Case(0, Path("a")), Case(3, Path("b"))], 4, Path("r.jsonl"), machine, 5, 120.0)
     assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+
+
+def test_sigterm_leaves_no_folder_behind(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(*_: object) -> None:
+        raise Ended([path.name for path in tmp_path.iterdir()])
+
+    def run(task: Task, console: Console, worker: Sequence[str]) -> dict[int, Trace | UserError]:
+        assert task.cases[0].folder.parent.parent == tmp_path
+        signal.raise_signal(signal.SIGTERM)
+        raise AssertionError("not ended")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(checking, "run_pools", run)
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(Ended) as caught:
+            check_layouts(load(str(recipe), []), Wish("shard=2"), recipe.parent / "data", QUIET)
+        assert signal.getsignal(signal.SIGTERM) is end
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert caught.value.args == ([],)
+
+
+def test_row_of_a_failed_layout_says_what_was_found(recipe: Path, planned: list[Any]) -> None:
+    wish = Wish("shard=2;tensor=2")
+    document = check_layouts(load(str(recipe), []), wish, recipe.parent / "data", QUIET)
+    assert [row["found"] for row in document["rows"]] == ["its traceback", None]

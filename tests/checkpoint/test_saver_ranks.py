@@ -1,6 +1,7 @@
 """Saving from several ranks: whole when all have written, and one that fails is named by every rank."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -14,6 +15,7 @@ from making_processes import fill, small_disk
 from torch.distributed import HashStore, TCPStore
 
 from bessemer.checkpoint.folder import listed, newest_good, verify
+from bessemer.checkpoint.ranks import is_shared
 from bessemer.checkpoint.saver import Saver
 from bessemer.errors import WriteError
 
@@ -70,7 +72,7 @@ def test_rank_that_cannot_write_is_named_on_every_rank(failing: int, tmp_path: P
     for rank, error in enumerate(errors):
         assert isinstance(error, WriteError) and error.exit_code == 73, rank
         assert str(bad) in error.problem and error.found == "Not a directory", rank
-        assert error.problem.startswith(f"rank {failing}: ") == (rank != failing)
+        assert error.problem.startswith(f"rank {failing}: ") == (rank != failing) and is_shared(error)
     assert newest_good(good, pytest.fail)[1].step == 1  # type: ignore[index]
     savers[failing]._stage = good
     assert all(isinstance(folders, list) for folders in save_all(savers, 3, ranks))
@@ -111,7 +113,19 @@ def test_rank_that_never_speaks_is_a_write_error_in_the_end(tmp_path: Path) -> N
         saver.save(1, held[rank].model, held[rank].optimizer, {}, {}, held[rank].pieces)
         with pytest.raises(WriteError, match="lost the others") as caught:
             saver.close()
-        assert caught.value.found == f"nothing from rank {silent} in 0.1 s"
+        assert caught.value.found == f"nothing from rank {silent} in 0.1 s" and not is_shared(caught.value)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_abandoned_save_waits_for_no_rank_and_is_none(rank: int, tmp_path: Path) -> None:
+    held = cut_up(*mixed(), rows(2))[rank]
+    saver = Saver(tmp_path, 2, rank=rank, world=2, store=HashStore())
+    saver.save(1, held.model, held.optimizer, {}, {}, held.pieces)
+    begin_s = time.monotonic()
+    saver.abandon()
+    assert time.monotonic() - begin_s < 2.0
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("checkpoint")]
+    assert not listed(tmp_path)
 
 
 def test_saving_is_not_held_up_by_what_the_training_thread_waits_for_in_the_store(tmp_path: Path) -> None:

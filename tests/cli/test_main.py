@@ -338,3 +338,56 @@ def test_a_process_that_computes_arranges_its_environment(computes: bool, argv: 
     """With argv given main was called by a program, whose process is not ours to replace."""
     done = process(TELL.format(computes=computes, argv=argv), "recipes")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+
+
+# Many processes, as torchrun or Slurm start them.
+
+
+def be_rank(monkeypatch: pytest.MonkeyPatch, rank: int, size: int) -> None:
+    given = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    for name, value in {**given, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29500}.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_only_training_can_be_the_work_of_many_processes() -> None:
+    modules = {verb: importlib.import_module(f"bessemer.cli.{verb}") for verb in VERBS}
+    assert [verb for verb in VERBS if getattr(modules[verb], "JOINS", False)] == ["pretrain", "finetune"]
+
+
+def test_another_verb_is_refused_among_many_processes_and_told_once(
+    seen: list[argparse.Namespace], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    be_rank(monkeypatch, 0, 2)
+    assert main(["recipes", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out)["problem"] == "`bessemer recipes` is the work of one process"
+    assert "2 processes that torchrun or Slurm started" in err
+    be_rank(monkeypatch, 1, 2)
+    with pytest.raises(SystemExit) as ended:
+        main(["recipes", "--json"])
+    assert ended.value.code == 2 and capsys.readouterr() == ("", "") and not seen
+    be_rank(monkeypatch, 0, 1)
+    assert main(["recipes"]) == 0 and len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    ("variables", "answers"),
+    [
+        ({"RANK": "1"}, False),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"RANK": "0"}, True),
+        ({"RANK": "0", "SLURM_PROCID": "1"}, True),  # torchrun under srun: its ranks are what counts
+        ({"RANK": "8", "SLURM_PROCID": "0"}, False),
+    ],
+)
+def test_of_many_processes_only_the_first_puts_its_error_on_stdout(
+    variables: dict[str, str],
+    answers: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main(["plan", "--tpo", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert bool(out) == answers and err.startswith("error: bessemer plan: ")

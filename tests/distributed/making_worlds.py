@@ -24,6 +24,7 @@ import torch
 from making_processes import finish, start
 from making_runs import QUIET, SMALLEST, write_recipe
 
+from bessemer.checkpoint.ranks import Talk
 from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
 from bessemer.launch.local import _held_port
@@ -42,6 +43,7 @@ expert_ffn = 32
 """
 
 RESAVE = "resave"
+HELD = "held"  # before a command: this rank's part of a checkpoint never comes
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -221,4 +223,7 @@ def _rank(folder: str, words: list[str], variables: dict[str, str], files: tuple
     if words[0] == RESAVE:
         resave(*words[1:])
         return
+    if words[0] == HELD:
+        Talk.tell_files = lambda *_: time.sleep(120.0)  # type: ignore[method-assign]
+        words = words[1:]
     sys.exit(main(words))

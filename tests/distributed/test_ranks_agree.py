@@ -1,22 +1,31 @@
 """What ranks say to each other before training: one decides, and an error of any is heard by all."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch.distributed import HashStore
+import torch
+from making_runs import QUIET
+from torch.distributed import DistError, HashStore, Store, TCPStore
 
+from bessemer.checkpoint.ranks import Ranks, Talk
 from bessemer.errors import DataError, NumericsError, RecipeError, UserError, WorkerError, WriteError
 from bessemer.launch.world import World
-from bessemer.train.ranks import Company, _Many, lost, lost_error
+from bessemer.train import ranks as ranking
+from bessemer.train.ranks import Company, _Many, grouped, lost, lost_error
+from bessemer.train.run import _among
 
 Answer = tuple[Company, Any]
 
 
-def together(work: Callable[[Company], Any], size: int = 3) -> list[Answer]:
+def together(work: Callable[[Company], Any], size: int = 3, store: Store | None = None) -> list[Answer]:
     """What `work` gives or raises on each rank; ranks are threads here, with one store."""
-    store = HashStore()
+    store = HashStore() if store is None else store
     ranks = [_Many(World(rank, size, rank, size, "127.0.0.1", 1), store) for rank in range(size)]
 
     def one(company: Company) -> Any:
@@ -79,8 +88,10 @@ def test_texts_that_differ_are_told_by_their_first_different_line() -> None:
 def test_only_errors_that_all_ranks_have_are_left_to_the_first() -> None:
     texts = {"found": "", "wanted": "", "fix": ""}
     ((company, _),) = together(lambda company: None, size=1)
-    alike: list[UserError] = [NumericsError("nan", **texts), WriteError("rank 1: disk full", **texts)]
-    alone = [missing(), WriteError("rank 1 lost the others while they wrote", **texts), ValueError()]
+    told = WriteError("rank 1: disk full", **texts)
+    Talk(Ranks(), 1).fail(told)
+    alike: list[UserError] = [NumericsError("nan", **texts), told]
+    alone = [missing(), WriteError("cannot write rank-00001.log", **texts), ValueError()]
     assert all(map(company.is_alike, alike)) and not any(map(company.is_alike, alone))
 
 
@@ -90,3 +101,87 @@ def test_lost_peer_is_no_internal_error() -> None:
     assert lost_error(1, broken).problem == "rank 1 lost another rank"
     with pytest.raises(WorkerError, match="Connection closed by peer"):
         raise lost_error(1, broken)
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_rank_that_falls_silent_is_named_by_the_others(
+    over_tcp: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ranking, "_ANSWER_S", 0.3)
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    client = TCPStore("127.0.0.1", server.port, is_master=False)
+
+    def work(company: Company) -> None:
+        if company.rank < 2:
+            company.store = server if over_tcp and company.rank == 0 else company.store
+            company.all_do("see", lambda: None)
+
+    for company, error in together(work, store=client if over_tcp else None)[:2]:
+        assert isinstance(error, WorkerError) and error.problem == "rank 2 is silent"
+        assert 'on "see/2"' in error.found and company.is_alike(error)
+
+
+def test_store_that_is_gone_is_no_silence() -> None:
+    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", server.port, is_master=False, timeout=timedelta(seconds=5))
+    company = _Many(World(1, 2, 1, 2, "127.0.0.1", 1), store)
+    end = threading.Timer(0.2, lambda: servers.clear())
+    servers = [server]
+    del server
+    end.start()
+    with pytest.raises(DistError) as caught:
+        company.first_does("begin", dict)
+    assert lost(caught.value)
+
+
+def test_device_that_one_rank_cannot_take_is_told_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take(world: World) -> None:
+        if world.rank == 1:
+            raise RuntimeError("invalid device ordinal")
+
+    def work(company: Company) -> None:
+        with grouped(company):
+            pass
+
+    monkeypatch.setattr(ranking, "_take_device", take)
+    (first, heard), (_, own) = together(work, size=2)
+    assert type(own) is RuntimeError
+    assert heard.problem == "rank 1 failed: RuntimeError" and "ordinal" in heard.found
+    assert first.is_alike(heard)
+
+
+def test_machines_are_told_apart_by_name_however_ranks_are_placed(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = threading.local()
+
+    def work(company: Company) -> Any:
+        here.rank = company.rank
+        company.see_machines()  # type: ignore[attr-defined]
+        return company.hosts, company.accelerators(torch.device("cpu"))
+
+    monkeypatch.setattr(ranking, "_machine", lambda: "abacc"[here.rank])
+    monkeypatch.setattr(ranking, "meter_name", lambda device: f"meter {here.rank}")
+    answers = [answer for _, answer in together(work, size=5)]
+    assert answers[0] == (3, ("meter 0", "meter 2"))  # of its own machine, which has its ranks in turn
+    assert answers[1:] == [(3, ())] * 4
+
+
+def test_recipe_is_loaded_once_a_rank_and_one_place_has_one_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "earlier").mkdir()
+    places, asked = ["earlier@3", f"{tmp_path}/earlier@3", "../" + tmp_path.name + "/earlier@3"], []
+
+    def work(company: Company) -> Any:
+        def ask() -> Any:
+            asked.append(company.rank)
+            return SimpleNamespace(text="recipe"), tmp_path / "run"
+
+        def begin(*_: Any) -> Any:
+            raise missing()
+
+        return _among(company, ask, {"--from": places[company.rank]}, QUIET, begin)
+
+    for _, error in together(work):
+        assert type(error) is DataError and error.problem == "no data"
+    assert sorted(asked) == [0, 1, 2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from making_processes import finish, wait_for
 from making_runs import curve, pretrained, write_recipe
-from making_worlds import TWO_LAYERS, torchrun, trained, world
+from making_worlds import HELD, TWO_LAYERS, torchrun, trained, world
 
 
 def test_torchrun_trains_with_the_shard_filling_its_world_and_answers_once(tmp_path: Path) -> None:
@@ -59,6 +59,19 @@ def test_killed_rank_is_told_by_those_who_lost_it(tmp_path: Path) -> None:
         assert told[killed].code == -signal.SIGKILL and told[other].code == 1
         assert f"error: rank {other} lost another rank" in told[other].err
         assert "Traceback" not in told[other].err and "internal error" not in told[other].err
+
+
+def test_rank_killed_in_a_save_leaves_no_process_that_waits_for_its_part(tmp_path: Path) -> None:
+    write_recipe(tmp_path, sizes=TWO_LAYERS)
+    words = ("pretrain", "tiny.toml", "--run", "run", "--set", "pretrain.steps=4000", "--set")
+    words = (*words, "pretrain.save_every=2", "--set", "pretrain.async_save=true")
+    stage = tmp_path / "run/pretrain"
+    with world(tmp_path, words, (HELD, *words)) as ranks:
+        wait_for(ranks, lambda: (stage / "checkpoints/step-00000002/model-00000.safetensors").is_file())
+        ranks.signal(1, signal.SIGKILL)
+        told = ranks.ended(20.0)
+    assert told[0].code == 1 and "error: rank 0 lost another rank" in told[0].err, told
+    assert not list(stage.glob("checkpoints/*/manifest.json"))
 
 
 def test_torchrun_of_one_process_does_not_start_others(tmp_path: Path) -> None:

@@ -132,3 +132,18 @@ def test_region_is_found_by_code_and_name_and_a_wrong_one_is_an_error() -> None:
     assert low < 473 < high
     with pytest.raises(RecipeError, match="GBR"):
         region("GBRR")
+
+
+def test_counter_that_wraps_several_times_between_readings_is_kept_up_with(tmp_path: Path) -> None:
+    file = rapl(tmp_path, "intel-rapl:0", "package-0", 900_000_000, wrap=999_999_999)
+    meter = PowerMeter(powercap=tmp_path)
+    for microjoules in (100_000_000, 50_000_000):
+        file.write_text(str(microjoules))
+        meter.keep_up()
+    file.write_text("150000000")
+    assert meter.read().energy.joules == pytest.approx(200.0 + 950.0 + 100.0)
+    assert meter.read().energy.joules == pytest.approx(1250.0)
+    file.unlink()
+    meter.keep_up()
+    file.write_text("150000000")
+    assert meter.read().energy.joules is None  # it may have wrapped unseen

@@ -224,3 +224,37 @@ def test_task_that_changed_is_a_data_error(folder: Path, run: Path) -> None:
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     error = refused(folder)
     assert isinstance(error, DataError) and error.exit_code == 65
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        (["parallel.layout=tensor=3"], "parallel.layout"),
+        (["finetune.micro_batch=4096"], "micro_batch"),
+        (["finetune.compile=true", "finetune.recompute=selective"], "does not run compiled"),
+    ],
+)
+@pytest.mark.parametrize("begun", [False, True])
+def test_refused_fine_tuning_changes_nothing_in_the_run(
+    folder: Path, run: Path, settings: list[str], problem: str, begun: bool
+) -> None:
+    if begun:
+        finetuned(folder)
+    before = files_of(run)
+    error = refused(folder, *settings)
+    assert problem in error.problem
+    assert files_of(run) == before
+
+
+def test_compilation_without_a_compiler_is_refused_before_anything_is_written(
+    folder: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    before = files_of(run)
+    assert "compile = true needs a C++ compiler" in refused(folder, "finetune.compile=true").problem
+    assert files_of(run) == before
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}

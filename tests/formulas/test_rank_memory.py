@@ -26,8 +26,19 @@ def memory(layout: Layout, rank: int = 0, shape: ModelShape = SHAPE, work: Workl
 def test_one_process_is_predicted_as_before(shape: ModelShape, recompute: str) -> None:
     work = replace(WORK, recompute=recompute)
     assert layout_memory(shape, work, ONE_PROCESS) == [device_memory(shape, work)]
-    # A layout that splits nothing but rows leaves everything on each rank.
-    assert memory(Layout(replicate=2), shape=shape, work=work) == device_memory(shape, work)
+
+
+@pytest.mark.parametrize("shape", [SHAPE, ROUTED])
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
+def test_replicas_hold_the_whole_model_and_a_gathered_copy_of_it(
+    shape: ModelShape, dtype: str, size: int
+) -> None:
+    work = replace(WORK, dtype=dtype)
+    part, alone = memory(Layout(replicate=2), shape=shape, work=work), device_memory(shape, work)
+    for name in ("weights", "gradients", "optimizer", "activations", "loss"):
+        assert getattr(part, name) == getattr(alone, name), name
+    ends = 2 * 256 * 64 + 64
+    assert part.gathered == 4 * ends + size * (total_params(shape) - ends)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, ROUTED])
@@ -40,19 +51,28 @@ def test_shard_and_context_divide_weights_gradients_and_moments(shape: ModelShap
     assert part.weights == pytest.approx(4 * total_params(shape) / 4, abs=8)
 
 
-def test_gathered_weights_are_two_blocks_or_with_zero_2_all() -> None:
-    block = (total_params(SHAPE) - 2 * 256 * 64 - 64) // 8
-    whole, blocks = 4 * total_params(SHAPE), 4 * (2 * block + 2 * 256 * 64 + 64)
-    assert memory(Layout(replicate=4)).gathered == 0
-    assert memory(Layout(shard=4)).gathered == 2 * blocks
-    assert memory(Layout(shard=4, reshard=False)).gathered == whole + blocks
+SMALL_HEAD = replace(SHAPE, vocab=16)  # whose peak is in the block that is taken back, not in the loss
+
+
+@pytest.mark.parametrize(("dtype", "two_blocks"), [("fp32", 12), ("bf16", 8)])
+def test_blocks_are_gathered_in_the_compute_type_and_the_head_in_fp32(dtype: str, two_blocks: int) -> None:
+    work = replace(WORK, dtype=dtype)
+    head, block = 16 * 64 + 64, (total_params(SMALL_HEAD) - 2 * 16 * 64 - 64) // 8
+    gathered = memory(Layout(shard=4), shape=SMALL_HEAD, work=work).gathered
+    assert gathered == 4 * head + two_blocks * block
+    kept = memory(Layout(shard=4, reshard=False), shape=SMALL_HEAD, work=work).gathered
+    size = 4 if dtype == "fp32" else 2
+    assert kept == 4 * (head + 16 * 64) + size * 8 * block + (size + 4) * block
+    # In the loss no block is there whole.
+    large = replace(SHAPE, vocab=4096)
+    assert memory(Layout(shard=4), shape=large, work=work).gathered == 4 * (4096 * 64 + 64)
 
 
 def test_sharded_pipeline_holds_its_stage_whole_during_a_step() -> None:
-    layout = Layout(shard=2, pipeline=2)
     for rank in range(2):
-        part = memory(layout, rank)
-        assert part.gathered == 2 * 2 * part.weights
+        part = memory(Layout(shard=2, pipeline=2), rank)
+        # Weights, and the half of the gradients that is not its own.
+        assert part.gathered == 2 * part.weights + part.gradients
     assert memory(Layout(pipeline=2)).gathered == 0
 
 
@@ -60,7 +80,10 @@ def test_tensor_divides_matrices_and_leaves_norms() -> None:
     norms = 8 * 2 * 64 + 64
     part = memory(Layout(tensor=4))
     assert part.weights == 4 * ((total_params(SHAPE) - norms) // 4 + norms)
-    assert part.working == pytest.approx(device_memory(SHAPE, WORK).working / 4, abs=1)
+    inner = memory(Layout(tensor=4), shape=SMALL_HEAD)
+    whole = device_memory(SMALL_HEAD, WORK)
+    assert inner.working == pytest.approx(whole.working / 3 / 4, abs=1)  # the rest is in the base
+    assert inner.base + inner.working == pytest.approx(whole.base + whole.working / 4, abs=1)
     uneven = memory(Layout(tensor=3), shape=replace(SHAPE, heads=3, kv_heads=3))
     assert uneven.weights > 4 * total_params(replace(SHAPE, heads=3, kv_heads=3)) / 3
 
@@ -130,13 +153,32 @@ def test_interleaving_holds_more_and_every_schedule_holds_what_its_order_says() 
     assert memory(layout, work=work).activations == 2 * (2 * layer + ends)  # a layer on each of two stages
 
 
-def test_bf16_copies_are_held_for_each_micro_batch_on_its_way() -> None:
+@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(replicate=2), Layout(shard=2, tensor=2)])
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
+def test_linear_layers_have_one_copy_at_a_time(layout: Layout, dtype: str, size: int) -> None:
+    part = memory(layout, shape=SMALL_HEAD, work=replace(WORK, dtype=dtype))
+    assert part.casts == size * 2 * 160 * 64 / layout.tensor
+    assert memory(Layout(tensor=2), work=replace(WORK, dtype="bf16")).casts > 8 * part.casts / 4
+
+
+def test_copies_of_experts_are_held_for_each_micro_batch_unless_they_are_gathered_as_such() -> None:
     work = replace(WORK, dtype="bf16")
-    layout = Layout(pipeline=2, split=(4, 4))
-    first, last = (memory(layout, rank, work=work).casts for rank in range(2))
-    head = 2 * 256 * 64
-    assert first == 2 * (last - head)
-    assert memory(layout, work=replace(work, recompute="full")).casts == last - head
+    first, last = (memory(Layout(pipeline=2, split=(4, 4)), rank, ROUTED, work).casts for rank in range(2))
+    experts = 2 * 8 * 3 * 64 * 64
+    assert 2 * 3 * experts < first < 2 * 4 * experts + 10**5 and last < first / 2
+    assert memory(Layout(shard=4, expert=2), shape=ROUTED, work=work).casts < experts
+    # Every expert on one rank alone: nothing is gathered, so they are cast where they are used.
+    assert memory(Layout(shard=2, expert=2), shape=ROUTED, work=work).casts == 7 * experts / 2
+
+
+def test_rank_of_a_cpu_that_saves_meanwhile_holds_a_copy_of_its_part() -> None:
+    work = replace(WORK, saves_async=True)
+    assert device_memory(SHAPE, work).saving == 12 * total_params(SHAPE)
+    assert device_memory(SHAPE, WORK).saving == memory(Layout(shard=2)).saving == 0
+    assert memory(Layout(shard=4), work=work).saving == pytest.approx(3 * total_params(SHAPE), abs=12)
+    for shape in (SHAPE, replace(SHAPE, tie_embeddings=True)):  # whose last stage has a copy
+        parts = layout_memory(shape, work, Layout(pipeline=4))
+        assert sum(part.saving for part in parts) == 12 * total_params(shape)
 
 
 def test_recomputed_layers_are_the_first_of_the_model_on_whichever_rank() -> None:

@@ -18,7 +18,7 @@ import pytest
 from bessemer.errors import DataError, RecipeError, StoppedError, UserError, WorkerError
 from bessemer.hardware import usable_cores
 from bessemer.launch.environment import MARKER
-from bessemer.launch.local import _TETHER, _held_port, run_workers, worker_environment
+from bessemer.launch.local import _TETHER, _held_port, run_workers, worker_command, worker_environment
 from bessemer.launch.world import WORKER
 
 ROOT = Path(__file__).parents[2]
@@ -153,6 +153,36 @@ def test_threads_are_shared_unless_the_user_has_set_them() -> None:
 def test_arranged_environment_is_not_arranged_again_and_off_stays_off() -> None:
     assert worker_environment(2, {}, None)[MARKER] == "arranged"
     assert worker_environment(2, {MARKER: "off"}, None)[MARKER] == "off"
+
+
+def test_workers_speak_over_the_loopback_unless_the_user_names_an_interface() -> None:
+    name = "GLOO_SOCKET_IFNAME"
+    assert worker_environment(2, {}, None)[name] in dict(map(reversed, socket.if_nameindex()))  # type: ignore[arg-type]
+    assert worker_environment(2, {name: "eth7"}, None)[name] == "eth7"
+    assert name not in worker_environment(2, {MARKER: "off"}, None)
+
+
+def test_folder_of_the_users_stands_in_for_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text("raise SystemExit('taken for torch')")
+    monkeypatch.chdir(tmp_path)
+    # TMPDIR: torch leaves a folder of its own there.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(tmp_path),
+        "WORLD_SIZE": "1",
+        "RANK": "",
+    }
+    command = worker_command("bessemer.train.run")
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "taken for torch" not in ended.stderr and "assert world is not None" in ended.stderr
+    told = "from bessemer.check.pool import WORKER; print(*WORKER)"
+    checking = subprocess.check_output([sys.executable, "-P", "-c", told], env=environment, text=True)
+    assert checking.split() == worker_command("bessemer.check.worker") and "-P" in command
+    monkeypatch.chdir(ROOT)  # where we ourselves are found in the current folder
+    assert "-P" not in worker_command("bessemer.train.run")
 
 
 def test_rank_0_speaks_on_stderr_and_the_others_in_their_logs(
@@ -404,3 +434,20 @@ def test_error_keeps_its_class(tmp_path: Path) -> None:
         sys.exit(report_failure(RecipeError("no such layout", found="3", wanted="2", fix="x")))
     """
     assert type(failure_of(tmp_path, body)) is RecipeError
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_that_comes_when_workers_no_longer_listen_still_ends_the_command(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    body = """
+        signal.signal(signal.SIGTERM, lambda *_: say("late"))
+        say("here")
+        while not (folder / f"late-{rank}").exists():
+            time.sleep(0.01)
+    """
+    command = parent(tmp_path, body)
+    wait_said(tmp_path, "here")
+    command.send_signal(number)
+    command.communicate(timeout=20)
+    assert command.returncode == -number and said(tmp_path, "late")

@@ -66,6 +66,17 @@ def test_cache_that_cannot_be_written_leaves_the_measurement_unsaved(
     assert ceiling.ceilings(CPU).matmul_fp32_tflops == 7.0
 
 
+def test_facts_have_the_accelerators_of_this_machine_and_none_of_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = parse('name = "a"\n[pretrain]\nsteps = 1\n', "r.toml", [])
+    assert facts.gather(recipe, Path(), CPU).local_devices is None
+    for name, value in (("device_name", "H100"), ("memory_available", 2**30), ("ceilings", None)):
+        monkeypatch.setattr(facts, name, lambda *_, value=value: value)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 3)
+    assert facts.gather(recipe, Path(), torch.device("cuda")).local_devices == 3
+
+
 def test_memory_that_this_process_keeps_counts_as_available(monkeypatch: pytest.MonkeyPatch) -> None:
     before = facts.memory_available(CPU)
     kept = torch.ones(2**28, dtype=torch.uint8)  # freed or not: the kernel sees the same

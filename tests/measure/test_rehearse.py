@@ -9,11 +9,16 @@ from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, worklo
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import Workload
+from bessemer.formulas.rank_memory import rank_memory
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic import step_traffic
 from bessemer.hardware import process_bytes
 from bessemer.measure.rehearse import rehearse
 
+MID = ModelShape(
+    "llama", 8, 256, heads=4, kv_heads=2, head_dim=64, ffn=704, vocab=4096, context=256,
+    tie_embeddings=False, qk_norm=False,
+)  # fmt: skip
 LARGE = ModelShape(
     "llama", 32, 4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128256, context=8192,
     tie_embeddings=False, qk_norm=False,
@@ -63,6 +68,27 @@ def test_rank_of_4096_is_rehearsed_in_seconds_and_without_its_memory() -> None:
     assert found.peak_bytes > 2**30
     assert process_bytes() - before < 2**30
     assert time.monotonic() - begin_s < 60
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("layout", "rank"),
+    [
+        (Layout(replicate=2), 0),
+        (Layout(shard=4), 0),
+        (Layout(shard=4, reshard=False), 0),
+        (Layout(shard=2, tensor=2), 0),
+        (Layout(pipeline=2), 0),
+        (Layout(pipeline=2, tensor=2, shard=2), 0),
+        (Layout(pipeline=2, tensor=2, shard=2), 7),
+    ],
+)
+def test_predicted_memory_is_that_of_a_rehearsed_rank(layout: Layout, rank: int, dtype: str) -> None:
+    work = Workload(512, dtype, "none", compiled=False, micro_batches=8 if layout.pipeline > 1 else 2)
+    peak = rehearse(MID, work, layout, rank, context=256).peak_bytes
+    memory = rank_memory(MID, work, layout, rank * layout.pipeline // layout.world)
+    # Of all parts the base alone is no tensor.
+    assert memory.total - memory.base == pytest.approx(peak, rel=0.06)
 
 
 @pytest.mark.slow

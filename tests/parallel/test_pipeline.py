@@ -158,7 +158,10 @@ def losses_there(rank: int, step: dict[str, Any]) -> Result:
     engine, shape = make_engine(chosen, layout, Mesh(layout, torch.device("cpu")))
     parts = batches(chosen, engine, shape).batch(0).micro_batches
     with torch.no_grad():
-        losses = [float(engine.summed(engine.forward(parts))), float(engine.summed(engine.forward(parts[:1])))]
+        losses = [
+            float(engine.summed(engine.forward(parts))),
+            float(engine.summed(engine.forward(parts[:1]))),
+        ]
         untouched = all(weight.grad is None for weight in engine.parameters)
     for count in (len(parts), 1):
         engine.forward_backward(parts[:count], engine.total(10))
@@ -187,7 +190,10 @@ def _losses_of_one(step: Step) -> list[float]:
     engine, shape = make_engine(step, layout, Mesh(layout, torch.device("cpu")))
     parts = batches(step, engine, shape).batch(0).micro_batches
     with torch.no_grad():
-        whole, first = float(engine.summed(engine.forward(parts))), float(engine.summed(engine.forward(parts[:1])))
+        whole, first = (
+            float(engine.summed(engine.forward(parts))),
+            float(engine.summed(engine.forward(parts[:1]))),
+        )
     return [whole, first, whole]
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from bessemer.cli import plan as plan_command
-from bessemer.errors import RecipeError, RefusedError
+from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
+from bessemer.formulas.memory import STATE_BYTES
+from bessemer.formulas.parameters import total_params
 from bessemer.formulas.rank_memory import rank_activation_bytes
 from bessemer.hardware import GIB, Ceilings
 from bessemer.planner.facts import Facts, cluster_facts
-from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Plan, StagePlan
 from bessemer.planner.predict import device_bytes, rank_memories, training_speed, workload
 from bessemer.planner.relaid import relaid
@@ -113,33 +114,36 @@ def test_v_shaped_pipelines_do_not_run_compiled() -> None:
     assert caught.value.found == "pretrain.compile = true" and "compile=false" in caught.value.fix
 
 
+def test_selective_recomputation_does_not_run_compiled() -> None:
+    assert planned("pretrain.recompute=selective").pretrain.compile is False
+    with pytest.raises(RecipeError, match="recompute=selective does not run compiled") as caught:
+        planned("pretrain.recompute=selective", "pretrain.compile=true")
+    assert caught.value.found == 'pretrain.compile = true, pretrain.recompute = "selective"'
+    assert caught.value.fix == "set pretrain.compile=false, or recompute=full"
+    # A run that leaves it goes back to what the recipe says.
+    eager = planned("pretrain.recompute=selective").pretrain
+    plain = recipe()
+    assert relaid(eager, plain, "pretrain", planned().shape, CPU).compile == "auto"
+
+
 def test_ranks_share_the_memory_and_speed_of_a_cpu_and_have_an_accelerator_each() -> None:
     for layout in ("shard=2,tensor=2", "pipeline=4"):
         on_cpu, on_gpu = (
             planned("pretrain.micro_batch=2", layout=layout, facts=facts) for facts in (CPU, GPU)
         )
         ranks = [row.total for row in rank_memories(on_cpu.shape, on_cpu.pretrain, CPU, compiled=True)]
-        assert device_bytes(on_cpu.shape, on_cpu.pretrain, CPU) == sum(ranks) * (4 // len(ranks))
+        eager = replace(on_cpu.pretrain, async_save=False)
+        bare = [row.total for row in rank_memories(on_cpu.shape, eager, CPU, compiled=True)]
+        assert device_bytes(on_cpu.shape, eager, CPU) == sum(bare) * (4 // len(bare))
+        # All ranks of a machine together hold one copy of what is saved.
+        copy = device_bytes(on_cpu.shape, on_cpu.pretrain, CPU) - device_bytes(on_cpu.shape, eager, CPU)
+        assert copy == STATE_BYTES * total_params(on_cpu.shape)
         assert on_cpu.predicted["memory_gib"].value == max(ranks) / GIB
         assert device_bytes(on_gpu.shape, on_gpu.pretrain, GPU) == on_gpu.predicted["memory_gib"].value * GIB
         alone = planned("pretrain.micro_batch=2", facts=GPU).predicted["tokens_per_s"].value
         assert on_gpu.predicted["tokens_per_s"].value == pytest.approx(4 * alone)
     one = planned("pretrain.micro_batch=2").predicted["step_time_s"]
     assert planned("pretrain.micro_batch=2", layout="shard=2").predicted["step_time_s"] == one
-
-
-def test_run_beyond_a_machine_that_its_ranks_share_is_refused() -> None:
-    given, facts = recipe("pretrain.micro_batch=2", layout="replicate=4"), replace(CPU, memory_bytes=2 * GIB)
-    plan = resolve(given, facts)
-    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
-        check_start(given, plan.shape, plan.pretrain, facts, None)
-    assert "predicted for 4 ranks" in caught.value.found
-    check_start(given, plan.shape, plan.pretrain, replace(CPU, memory_bytes=8 * GIB), None)
-    gpu = replace(GPU, memory_bytes=GIB)
-    on_gpu = resolve(given, gpu)
-    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
-        check_start(given, on_gpu.shape, on_gpu.pretrain, gpu, None)
-    assert "predicted for a rank" in caught.value.found
 
 
 def test_memory_of_a_cluster_is_known_where_the_layout_is() -> None:

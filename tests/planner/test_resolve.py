@@ -15,7 +15,7 @@ from bessemer.planner.facts import Facts, cluster_facts, parse_cluster
 from bessemer.planner.limits import check_start, check_trainable, untrainable
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve, resolve_finetune
-from bessemer.planner.stage import check_micro_batch
+from bessemer.planner.stage_rules import check_micro_batch
 from bessemer.recipe.load import load, parse, shipped_names
 from bessemer.recipe.schema import Recipe
 

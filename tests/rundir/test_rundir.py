@@ -1,13 +1,16 @@
 """Rows as others count on them, and runs as people name them."""
 
+import errno
+import fcntl
 import json
+import os
 from pathlib import Path
 from statistics import median
 
 import pytest
 
-from bessemer.errors import DataError, RecipeError
-from bessemer.rundir import Row, find_stage, read_rows, steady_median, time_in_steps_s
+from bessemer.errors import DataError, RecipeError, RefusedError
+from bessemer.rundir import Row, find_stage, lock, read_rows, steady_median, time_in_steps_s
 
 
 def row(step: int, step_time_s: float | None, attempt: int = 1, **more: float) -> Row:
@@ -104,3 +107,13 @@ def test_folder_that_is_no_run_is_the_users_error(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError, match="is not a run"):
         find_stage(Path())
+
+
+def test_disk_without_locks_is_refused_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(RefusedError, match="cannot lock a file") as caught, lock(tmp_path / "run"):
+        raise AssertionError("not locked")
+    assert str(tmp_path / "run/.lock") in caught.value.found and "No locks" in caught.value.found

@@ -3,6 +3,7 @@
 import json
 import resource
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from making_runs import QUIET, TinyRows, assert_same_training, run_job, stage_pl
 from torch import Tensor, nn
 
 from bessemer.data.loader import MicroBatch
+from bessemer.energy import meter
 from bessemer.energy.meter import PowerMeter
+from bessemer.energy.power import assumed_cpu_power
 from bessemer.errors import WriteError
 from bessemer.evaluate.loss import summed_loss
+from bessemer.log import Console
 from bessemer.parallel.engine import Engine
 from bessemer.rundir import read_rows
 from bessemer.train import record
-from bessemer.train.record import Gauge, Recorder
+from bessemer.train.record import Gauge, Recorder, Silence
 from bessemer.train.state import StepStats, TrainState
 
 CONTRACT = {
@@ -156,3 +160,57 @@ def test_disk_that_fills_up_between_saves_is_a_write_error_and_nothing_is_lost(t
         fillers[0].unlink()
         run_job(disk / "stage", plan)
         assert_same_training(disk / "stage", tmp_path / "never", 60)
+
+
+class EightRanks(Engine):
+    """The first of eight, all of which keep a core busy; the others' CPU time counts from their beginning."""
+
+    def each_rank(self, values: list[float]) -> list[list[float]]:
+        return [values, *[[0.0, time.monotonic()]] * 7]
+
+
+def test_ranks_that_tell_their_cpu_time_with_rare_rows_lose_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(meter, "busy_seconds", lambda: clock[0])
+    monkeypatch.setattr(record, "PowerMeter", partial(PowerMeter, powercap=tmp_path / "no counters"))
+    gauge = Gauge(torch.device("cpu"), cores=8)
+    writer = Recorder(tmp_path, stage_plan(), gauge, QUIET, EightRanks(tiny_model(), summed_loss))
+    state, stats = TrainState(tokens=64), StepStats(1.0, 1.0, 1.0)
+    writer.begin("start", 0)
+    for step in range(1, 21):
+        clock[0], state.step = 10.0 * step, step
+        writer.end_of_step(state, stats)
+        if step % 10 == 0:
+            writer.write(state, stats, {})
+    writer.close()
+    busy = assumed_cpu_power(8, 8.0).value
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["energy_j"] for row in rows] == pytest.approx([100 * busy, 200 * busy])
+    assert [row["power_w"] for row in rows] == pytest.approx([busy, busy])
+
+
+def test_cpu_time_of_another_rank_counts_from_where_its_steps_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[float]] = []
+
+    class Told(Engine):
+        def each_rank(self, values: list[float]) -> list[list[float]]:
+            told.append(values)
+            return [values]
+
+    busy_s = iter([50.0, 53.0])
+    monkeypatch.setattr(record, "busy_seconds", lambda: next(busy_s))
+    rank = Silence(Gauge(torch.device("cpu")), Told(tiny_model(), summed_loss))
+    rank.write(TrainState(), StepStats(1.0, 1.0, 1.0), {})
+    assert [values[1] for values in told] == [3.0]
+
+
+def test_the_log_of_the_console_is_not_the_recorders_to_close(tmp_path: Path) -> None:
+    console = Console(quiet=True)
+    console.also_to(tmp_path / "log")
+    Recorder(tmp_path / "stage", stage_plan(), Gauge(torch.device("cpu")), console, one_process()).close()
+    console.line("after the end")
+    console.also_to(None)
+    assert "after the end" in (tmp_path / "log").read_text() and not (tmp_path / "stage/logs").exists()

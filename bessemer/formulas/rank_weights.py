@@ -1,0 +1,153 @@
+"""Weights of one rank of a layout: what it holds, what is gathered beside it, what is cast or joined for use.
+
+Blocks' matrices are gathered in the compute type; embedding and head (and norms and routers, which are left
+out) in fp32. Linear layers of a rank whose weights are sharded or repeated, or of a pipeline, cast and join
+them again in the backward pass (model/deferred.py): of those copies there is one at a time. Experts' copies
+are kept until then, but where they are gathered in the compute type already.
+Source: parallel/shard.py, parallel/apply.py.
+"""
+
+from dataclasses import dataclass, replace
+from math import ceil
+
+from bessemer.formulas.layout import Layout, layers_of_stages
+from bessemer.formulas.memory import Workload, all_matrices, joined_matrices
+from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.schedule import splits_backward
+from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.tensors import TensorSpec, tensor_table
+
+
+@dataclass(frozen=True)
+class Held:
+    """Parameters that a rank computes with, before they are sharded."""
+
+    ordinary: int
+    experts: int
+    largest_block: int
+    ends: int  # embedding, head, final norm: part of ordinary
+    root: int  # of the ends head and final norm, which stay gathered from forward to backward
+
+    @property
+    def whole(self) -> int:
+        return self.ordinary + self.experts
+
+    def local(self, layout: Layout) -> int:
+        """What is left of them on the rank with the largest part, once they are sharded."""
+        return ceil(self.ordinary / _fsdp(layout)) + ceil(self.experts / ranks_of_experts(layout))
+
+
+def gathered_bytes(held: Held, work: Workload, layout: Layout) -> int:
+    """Beside the rank's own shards, from the first forward pass of a step to its last backward pass."""
+    if not _shards_weights(layout):
+        return 0
+    if layout.reshard and layout.pipeline == 1 and _fsdp(layout) > 1:
+        return 4 * held.root
+    blocks = held.ordinary - held.ends + (held.experts if _gathers_experts(layout) else 0)
+    return 4 * held.ends + _gathered_size(work, layout) * blocks
+
+
+def whole_gradients(held: Held, layout: Layout) -> int:
+    """Bytes of fp32 gradients of other shards, where they are summed over micro-batches before they are
+    scattered. The rank's own, which a rank has in any case, are left out."""
+    waits = layout.pipeline > 1 or _fsdp(layout) == 1
+    return 4 * (held.whole - held.local(layout)) if waits and _shards_weights(layout) else 0
+
+
+def block_bytes(held: Held, work: Workload, layout: Layout) -> int:
+    """Gathered for the block that is taken back: its weights and those of the next one, then its gradients,
+    and again for their way as they are scattered (in fp32), when its weights have gone."""
+    if _fsdp(layout) == 1 or layout.pipeline > 1:
+        return 0
+    size, on_its_way = _gathered_size(work, layout), 4
+    if not layout.reshard:
+        return (size + on_its_way) * held.largest_block
+    return (size + max(2 * size, size + on_its_way)) * held.largest_block
+
+
+def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) -> int:
+    """Bytes of copies of matrices that autograd keeps. layers: the rank's, one time for each micro-batch that
+    is on its way, but once where they are recomputed."""
+    bf16 = work.dtype == "bf16"
+    routed = shape.layers - num_dense_layers(shape)
+    experts = routed * shape.experts * 3 * shape.hidden * shape.expert_ffn / layout.expert if bf16 else 0.0
+    if _gathers_experts(layout) and _gathered_size(work, layout) == 2:
+        experts = 0.0
+    others = 0.0
+    if not rejoins(layout):
+        copied = all_matrices(shape) - shape.vocab * shape.hidden if bf16 else joined_matrices(shape)
+        others = copied - experts * layout.expert
+    return ceil(work.size * (experts + others) * layers / shape.layers / layout.tensor)
+
+
+def one_copy(shape: ModelShape, work: Workload, layout: Layout) -> int:
+    """Bytes of the largest cast or joined matrix, while it is used."""
+    queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    ffn = shape.shared_ffn if shape.experts and not num_dense_layers(shape) else shape.ffn
+    return ceil(work.size * shape.hidden * max(queries, 2 * ffn) / layout.tensor)
+
+
+def rejoins(layout: Layout) -> bool:
+    """Whether linear layers make their copies again: parallel/apply.py."""
+    return _shards_weights(layout) or layout.pipeline > 1
+
+
+def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
+    stages = layout.stages_of(pipeline_rank)
+    table = layers_of_stages(shape, layout)
+    layers = [layer for stage in stages for layer in table[stage]]
+    routed = sum(layer >= num_dense_layers(shape) for layer in layers)
+    counts = {False: len(layers) - routed, True: routed}
+    ordinary = experts = block = 0
+    for is_routed, count in counts.items():
+        if count:
+            specs = _block_specs(shape, is_routed)
+            plain = sum(_split(spec, layout.tensor) for spec in specs if spec.expert is None)
+            of_experts = sum(_split(spec, layout.tensor) for spec in specs if spec.expert is not None)
+            of_experts = ceil(of_experts / layout.expert)
+            ordinary, experts = ordinary + count * plain, experts + count * of_experts
+            block = max(block, plain + of_experts)
+    matrix = ceil(shape.vocab / layout.tensor) * shape.hidden
+    first, last = 0 in stages, layout.num_stages - 1 in stages
+    one = shape.tie_embeddings and first and last
+    ends = matrix * (1 if one else first + last) + (shape.hidden if last else 0)
+    root = matrix + shape.hidden if last else 0
+    return Held(ordinary + ends, experts, block, ends, root)
+
+
+def ranks_of_experts(layout: Layout) -> int:
+    """How many ranks shard the same experts between them: `inner` of parallel/mesh.py."""
+    shards = layout.shard * layout.context
+    return (shards if shards % layout.expert == 0 else layout.replicate * shards) // layout.expert
+
+
+def _block_specs(shape: ModelShape, routed: bool) -> list[TensorSpec]:
+    one = replace(shape, layers=1, dense_layers=0 if routed or not shape.experts else 1)
+    return [spec for spec in tensor_table(one) if spec.trained and ".layers." in spec.name]
+
+
+def _split(spec: TensorSpec, tensor: int) -> int:
+    """Elements on the rank with the largest part."""
+    if spec.tensor_dim is None:
+        return spec.numel
+    size = spec.shape[spec.tensor_dim]
+    return spec.numel // size * ceil(size / tensor)
+
+
+def _fsdp(layout: Layout) -> int:
+    """Ranks that share dense weights between them."""
+    return layout.shard * layout.context
+
+
+def _shards_weights(layout: Layout) -> bool:
+    return layout.replicate * _fsdp(layout) > 1
+
+
+def _gathers_experts(layout: Layout) -> bool:
+    """Whether other ranks have the same experts, or parts of them."""
+    return layout.replicate * _fsdp(layout) > layout.expert
+
+
+def _gathered_size(work: Workload, layout: Layout) -> int:
+    """Bytes of an element. In fp32 where weight gradients wait: they are added up where the weights stand."""
+    return 4 if splits_backward(layout) else work.size

@@ -1,0 +1,92 @@
+"""What a machine must have before a planned layout starts on it: accelerators, and memory for all ranks."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from bessemer.errors import RefusedError
+from bessemer.formulas.memory import STATE_BYTES
+from bessemer.formulas.parameters import total_params
+from bessemer.hardware import GIB, Ceilings
+from bessemer.planner.facts import Facts, cluster_facts
+from bessemer.planner.limits import check_start
+from bessemer.planner.plan import Plan
+from bessemer.planner.predict import copy_fits, device_bytes, rank_memories
+from bessemer.planner.relaid import relaid
+from bessemer.planner.resolve import resolve
+from bessemer.recipe.load import parse
+from bessemer.recipe.schema import Recipe
+
+CEILINGS = Ceilings("a CPU", 2.0, 0.4, 20.0, 2, "2.13.0", "2026-01-01")
+CPU = Facts("a CPU", "cpu", cores=2, memory_bytes=16 * GIB, ceilings=CEILINGS, vocab=8000)
+GPU = replace(cluster_facts("H100", 1), vocab=8000)
+MODEL = ("model.layers=8", "model.hidden=256", "model.heads=4", "model.context=512")
+BATCH = ("pretrain.steps=100", "pretrain.batch_tokens=16384")  # 32 rows
+
+
+def recipe(*settings: str, layout: str | None = None) -> Recipe:
+    text = 'name = "a"\n' + (f'[parallel]\nlayout = "{layout}"\n' if layout else "")
+    return parse(text, "r.toml", [*MODEL, *BATCH, *settings])
+
+
+def planned(*settings: str, layout: str | None = None, facts: Facts = CPU, **more: Any) -> Plan:
+    return resolve(recipe(*settings, layout=layout), facts, **more)
+
+
+def test_layout_that_wants_more_accelerators_than_the_machine_has_is_refused_unless_they_were_started() -> (
+    None
+):
+    here = replace(GPU, local_devices=2)
+    given = recipe(layout="shard=16")
+    plan = resolve(given, here)
+    with pytest.raises(RefusedError, match="wants more devices than this machine has") as caught:
+        check_start(given, plan.shape, plan.pretrain, here, None)
+    assert caught.value.found == '"shard=16": 16 ranks, on 2 x H100-SXM5-80GB'
+    assert caught.value.fix.endswith('set parallel.layout="shard=2"')
+    check_start(given, plan.shape, plan.pretrain, here, None, 16)
+    check_start(given, plan.shape, plan.pretrain, GPU, None)  # not known how many there are
+    # The layout that torchrun gave a run stays when it goes on alone: told where it comes from.
+    kept = relaid(plan.pretrain, recipe(), "pretrain", plan.shape, here)
+    with pytest.raises(RefusedError) as caught:
+        check_start(recipe(), plan.shape, kept, here, None)
+    assert "which this run was trained with so far" in caught.value.found
+    two = resolve(recipe(layout="shard=2"), here)
+    check_start(recipe(layout="shard=2"), two.shape, two.pretrain, here, None)
+
+
+def test_copy_that_an_asynchronous_save_takes_counts_once_and_is_the_first_thing_to_do_without() -> None:
+    plan = planned("pretrain.micro_batch=2")
+    assert plan.pretrain.async_save
+    apart = replace(plan.pretrain, async_save=False)
+    copy = STATE_BYTES * total_params(plan.shape)
+    with_copy, without = (device_bytes(plan.shape, stage, CPU) for stage in (plan.pretrain, apart))
+    assert with_copy - without == copy
+    for stage in (plan.pretrain, apart):  # whichever it is now
+        assert copy_fits(plan.shape, stage, replace(CPU, memory_bytes=int(with_copy / 0.85) + 9))
+        assert not copy_fits(plan.shape, stage, replace(CPU, memory_bytes=int(with_copy / 0.85) - 9))
+    tight = replace(CPU, memory_bytes=int((with_copy + without) / 2 / 0.95))
+    asked = recipe("pretrain.micro_batch=2", "pretrain.async_save=true")
+    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
+        check_start(asked, plan.shape, plan.pretrain, tight, None)
+    assert caught.value.fix.startswith("set async_save=false")
+    # Left to us, it is what memory is left over for.
+    left = resolve(recipe("pretrain.micro_batch=2"), tight)
+    assert left.pretrain.async_save is False
+    check_start(recipe("pretrain.micro_batch=2"), left.shape, left.pretrain, tight, None)
+    on_gpu = planned("pretrain.micro_batch=2", facts=GPU)
+    assert all(row.saving == 0 for row in rank_memories(on_gpu.shape, on_gpu.pretrain, GPU, compiled=True))
+
+
+def test_run_beyond_a_machine_that_its_ranks_share_is_refused() -> None:
+    given, facts = recipe("pretrain.micro_batch=2", layout="replicate=4"), replace(CPU, memory_bytes=2 * GIB)
+    plan = resolve(given, facts)
+    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
+        check_start(given, plan.shape, plan.pretrain, facts, None)
+    assert "predicted for 4 ranks" in caught.value.found
+    check_start(given, plan.shape, plan.pretrain, replace(CPU, memory_bytes=8 * GIB), None)
+    gpu = replace(GPU, memory_bytes=GIB)
+    on_gpu = resolve(given, gpu)
+    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
+        check_start(given, on_gpu.shape, on_gpu.pretrain, gpu, None)
+    assert "predicted for a rank" in caught.value.found
