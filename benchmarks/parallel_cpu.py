@@ -275,7 +275,7 @@ def main() -> None:
     if args.worker:
         worker(args.worker)
         return
-    shape, steps, rounds = (TINY, 2, 1) if args.tiny else (SHAPE, 15, 3)
+    shape, steps, rounds = (TINY, 2, 1) if args.tiny else (SHAPE, 10, 3)
     result = {
         "date": DATE,
         "command": " ".join(["python", "benchmarks/parallel_cpu.py", *sys.argv[1:]]),
