@@ -35,14 +35,13 @@ from torch.nn.parallel import DistributedDataParallel
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches, MicroBatch
 from bessemer.data.rows import Row, Rows
-from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.launch.local import run_workers
 from bessemer.launch.world import world_of_environment
 from bessemer.parallel.apply import build_parts, joined, materialise
-from bessemer.parallel.engine import Engine, Ranks
+from bessemer.parallel.engine import Engine, Ranks, summed_loss
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.traffic import TensorMemory
 from bessemer.parallel.vocabulary import split_head

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from bessemer.data.loader import Batch, MicroBatch
-from bessemer.evaluate.loss import summed_loss
 from bessemer.measure.facts import gather
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
 from bessemer.model.loss import loss_chunk
-from bessemer.parallel.engine import Engine, Loss
+from bessemer.parallel.engine import Engine, Loss, summed_loss
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import parse

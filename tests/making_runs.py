@@ -19,13 +19,12 @@ from torch import Tensor, nn
 from bessemer.checkpoint.folder import listed, newest_good
 from bessemer.data.loader import Batches
 from bessemer.data.rows import NO_LOSS, Row, Rows
-from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Ceilings, machine, store_ceilings
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
-from bessemer.parallel.engine import Loss
+from bessemer.parallel.engine import Loss, summed_loss
 from bessemer.planner.plan import StagePlan
 from bessemer.recipe.load import load
 from bessemer.rundir import counting_rows, read_rows

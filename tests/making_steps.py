@@ -18,7 +18,6 @@ from making_runs import TinyRows
 from torch import Tensor, nn
 
 from bessemer.data.loader import Batches
-from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.layout import Layout, split_evenly
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
@@ -26,7 +25,7 @@ from bessemer.model.moe import MoE
 from bessemer.model.pieces import Piece, local, stored, whole_pieces
 from bessemer.parallel import engine as engines
 from bessemer.parallel.apply import build_parts, joined, materialise
-from bessemer.parallel.engine import Engine, Ranks
+from bessemer.parallel.engine import Engine, Ranks, summed_loss
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.vocabulary import split_head
 

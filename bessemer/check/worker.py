@@ -12,12 +12,11 @@ operator, and what is compared should run without them.
 import gc
 import json
 import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +26,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 
 from bessemer.check.compare import Trace
 from bessemer.evaluate.loss import validation_loss
-from bessemer.launch.world import World, report_failure, world_of_environment
+from bessemer.launch.world import World, held_port, report_failure, world_of_environment
 from bessemer.log import Console
 from bessemer.parallel.traffic import TensorMemory, Traffic
 from bessemer.rundir import JsonLines
@@ -141,12 +140,9 @@ def _company(world: World, store: Store, number: int, size: int) -> Iterator[Com
         yield ALONE
         return
     key = f"port/{number}"
-    # A bound socket that does not listen keeps the port, as in launch/local.py.
-    with socket.socket() as holder:
+    with ExitStack() as stack:
         if world.rank == 0:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            holder.bind((world.host, 0))
-            store.set(key, str(holder.getsockname()[1]))
+            store.set(key, str(stack.enter_context(held_port(world.host))))
         store.wait([key], _PATIENCE)
         port = int(store.get(key))
         with joined(World(world.rank, size, world.local_rank, size, world.host, port)) as company:

@@ -7,31 +7,11 @@ Dims: B rows, T tokens, N = B*T, D hidden.
 """
 
 import torch
-from torch import Tensor, nn
 
-from bessemer.data.loader import MicroBatch
 from bessemer.data.loader import micro_batch as stack_rows
 from bessemer.data.store import Rows
-from bessemer.model.decoder import Decoder
-from bessemer.model.loss import IGNORED, ChunkFunction, Head, next_token_loss
+from bessemer.model.loss import IGNORED
 from bessemer.parallel.engine import Engine
-
-
-def summed_loss(
-    model: nn.Module,
-    part: MicroBatch,
-    chunk: ChunkFunction | None = None,
-    head: Head | None = None,
-    hidden_BTD: Tensor | None = None,
-) -> Tensor:
-    """The loss of next tokens that a `Decoder` is trained on. `chunk`: a compiled `loss_chunk`.
-
-    head: of a rank that has a part of it. hidden_BTD: what the pipeline's stage before gave.
-    """
-    assert isinstance(model, Decoder), "a model of your own needs a loss of your own"
-    out_BTD = model(part.tokens_BT, part.starts_BT, hidden_BTD=hidden_BTD, balance_B=part.balance_B)
-    targets_BT = model.model.rows.local(part.targets_BT)
-    return next_token_loss(out_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), chunk, head)
 
 
 @torch.no_grad()  # not inference mode: weights gathered in it could not be trained afterwards

@@ -19,9 +19,9 @@ from bessemer.data.store import Prepared, PreparedTask, open_prepared
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError
 from bessemer.evaluate.answers import continuations, task_answers
-from bessemer.evaluate.loss import summed_loss, validation_loss
+from bessemer.evaluate.loss import validation_loss
 from bessemer.log import Console
-from bessemer.parallel.engine import Engine
+from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import MAIN_STAGES, read_object, stages
 

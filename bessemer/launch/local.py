@@ -15,7 +15,6 @@ by themselves and are then killed, and the failure that came first is raised, on
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from bessemer.errors import RefusedError, StoppedError
 from bessemer.hardware import usable_cores
 from bessemer.launch.environment import MARKER, wanted_environment
 from bessemer.launch.outcome import Ended, failure, log_file, read_reports
-from bessemer.launch.world import WORKER
+from bessemer.launch.world import WORKER, held_port
 
 _TETHER = [sys.executable, "-I", "-S", str(Path(__file__).with_name("tether.py"))]
 _HOST = "127.0.0.1"
@@ -66,7 +65,7 @@ def run_workers(
     with ExitStack() as stack:
         # From the inside out: workers are dead before signals are as they were, then the folder goes.
         exchange = stack.enter_context(_exchange_folder())
-        port = stack.enter_context(_held_port())
+        port = stack.enter_context(held_port(_HOST))
         wishes = stack.enter_context(_Wishes())
         workers = stack.enter_context(_Workers(exchange, logs))
         given |= {"MASTER_ADDR": _HOST, "MASTER_PORT": str(port), WORKER: str(exchange)}
@@ -281,16 +280,3 @@ def _exchange_folder() -> Iterator[Path]:
         raise cannot_write(Path(tempfile.gettempdir()), error) from error
     with folder as name:
         yield Path(name)
-
-
-@contextmanager
-def _held_port() -> Iterator[int]:
-    """A port on which rank 0 can listen, and that no other process is given meanwhile.
-
-    A bound socket that does not listen keeps the port from being given away, and with SO_REUSEADDR on both
-    does not keep rank 0 (whose torch sets it) from listening there.
-    """
-    with socket.socket() as holder:
-        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        holder.bind((_HOST, 0))
-        yield holder.getsockname()[1]

@@ -11,9 +11,11 @@ Source: the output environment variables in srun's manual; torch.distributed.run
 
 import os
 import re
+import socket
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +49,19 @@ def world_of_environment(environment: Mapping[str, str] = os.environ) -> World |
     if "SLURM_STEP_NODELIST" in environment and _slurm_size(environment) > 1:
         return _checked(_slurm(environment))
     return None
+
+
+@contextmanager
+def held_port(host: str) -> Iterator[int]:
+    """A port of this machine on which rank 0 can listen, and that no other process is given meanwhile.
+
+    A bound socket that does not listen keeps the port from being given away, and with SO_REUSEADDR on both
+    does not keep rank 0 (whose torch sets it) from listening there.
+    """
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind((host, 0))
+        yield holder.getsockname()[1]
 
 
 def is_ours(environment: Mapping[str, str] = os.environ) -> bool:

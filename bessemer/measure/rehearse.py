@@ -23,7 +23,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.data.loader import MicroBatch
@@ -34,13 +33,13 @@ from bessemer.formulas.traffic import Collective
 from bessemer.model import moe
 from bessemer.model.attention import Mask
 from bessemer.model.decoder import Block, Decoder
-from bessemer.model.loss import Head, next_token_loss
 from bessemer.model.moe import MoE
 from bessemer.model.pieces import local
 from bessemer.parallel.apply import build_parts, joined, materialise
 from bessemer.parallel.collectives import exchange
-from bessemer.parallel.engine import Engine, Ranks
+from bessemer.parallel.engine import Engine, Ranks, summed_loss
 from bessemer.parallel.mesh import Group, Mesh
+from bessemer.parallel.shard import sharded_over
 from bessemer.parallel.traffic import TensorMemory, Traffic
 from bessemer.parallel.vocabulary import split_head
 
@@ -92,7 +91,7 @@ def make_adamw(weights: Sequence[nn.Parameter]) -> torch.optim.AdamW:
     """As train/optimizer.py makes it, without its settings: weights sharded alike are a group."""
     groups: dict[Any, list[nn.Parameter]] = {}
     for weight in weights:
-        groups.setdefault(weight.device_mesh if isinstance(weight, DTensor) else None, []).append(weight)
+        groups.setdefault(sharded_over(weight), []).append(weight)
     return torch.optim.AdamW([{"params": group} for group in groups.values()], fused=True)
 
 
@@ -124,15 +123,6 @@ class _Blind(Ranks):
 
     def _read(self, values: Tensor) -> list[float]:
         return [1.0] * values.numel()
-
-
-def summed_loss(
-    model: Decoder, part: MicroBatch, head: Head | None = None, hidden_BTD: Tensor | None = None
-) -> Tensor:
-    """As evaluate/loss.py has it, which is no room below this one."""
-    out_BTD = model(part.tokens_BT, part.starts_BT, hidden_BTD=hidden_BTD, balance_B=part.balance_B)
-    targets_BT = model.model.rows.local(part.targets_BT)
-    return next_token_loss(out_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), None, head)
 
 
 def _micro_batch(rows: int, context: int) -> MicroBatch:

@@ -1,5 +1,6 @@
 """What the training loop asks of the ranks: run micro-batches, add up, agree. One process is the simple case.
 
+`summed_loss` is what a `Decoder` is trained on; a module of your own brings its own loss.
 The loop is the same under every layout. A rank sees its own rows; losses, norms and requests to stop are
 added over all ranks once a step, in one exchange of three numbers.
 """
@@ -16,6 +17,7 @@ from bessemer.data.loader import MicroBatch
 from bessemer.data.rows import NO_LOSS
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
+from bessemer.model.loss import ChunkFunction, Head, next_token_loss
 from bessemer.model.moe import MoE, update_bias
 from bessemer.model.pieces import Pieces
 from bessemer.parallel.apply import joined
@@ -227,6 +229,23 @@ class Ranks(Engine):
             if group is not None:
                 dist.all_reduce(chosen_LE, group=group)
         return chosen_LE
+
+
+def summed_loss(
+    model: nn.Module,
+    part: MicroBatch,
+    chunk: ChunkFunction | None = None,
+    head: Head | None = None,
+    hidden_BTD: Tensor | None = None,
+) -> Tensor:
+    """The loss of next tokens that a `Decoder` is trained on. `chunk`: a compiled `loss_chunk`.
+
+    head: of a rank that has a part of it. hidden_BTD: what the pipeline's stage before gave.
+    """
+    assert isinstance(model, Decoder), "a model of your own needs a loss of your own"
+    out_BTD = model(part.tokens_BT, part.starts_BT, hidden_BTD=hidden_BTD, balance_B=part.balance_B)
+    targets_BT = model.model.rows.local(part.targets_BT)
+    return next_token_loss(out_BTD.flatten(0, 1), model.head_weight, targets_BT.flatten(), chunk, head)
 
 
 def _everyone() -> dist.ProcessGroup:

@@ -11,9 +11,10 @@ Source: arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from bessemer.formulas.schedule import splits_backward
 from bessemer.model.decoder import Block, Decoder
@@ -63,6 +64,11 @@ def _of_matrices(model: Decoder, mesh: Mesh, ranks: int) -> dict[str, Any]:
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
+
+
+def sharded_over(weight: Tensor) -> DeviceMesh | None:
+    """The ranks that a weight is sharded over; an optimizer's kernel wants one answer for all it is given."""
+    return weight.device_mesh if isinstance(weight, DTensor) else None
 
 
 def before_backward(model: nn.Module, mesh: Mesh, *, last: bool) -> None:

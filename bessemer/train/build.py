@@ -22,14 +22,13 @@ from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.data.store import Rows
 from bessemer.evaluate.answers import continuations
-from bessemer.evaluate.loss import summed_loss
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.device import this_device
 from bessemer.model.loss import loss_chunk
 from bessemer.parallel.apply import build_parts, joined, materialise
-from bessemer.parallel.engine import Engine, Loss, Ranks
+from bessemer.parallel.engine import Engine, Loss, Ranks, summed_loss
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.vocabulary import split_head
 from bessemer.planner.facts import Facts

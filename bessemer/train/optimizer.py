@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
+from bessemer.parallel.shard import sharded_over
 from bessemer.planner.plan import StagePlan
 
 _FUSED = {"cpu", "cuda", "mps", "xpu"}
@@ -22,8 +22,7 @@ def make_optimizer(model: nn.Module, plan: StagePlan) -> torch.optim.AdamW:
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     members: dict[tuple[bool, Any], list[nn.Parameter]] = {}
     for parameter in trained:
-        over = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        members.setdefault((parameter.dim() >= 2, over), []).append(parameter)
+        members.setdefault((parameter.dim() >= 2, sharded_over(parameter)), []).append(parameter)
     groups = [
         {"params": each, "weight_decay": plan.weight_decay if is_matrix else 0.0}
         for (is_matrix, _), each in sorted(members.items(), key=lambda item: not item[0][0])

@@ -27,8 +27,7 @@ from making_runs import QUIET, SMALLEST, write_recipe
 from bessemer.checkpoint.ranks import Talk
 from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
-from bessemer.launch.local import _held_port
-from bessemer.launch.world import world_of_environment
+from bessemer.launch.world import held_port, world_of_environment
 from bessemer.planner.layout import parse_layout
 from bessemer.train.build import Machine, build
 from bessemer.train.ranks import ALONE, joined
@@ -129,7 +128,7 @@ class World:
 @contextmanager
 def world(folder: Path, *words: Sequence[str]) -> Iterator[World]:
     """One rank for each command line; none lives afterwards."""
-    with _held_port() as port:
+    with held_port("127.0.0.1") as port:
         ranks = World(folder, words, port)
         try:
             yield ranks

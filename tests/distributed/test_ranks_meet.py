@@ -11,8 +11,7 @@ import pytest
 from torch.distributed import TCPStore
 
 from bessemer.errors import RefusedError
-from bessemer.launch.local import _held_port
-from bessemer.launch.world import World
+from bessemer.launch.world import World, held_port
 from bessemer.train.meeting import _ADDRESS, meet
 
 HERE = "127.0.0.1"
@@ -30,7 +29,7 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 
 @pytest.mark.parametrize("host", [HERE, "localhost"])
 def test_first_rank_listens_at_the_loopback_alone(host: str) -> None:
-    with _held_port() as port:
+    with held_port("127.0.0.1") as port:
         first = meet(world(0, port, host))
         second = meet(world(1, port, host))
         first.set("word", "heard")
@@ -49,7 +48,8 @@ def test_port_that_is_taken_is_refused_by_name() -> None:
 
 
 def test_first_rank_that_never_comes_is_refused_by_name() -> None:
-    with _held_port() as port, pytest.raises(RefusedError, match=f"rank 1 cannot reach {HERE}:{port}"):
+    told = f"rank 1 cannot reach {HERE}"
+    with held_port("127.0.0.1") as port, pytest.raises(RefusedError, match=f"{told}:{port}"):
         meet(world(1, port), patience_s=0.3)
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from bessemer.evaluate.loss import summed_loss, validation_loss
+from bessemer.evaluate.loss import validation_loss
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
-from bessemer.parallel.engine import Engine
+from bessemer.parallel.engine import Engine, summed_loss
 
 SHAPE = ModelShape(
     family="llama",

@@ -18,8 +18,8 @@ import pytest
 from bessemer.errors import DataError, RecipeError, StoppedError, UserError, WorkerError
 from bessemer.hardware import usable_cores
 from bessemer.launch.environment import MARKER
-from bessemer.launch.local import _TETHER, _held_port, run_workers, worker_command, worker_environment
-from bessemer.launch.world import WORKER
+from bessemer.launch.local import _TETHER, run_workers, worker_command, worker_environment
+from bessemer.launch.world import WORKER, held_port
 
 ROOT = Path(__file__).parents[2]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's tie and /proc")
@@ -420,7 +420,7 @@ def test_logs_that_cannot_be_written_leave_no_process(tmp_path: Path) -> None:
 
 
 def test_held_port_can_be_listened_at_and_is_given_to_no_other() -> None:
-    with _held_port() as port, socket.socket() as rank_0:
+    with held_port("127.0.0.1") as port, socket.socket() as rank_0:
         rank_0.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         rank_0.bind(("0.0.0.0", port))
         rank_0.listen()

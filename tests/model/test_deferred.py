@@ -9,9 +9,9 @@ from making_runs import TinyRows, tiny_model
 from torch import Tensor
 
 from bessemer.data.loader import micro_batch
-from bessemer.evaluate.loss import summed_loss
 from bessemer.model.deferred import Deferral, is_deferring, set_deferring
 from bessemer.model.layers import Linear, fused_linear
+from bessemer.parallel.engine import summed_loss
 
 SIZES = {1: (5,), 2: (6, 4), 3: (3, 5, 2)}
 

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from bessemer.data.loader import MicroBatch, micro_batch
-from bessemer.evaluate.loss import summed_loss
 from bessemer.model.attention import choose
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
 from bessemer.model.moe import MoE
+from bessemer.parallel.engine import summed_loss
 from bessemer.parallel.traffic import TensorMemory
 
 MATMULS = ("mm", "addmm", "bmm", "_grouped_mm")

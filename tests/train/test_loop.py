@@ -31,9 +31,8 @@ from bessemer.checkpoint.write import write_parts
 from bessemer.data.loader import MicroBatch
 from bessemer.data.order import sample
 from bessemer.errors import NumericsError, StoppedError
-from bessemer.evaluate.loss import summed_loss
 from bessemer.model.decoder import Decoder
-from bessemer.parallel.engine import Engine
+from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.planner.plan import StagePlan
 from bessemer.train.loop import train
 

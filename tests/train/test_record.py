@@ -17,9 +17,8 @@ from bessemer.energy import meter
 from bessemer.energy.meter import PowerMeter
 from bessemer.energy.power import assumed_cpu_power
 from bessemer.errors import WriteError
-from bessemer.evaluate.loss import summed_loss
 from bessemer.log import Console
-from bessemer.parallel.engine import Engine
+from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.rundir import read_rows
 from bessemer.train import record
 from bessemer.train.record import Gauge, Recorder, Silence
