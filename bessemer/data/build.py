@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.data import holdout, tokenizer
-from bessemer.data.inputs import Input
+from bessemer.data import holdout
 from bessemer.data.ledger import SourceCount
-from bessemer.data.shards import ShardWriter
-from bessemer.data.sources import documents
+from bessemer.data.sources.documents import documents
+from bessemer.data.sources.inputs import Input
 from bessemer.data.spool import Numbered, Numbers, Spool, Stored
-from bessemer.data.tokenizer import TextTokenizer
+from bessemer.data.tokens import tokenizer
+from bessemer.data.tokens.shards import ShardWriter
+from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import write_bytes, write_text
 from bessemer.errors import DataError
 from bessemer.log import Console

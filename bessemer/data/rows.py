@@ -17,7 +17,7 @@ from typing import Any, final
 
 import numpy as np
 
-from bessemer.data.shards import Shard, Tokens
+from bessemer.data.tokens.shards import Shard, Tokens
 
 NO_LOSS = -100
 Int32 = np.ndarray[tuple[int], np.dtype[np.int32]]

@@ -17,16 +17,17 @@ from typing import Any, Literal
 
 import xxhash
 
-from bessemer.data import supported, tokenizer
+from bessemer.data import supported
 from bessemer.data.build import Work, build
 from bessemer.data.folders import building_folder, locked
-from bessemer.data.inputs import find_inputs
+from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
 from bessemer.data.rows import PackedRows, Row, Rows, StreamRows, pad_id_of
-from bessemer.data.shards import Shard
-from bessemer.data.sources import source_inputs
-from bessemer.data.stdlib import gather
+from bessemer.data.sources.documents import source_inputs
+from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.task import WHAT, TaskWork, build_task
+from bessemer.data.tokens import tokenizer
+from bessemer.data.tokens.shards import Shard
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console

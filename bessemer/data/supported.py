@@ -1,6 +1,6 @@
 """What this version prepares, checked before anything is read: the rest is refused by name."""
 
-from bessemer.data.sources import FILE_KINDS
+from bessemer.data.sources.documents import FILE_KINDS
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 

@@ -19,14 +19,14 @@ import numpy as np
 
 from bessemer.data import holdout
 from bessemer.data.build import SPLITS, write_order
-from bessemer.data.inputs import Input
 from bessemer.data.ledger import SourceCount
-from bessemer.data.records import Record, Wanted, read_records
 from bessemer.data.rows import fit_example
-from bessemer.data.shards import ShardWriter
-from bessemer.data.sources import label, usable_text
+from bessemer.data.sources.documents import label, usable_text
+from bessemer.data.sources.inputs import Input
+from bessemer.data.sources.records import Record, Wanted, read_records
 from bessemer.data.spool import Numbered, Numbers, Spool, Stored
-from bessemer.data.tokenizer import TextTokenizer
+from bessemer.data.tokens.shards import ShardWriter
+from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import write_bytes, write_text
 from bessemer.errors import DataError
 from bessemer.log import Console

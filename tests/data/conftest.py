@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from making import MODULES, QUIET, TEXTS
 
-from bessemer.data.stdlib import gather
+from bessemer.data.gathered.stdlib import gather
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import pytest
 from making import QUIET, TEXTS, build, make, text_source
 
 from bessemer.data.folders import building_folder, locked
-from bessemer.data.shards import Shard
 from bessemer.data.store import open_prepared
+from bessemer.data.tokens.shards import Shard
 from bessemer.errors import DataError, WriteError
 from bessemer.recipe.load import parse
 

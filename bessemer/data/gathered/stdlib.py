@@ -28,8 +28,8 @@ from typing import Any
 import xxhash
 
 from bessemer.data.folders import building_folder, locked
-from bessemer.data.functions import FunctionRow, functions_in
-from bessemer.data.passages import Passages, collapse
+from bessemer.data.gathered.functions import FunctionRow, functions_in
+from bessemer.data.gathered.passages import Passages, collapse
 from bessemer.durable import guard_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console

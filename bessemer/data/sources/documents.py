@@ -15,8 +15,8 @@ from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
 
-from bessemer.data.inputs import Input, find_inputs, open_input
-from bessemer.data.records import MISSING, Record, Wanted, read_records
+from bessemer.data.sources.inputs import Input, find_inputs, open_input
+from bessemer.data.sources.records import MISSING, Record, Wanted, read_records
 from bessemer.errors import DataError
 from bessemer.recipe.schema import Source
 

@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bessemer.data.passages import SHORTEST_BYTES
+from bessemer.data.gathered.passages import SHORTEST_BYTES
 
 _LONGEST_SUMMARY = 200
 _Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from making import TEXTS, build, make, text_source
 
-from bessemer.data.sources import documents, html_text, source_inputs
+from bessemer.data.sources.documents import documents, html_text, source_inputs
 from bessemer.errors import DataError
 
 

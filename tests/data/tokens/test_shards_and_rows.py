@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bessemer.data.rows import NO_LOSS, PackedRows, StreamRows, fit_example, pack
-from bessemer.data.shards import Shard, ShardWriter
+from bessemer.data.tokens.shards import Shard, ShardWriter
 from bessemer.errors import DataError
 
 BOS, EOS, PAD = 0, 1, 2

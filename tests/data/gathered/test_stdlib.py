@@ -11,11 +11,11 @@ from making import MODULES, QUIET
 from tokenizers import Tokenizer
 
 from bessemer.data import store
-from bessemer.data.functions import first_sentence, functions_in
-from bessemer.data.passages import Passages, collapse
-from bessemer.data.shards import Shard
-from bessemer.data.stdlib import gather, library_modules
+from bessemer.data.gathered.functions import first_sentence, functions_in
+from bessemer.data.gathered.passages import Passages, collapse
+from bessemer.data.gathered.stdlib import gather, library_modules
 from bessemer.data.store import Prepared, PreparedTask, prepare, prepare_task
+from bessemer.data.tokens.shards import Shard
 from bessemer.recipe.load import load
 
 

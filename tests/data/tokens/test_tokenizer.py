@@ -7,7 +7,7 @@ from making import TEXTS
 from tokenizers import Tokenizer, models
 
 from bessemer.data import tokenizer
-from bessemer.data.tokenizer import TextTokenizer
+from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.errors import DataError, RecipeError
 
 

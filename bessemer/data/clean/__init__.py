@@ -1,0 +1,1 @@
+"""What is done to a document's text, and what is measured on it. Nothing is dropped here."""
