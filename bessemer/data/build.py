@@ -22,7 +22,7 @@ import numpy as np
 from bessemer.data import holdout
 from bessemer.data.ledger import SourceCount
 from bessemer.data.sources.documents import documents
-from bessemer.data.sources.inputs import Input
+from bessemer.data.sources.parts import Input
 from bessemer.data.spool import Numbered, Numbers, Spool, Stored
 from bessemer.data.tokens import tokenizer
 from bessemer.data.tokens.shards import ShardWriter

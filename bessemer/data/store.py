@@ -143,7 +143,7 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console) -> Prepar
     start = _start(recipe, base, store, console)
     inputs = [source_inputs(source, start) for source in recipe.data.source]
     keys = [key for key in leaves(recipe) if key.path.split(".")[0] in ("tokenizer", "data")]
-    about = {key.path: key.value for key in keys if key.affects == "data"}
+    about = {key.path: key.value for key in keys if key.affects in ("data", "mixture")}
     content = [[(entry.name, entry.xxh3_128) for entry in files] for files in inputs]
     final = store / _hash("pretrain", about, content, ready.xxh3_128 if ready else None)
 

@@ -22,7 +22,7 @@ from bessemer.data.build import SPLITS, write_order
 from bessemer.data.ledger import SourceCount
 from bessemer.data.rows import fit_example
 from bessemer.data.sources.documents import label, usable_text
-from bessemer.data.sources.inputs import Input
+from bessemer.data.sources.parts import Input
 from bessemer.data.sources.records import Record, Wanted, read_records
 from bessemer.data.spool import Numbered, Numbers, Spool, Stored
 from bessemer.data.tokens.shards import ShardWriter

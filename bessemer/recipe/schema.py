@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 from bessemer.units import parse_count
 
 Auto = Literal["auto"]
-Affects = Literal["data", "model", "learning", "execution", "nothing"]
+Affects = Literal["data", "mixture", "model", "learning", "execution", "nothing"]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -131,16 +131,54 @@ class Source(Section):
         "data",
         'documents of one group are held out together: a column or field, or for files "stem"',
     )
+    key: str | None = key(None, "data", "sql: column of whole numbers by which it is read in parts")
     licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
-    weight: PositiveFloat = key(1.0, "data", "times that its documents are read per epoch")
+    limit: PositiveInt | None = key(None, "data", "rows read at most: the first ones")
+    weight: PositiveFloat = key(1.0, "mixture", "times that its documents are read per epoch")
+    epochs: PositiveFloat | None = key(None, "mixture", "times that its documents may be read in all")
 
 
 class Clean(Section):
-    dedup: Literal["off", "exact", "minhash"] = key("exact", "data", "duplicate documents")
-    rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] = key("off", "data", "quality rules")
-    language: list[str] | None = key(None, "data", "languages to keep")
-    pii: Literal["off", "redact"] = key("off", "data", "personal data")
-    decontaminate: list[str] = key([], "data", "evaluation files whose passages are refused")
+    dedup: Literal["off", "exact", "minhash"] = key(
+        "exact", "data", "duplicate documents; minhash: near-duplicates too"
+    )
+    similarity: Fraction = key(
+        0.75, "data", "minhash: share of common 5-grams from which texts are duplicates"
+    )
+    rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] = key(
+        "off", "data", "quality rules: a set, several of them, or single rules by name"
+    )
+    thresholds: dict[str, float] = key({}, "data", "other values for thresholds of the rules, by name")
+    language: list[str] | None = key(None, "data", "languages to keep, e.g. en")
+    language_score: Fraction = key(0.0, "data", "lowest probability of that language")
+    pii: Literal["off", "redact"] = key("off", "data", "personal data and secrets")
+    decontaminate: list[str] = key([], "data", "evaluation files whose 13-grams are refused")
+    quality: str | None = key(
+        None, "data", 'labelled examples (JSONL: "text", "label" good or bad) to learn from'
+    )
+    quality_score: Fraction = key(0.5, "data", "lowest probability of being good")
+    code: str | None = key(None, "data", "module:function, RecordBatch to RecordBatch; needs --allow-code")
+
+
+class MixtureStage(Section):
+    """From a number of tokens on, other weights."""
+
+    tokens: str | NonNegativeInt = key(..., "mixture", 'trained before it begins, e.g. "2B"')
+    weights: dict[str, NonNegativeFloat] = key(
+        ..., "mixture", "weight of each source from here on; left out: as before"
+    )
+
+    @field_validator("tokens")
+    @classmethod
+    def _tokens_is_a_count(cls, value: str | int) -> int:
+        return parse_count(value) if isinstance(value, str) else value
+
+
+class Mixture(Section):
+    temperature: NonNegativeFloat = key(
+        1.0, "mixture", "a source's share goes with tokens ** temperature: 1 as they are, 0 all alike"
+    )
+    schedule: list[MixtureStage] = key([], "mixture", "weights that change while training")
 
 
 class Data(Section):
@@ -150,6 +188,7 @@ class Data(Section):
     )
     source: list[Source] = key([], "data", "what to read; repeat [[data.source]]")
     clean: Clean = key(Clean(), "data", "cleaning")
+    mixture: Mixture = key(Mixture(), "mixture", "how much of each source is read, and when")
 
 
 class Optimization(Section):

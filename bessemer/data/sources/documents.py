@@ -9,31 +9,18 @@ trafilatura at similar quality of text).
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from resiliparse.extract.html2text import extract_plain_text
 
-from bessemer.data.sources.inputs import Input, find_inputs, open_input
+from bessemer.data.sources.inputs import find_inputs, open_input
+from bessemer.data.sources.parts import Document, Input
 from bessemer.data.sources.records import MISSING, Record, Wanted, read_records
 from bessemer.errors import DataError
 from bessemer.recipe.schema import Source
 
 FILE_KINDS = ("text", "code", "html")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A row that was read. One of text, tokens and error is set."""
-
-    id: str  # the declared one, or file (and row)
-    group: str | None
-    num_bytes: int  # read for it
-    text: str | None = None
-    tokens: list[int] | None = None
-    error: str | None = None
-    has_own_id: bool = False  # the id is a column of the source, not a place in a file
 
 
 def source_inputs(source: Source, base: Path) -> list[Input]:

@@ -10,24 +10,15 @@ import difflib
 import glob
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 import xxhash
 
+from bessemer.data.sources.parts import Input
 from bessemer.errors import DataError
 
 _BLOCK_BYTES = 1 << 20
-
-
-@dataclass(frozen=True)
-class Input:
-    path: Path
-    name: str  # relative to the recipe, "/" between parts: the same wherever the recipe lies
-    size_bytes: int
-    modified_ns: int
-    xxh3_128: str
 
 
 def find_inputs(what: str, path_text: str, base: Path) -> list[Input]:

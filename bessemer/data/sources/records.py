@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bessemer.data.sources.inputs import Input, changed, check_unchanged, near, open_input
+from bessemer.data.sources.inputs import changed, check_unchanged, near, open_input
+from bessemer.data.sources.parts import Input
 from bessemer.errors import DataError
 
 MISSING = object()  # the row has no such field

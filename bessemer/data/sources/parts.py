@@ -1,0 +1,73 @@
+"""What readers speak of: documents, which come out, and parts, which are read one at a time.
+
+A part is the unit of work and of restart: whole small files, a range of a large one, a range of keys of
+a table. It goes to a worker process as JSON, and the same part always gives the same documents.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+
+@dataclass(frozen=True)
+class Document:
+    """A row that was read. One of text, tokens and error is set."""
+
+    id: str  # the declared one, or file (and row)
+    group: str | None
+    num_bytes: int  # read for it
+    text: str | None = None
+    tokens: list[int] | None = None
+    error: str | None = None
+    has_own_id: bool = False  # the id is a column of the source, not a place in a file
+    origin: str | None = (
+        None  # where it comes from, if that is more than its id: a web address, a page, a chapter
+    )
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file or an object in a store, or what is read of a database."""
+
+    path: Path  # where it lies; of no use for what is remote
+    name: str  # relative to the recipe, "/" between parts: the same wherever the recipe lies
+    size_bytes: int
+    modified_ns: int
+    xxh3_128: str  # of its content; where that would cost reading it, of what changes with it
+    url: str | None = None  # remote: s3://bucket/key, gs://bucket/key; a database without its password
+    cuts: tuple[tuple[int, int], ...] = ()  # of lines: (byte, row number) where a part may begin
+
+
+@dataclass(frozen=True)
+class Part:
+    inputs: tuple[Input, ...]  # several only where each is read whole
+    begin: int = (
+        0  # in what the reader counts: bytes of a file of lines, row groups of Parquet, keys of a table
+    )
+    end: int | None = None  # None: to the end
+    first_row: int = 1  # the number in its file of the first row
+    most_rows: int | None = None  # read no more than these
+
+    def to_json(self) -> dict[str, Any]:
+        # A part was cut already: its inputs' cuts would only make the task long.
+        inputs = [{**asdict(entry), "path": str(entry.path), "cuts": []} for entry in self.inputs]
+        return {**asdict(self), "inputs": inputs}
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> "Part":
+        inputs = []
+        for entry in row["inputs"]:
+            cuts = tuple((int(byte), int(number)) for byte, number in entry["cuts"])
+            inputs.append(Input(**{**entry, "path": Path(entry["path"]), "cuts": cuts}))
+        return Part(**{**row, "inputs": tuple(inputs)})
+
+    @property
+    def hash(self) -> str:
+        """Of what it holds, wherever the files lie."""
+        digest = xxhash.xxh3_128()
+        for entry in self.inputs:
+            digest.update(f"{entry.name}\0{entry.xxh3_128}\0".encode())
+        digest.update(repr((self.begin, self.end, self.first_row, self.most_rows)).encode())
+        return digest.hexdigest()
