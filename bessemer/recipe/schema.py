@@ -131,7 +131,7 @@ class Source(Section):
         "data",
         'documents of one group are held out together: a column or field, or for files "stem"',
     )
-    key: str | None = key(None, "data", "sql: column of whole numbers by which it is read in parts")
+    split_by: str | None = key(None, "data", "sql: column of whole numbers by which it is read in parts")
     licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
     limit: PositiveInt | None = key(None, "data", "rows read at most: the first ones")
     weight: PositiveFloat = key(1.0, "mixture", "times that its documents are read per epoch")
@@ -142,9 +142,7 @@ class Clean(Section):
     dedup: Literal["off", "exact", "minhash"] = key(
         "exact", "data", "duplicate documents; minhash: near-duplicates too"
     )
-    similarity: Fraction = key(
-        0.75, "data", "minhash: share of common 5-grams from which texts are duplicates"
-    )
+    similarity: Fraction = key(0.75, "data", "minhash: share of common 5-grams that makes duplicates")
     rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] = key(
         "off", "data", "quality rules: a set, several of them, or single rules by name"
     )

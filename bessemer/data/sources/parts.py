@@ -22,9 +22,7 @@ class Document:
     tokens: list[int] | None = None
     error: str | None = None
     has_own_id: bool = False  # the id is a column of the source, not a place in a file
-    origin: str | None = (
-        None  # where it comes from, if that is more than its id: a web address, a page, a chapter
-    )
+    origin: str | None = None  # web address, chapter, table: where it comes from, if more than its id
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Input:
 @dataclass(frozen=True)
 class Part:
     inputs: tuple[Input, ...]  # several only where each is read whole
-    begin: int = (
-        0  # in what the reader counts: bytes of a file of lines, row groups of Parquet, keys of a table
-    )
+    begin: int = 0  # bytes of a file of lines, row groups of Parquet, keys of a table
     end: int | None = None  # None: to the end
     first_row: int = 1  # the number in its file of the first row
     most_rows: int | None = None  # read no more than these

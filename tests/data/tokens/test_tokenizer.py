@@ -6,7 +6,7 @@ import pytest
 from making import TEXTS
 from tokenizers import Tokenizer, models
 
-from bessemer.data import tokenizer
+from bessemer.data.tokens import tokenizer
 from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.errors import DataError, RecipeError
 
