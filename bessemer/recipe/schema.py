@@ -134,7 +134,7 @@ class Source(Section):
     split_by: str | None = key(None, "data", "sql: column of whole numbers by which it is read in parts")
     licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
     limit: PositiveInt | None = key(None, "data", "rows read at most: the first ones")
-    weight: PositiveFloat = key(1.0, "mixture", "times that its documents are read per epoch")
+    weight: NonNegativeFloat = key(1.0, "mixture", "times that its documents are read per epoch")
     epochs: PositiveFloat | None = key(None, "mixture", "times that its documents may be read in all")
 
 
