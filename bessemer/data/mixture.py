@@ -10,10 +10,14 @@ Cost: 30 ns a sample and source; nothing is stored.
 Source: the split is Bresenham's line, IBM Systems Journal 4(1), 1965.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from bessemer.errors import RecipeError
+from bessemer.recipe.schema import Data
 
 SHARES = 1 << 20  # times 8e12 samples is still an int64
 Places = np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -21,34 +25,22 @@ Places = np.ndarray[tuple[int], np.dtype[np.int64]]
 
 @dataclass(frozen=True)
 class MixtureStage:
+    """All that is known of it: a run keeps its stages, and may add to them, but never changes a past one."""
+
     begin: int  # the first sample of it
-    weights: tuple[float, ...]  # of each source; 0: none of it
+    weights: tuple[float, ...]  # of each source, its size counted in; 0: none of it
+    most: tuple[int | None, ...]  # samples of each source that may be read in all, earlier stages counted
 
 
 class Mixture:
-    """Built for sources of `tokens` tokens each in `num_rows` rows."""
-
-    def __init__(
-        self,
-        tokens: Sequence[int],
-        num_rows: Sequence[int],
-        stages: Sequence[MixtureStage],
-        temperature: float = 1.0,
-        epochs: Sequence[float | None] | None = None,
-    ) -> None:
+    def __init__(self, stages: Sequence[MixtureStage]) -> None:
         assert stages and stages[0].begin == 0, "the first stage begins with the first sample"
-        caps = [
-            None if most is None else max(1, round(most * rows))
-            for most, rows in zip(epochs or [None] * len(num_rows), num_rows, strict=True)
-        ]
-        sizes = [float(count) ** temperature if count else 0.0 for count in tokens]
         self._begins: list[int] = []
         self._shares: list[Places] = []
         self._carried: list[Places] = []  # samples of each source before the stage
-        self.end: int | None = None  # how many samples there are, where all sources have caps
+        self.end: int | None = None  # how many samples there are, where all sources may end
         for number, stage in enumerate(stages):
-            until = stages[number + 1].begin if number + 1 < len(stages) else None
-            self._add(stage, until, sizes, caps)
+            self._add(stage, stages[number + 1].begin if number + 1 < len(stages) else None)
 
     def places(self, positions: Places) -> tuple[Places, Places]:
         """(source, its how-manieth sample) of each position."""
@@ -77,16 +69,14 @@ class Mixture:
         wanted = index - int(self._carried[stage][source]) + 1
         return self._begins[stage] + _samples_until(source, wanted, self._shares[stage]) - 1
 
-    def _add(
-        self, stage: MixtureStage, until: int | None, sizes: Sequence[float], caps: Sequence[int | None]
-    ) -> None:
+    def _add(self, stage: MixtureStage, until: int | None) -> None:
         """The stage, cut where a source has been read as often as it may be."""
         begin = stage.begin
-        carried = self.counts(begin) if self._begins else np.zeros(len(sizes), dtype=np.int64)
+        carried = self.counts(begin) if self._begins else np.zeros(len(stage.weights), dtype=np.int64)
         while self.end is None and (until is None or begin < until):
             weights = [
-                0.0 if cap is not None and done >= cap else weight * size
-                for weight, size, cap, done in zip(stage.weights, sizes, caps, carried.tolist(), strict=True)
+                0.0 if cap is not None and done >= cap else weight
+                for weight, cap, done in zip(stage.weights, stage.most, carried.tolist(), strict=True)
             ]
             if not any(weights):
                 self.end = begin
@@ -98,13 +88,75 @@ class Mixture:
             # The sources that will have been read as often as they may be, and after how many samples.
             ends = [
                 _samples_until(source, cap - done, shares)
-                for source, (cap, done) in enumerate(zip(caps, carried.tolist(), strict=True))
+                for source, (cap, done) in enumerate(zip(stage.most, carried.tolist(), strict=True))
                 if cap is not None and shares[source]
             ]
             if not ends or (until is not None and begin + min(ends) >= until):
                 return
             begin += min(ends)
             carried = carried + _counts(min(ends), shares)
+
+
+def planned_stages(
+    data: Data, tokens: Sequence[int], num_rows: Sequence[int], context: int
+) -> list[MixtureStage]:
+    """What the recipe says, for sources of so many tokens in so many rows of `context`.
+
+    Raises RecipeError for a schedule that names no source, or none with a weight.
+    """
+    mixture, names = data.mixture, [source.name for source in data.source]
+    sizes = [float(count) ** mixture.temperature if count else 0.0 for count in tokens]
+    most = tuple(
+        None if source.epochs is None else max(1, round(source.epochs * rows))
+        for source, rows in zip(data.source, num_rows, strict=True)
+    )
+    weights = {source.name: source.weight for source in data.source}
+    stages: list[MixtureStage] = []
+    for begin, changed in [(0, {}), *((int(stage.tokens), stage.weights) for stage in mixture.schedule)]:
+        _check_names(changed, names)
+        weights = {**weights, **changed}
+        sized = tuple(weights[name] * size for name, size in zip(names, sizes, strict=True))
+        if not any(sized):
+            raise RecipeError(
+                f"no source has a weight from token {begin:,} on",
+                found=", ".join(f"{name} = {weight:g}" for name, weight in weights.items()),
+                wanted="one weight above 0 or more",
+                fix="give a source a weight in data.mixture.schedule, or in [[data.source]]",
+            )
+        place = -(-begin // context)
+        stages = [stage for stage in stages if stage.begin < place]
+        stages.append(MixtureStage(place, sized, most))
+    return stages
+
+
+def followed_stages(
+    kept: Sequence[MixtureStage],
+    before: Sequence[MixtureStage],
+    wanted: Sequence[MixtureStage],
+    position: int,
+) -> list[MixtureStage]:
+    """The stages of a run that goes on at `position`, where its recipe may say something else by now.
+
+    kept: the run's; before, wanted: what the recipe said when they were made, and says now.
+    """
+    if list(before) == list(wanted):
+        return list(kept)
+    now = [stage for stage in wanted if stage.begin <= position][-1]
+    past = [stage for stage in kept if stage.begin < position]
+    later = [stage for stage in wanted if stage.begin > position]
+    return [*past, replace(now, begin=position), *later]
+
+
+def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
+    for name in weights:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            raise RecipeError(
+                f"data.mixture.schedule names a source that is not there: {name!r}",
+                found=f"sources: {', '.join(names)}",
+                wanted="weights of these",
+                fix=f"write {near[0]!r}" if near else "add the source, or remove its weight",
+            )
 
 
 def _shares(weights: Sequence[float]) -> Places:
