@@ -1,4 +1,4 @@
-"""`bessemer data build RECIPE`, `data inspect PATH`, `data report PATH`: prepared data, made and shown."""
+"""`bessemer data build RECIPE`, `data inspect|report|search PATH`: prepared data, made and looked at."""
 
 import argparse
 from pathlib import Path
@@ -6,16 +6,44 @@ from typing import Any
 
 from bessemer.errors import RecipeError
 
-HELP = "prepare data, show its exact tokens, tell what each source gave"
+HELP = "prepare data, show its exact tokens, tell what each source gave, find a passage in it"
+_ACTIONS = ("build", "inspect", "report", "search")
+# Which options belong to which action; elsewhere they would do nothing.
+_OPTIONS = {
+    "build": ("engine", "workers", "timeout", "strict", "allow_code", "refresh"),
+    "inspect": ("row", "split", "context"),
+    "report": ("out",),
+    "search": (),
+}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=["build", "inspect", "report"])
+    parser.add_argument("action", choices=_ACTIONS)
     parser.add_argument("target", metavar="RECIPE|PATH", help="build: a recipe; else prepared data, or a run")
-    parser.add_argument("--engine", choices=["local", "ray"], default="local", help="build: where")
-    parser.add_argument("--row", type=int, default=None, metavar="N", help="inspect: which row (0)")
-    parser.add_argument("--split", choices=["train", "validation"], default=None, help="inspect (train)")
-    parser.add_argument("--context", type=int, default=None, metavar="N", help="inspect: tokens in a row")
+    parser.add_argument("text", nargs="?", metavar="TEXT", help="search: the passage to look for")
+    build = parser.add_argument_group("build")
+    build.add_argument(
+        "--engine", choices=["local", "ray"], default=None, help="on this machine (default), or RAY_ADDRESS"
+    )
+    build.add_argument("--workers", type=int, default=None, metavar="N", help="processes (one a core)")
+    build.add_argument(
+        "--timeout", type=float, default=None, metavar="S", help="seconds a document may take (60)"
+    )
+    build.add_argument(
+        "--strict", action="store_true", default=None, help="exit 65 when a row cannot be read"
+    )
+    build.add_argument(
+        "--allow-code", action="store_true", default=None, help="run data.clean.code of the recipe"
+    )
+    build.add_argument("--refresh", action="store_true", default=None, help="read databases anew")
+    inspect = parser.add_argument_group("inspect")
+    inspect.add_argument("--row", type=int, default=None, metavar="N", help="which row (0)")
+    inspect.add_argument(
+        "--split", choices=["train", "validation"], default=None, help="of which split (train)"
+    )
+    inspect.add_argument("--context", type=int, default=None, metavar="N", help="tokens in a row")
+    report = parser.add_argument_group("report")
+    report.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the HTML page there")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -26,11 +54,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.action == "inspect":
         from bessemer.data.inspect import inspect_row
 
-        return {
-            "action": "inspect",
-            **inspect_row(folder, args.split or "train", args.row or 0, args.context),
-        }
-    from bessemer.data.store import open_prepared
+        row = inspect_row(folder, args.split or "train", args.row or 0, args.context)
+        return {"action": "inspect", **row}
+    if args.action == "search":
+        return {"action": "search", **_search(args, folder)}
+    from bessemer.data.prepared import open_prepared
 
     return {"action": "report", **_told(open_prepared(folder))}
 
@@ -38,6 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any]) -> str:
     if document["action"] == "inspect":
         return _shown_row(document)
+    if document["action"] == "search":
+        return _shown_finds(document)
     from bessemer.data.ledger import funnel_lines
 
     parts = [document, *([document["finetune"]] if document.get("finetune") else [])]
@@ -45,16 +75,38 @@ def show(document: dict[str, Any]) -> str:
 
 
 def _build(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.data.factory.how import How
     from bessemer.data.store import prepare, prepare_task
     from bessemer.recipe.load import load
 
+    given = {name: getattr(args, name) for name in _OPTIONS["build"] if getattr(args, name) is not None}
+    if "timeout" in given:
+        given["timeout_s"] = given.pop("timeout")
     loaded = load(args.target, args.set)
-    prepared = prepare(loaded.recipe, loaded.base, args.store, args.console)
+    prepared = prepare(loaded.recipe, loaded.base, args.store, args.console, How(**given))
     document = {"action": "build", **_told(prepared), "finetune": None}
     if loaded.recipe.finetune is not None and loaded.recipe.finetune.data is not None:
         task = prepare_task(loaded.recipe, loaded.base, args.store, prepared.tokenizer_path, args.console)
         document["finetune"] = _told(task)
     return document
+
+
+def _search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    from bessemer.data.prepared import Prepared, open_prepared
+    from bessemer.data.search import search, training_of
+    from bessemer.rundir import find_stage, read_object
+
+    prepared = open_prepared(folder)
+    if not isinstance(prepared, Prepared):
+        raise RecipeError(
+            "only pre-training data can be searched",
+            found=f"{folder}: examples of a task",
+            wanted="prepared data of a recipe, or a run whose newest stage is pre-training",
+            fix="name the stage: RUN/pretrain",
+        )
+    is_run = not (Path(args.target) / "manifest.json").is_file()
+    stage = read_object(find_stage(Path(args.target)) / "stage.json") if is_run else None
+    return {"folder": str(folder), **search(prepared, args.text, training_of(stage) if stage else None)}
 
 
 def _told(prepared: Any) -> dict[str, Any]:
@@ -124,23 +176,44 @@ def _prepared_folder(path: Path) -> Path:
     return Path(data.get("folder", stage))
 
 
+def _shown_finds(document: dict[str, Any]) -> str:
+    found = document["found"]
+    if not found:
+        return f"{document['text']!r} is nowhere in {document['folder']}"
+    lines = []
+    for row in found:
+        read = row["steps"]
+        steps = "" if read is None else f", steps {', '.join(map(str, read))}" if read else ", in no step"
+        place = f"({row['shard']}, document {row['document']})"
+        lines.append(f"{row['split']}  {row['source']}: {row['id']}  {place}{steps}")
+    more = [] if document["complete"] else [f"… and more: the first {len(found)} are shown"]
+    return "\n".join([*lines, *more])
+
+
 def _refuse_what_has_no_effect(args: argparse.Namespace) -> None:
-    if args.engine != "local":
+    for action, names in _OPTIONS.items():
+        for name in names:
+            if getattr(args, name) is not None and action != args.action:
+                option = "--" + name.replace("_", "-")
+                raise RecipeError(
+                    f"{option} has no effect on `data {args.action}`",
+                    found=option,
+                    wanted=f"it with `data {action}` only",
+                    fix=f"remove {option}",
+                )
+    if (args.text is None) == (args.action == "search"):
         raise RecipeError(
-            "--engine ray is not built yet in this version",
-            found="--engine ray",
-            wanted="--engine local",
-            fix="leave --engine out: data is prepared on this machine",
+            "`data search` needs a passage" if args.text is None else f"`data {args.action}` takes no TEXT",
+            found="none" if args.text is None else repr(args.text),
+            wanted="`bessemer data search PATH TEXT`",
+            fix="put the passage in quotes behind the path" if args.text is None else "remove it",
         )
-    given = [name for name in ("row", "split", "context") if getattr(args, name) is not None]
-    if given and args.action != "inspect":
-        raise RecipeError(
-            f"--{given[0]} has no effect on `data {args.action}`",
-            found=f"--{given[0]}",
-            wanted="it with `data inspect` only",
-            fix=f"remove --{given[0]}",
-        )
-    if args.context is not None and args.context < 2:
-        raise RecipeError(
-            "--context is too short", found=str(args.context), wanted="2 or more", fix="--context 512"
-        )
+    for name, least, unit in (("context", 2, "tokens"), ("workers", 1, "process"), ("timeout", 0.1, "s")):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise RecipeError(
+                f"--{name} is too small",
+                found=str(value),
+                wanted=f"{least} {unit} or more",
+                fix=f"leave --{name} out for the usual one",
+            )

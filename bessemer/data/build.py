@@ -1,39 +1,49 @@
-"""Prepare pre-training data: read, decide, learn the tokenizer, encode. Read this file top to bottom.
+"""Prepare pre-training data: from raw sources to shards. Read this file top to bottom.
 
-    read      every row of every source once; texts go to a spool on disk
-    decide    held out, duplicate, leak (holdout.py): before anything is learnt from a text
-    tokenizer from the training split, or the recipe's ready one
-    encode    both splits, documents in an order by their hash: so each row mixes sources, the first
-              validation rows are like all, and repeats by weight lie apart
-Weight w repeats each training document floor(w) times, and once more for a share of w - floor(w) of
-them, chosen by hash. Held-out documents are never repeated.
-Cost: 2 MB/s of text on one core, most of it the tokenizer; memory 60 bytes a document.
+    cut        sources into parts: files, ranges of files, ranges of tables
+    documents  each part: read, cleaned, measured            by workers, cached (factory/stages.py)
+    decide     where each row goes, before anything is learnt from a text       (factory/decide.py)
+    tokenizer  words counted by workers, merged here; or the recipe's own
+    encode     each part to a shard of its own               by workers, cached (factory/encode.py)
+    publish    shards linked under the folder of this data, and what is told of them
+
+What a worker has written stays in the store's stages/ and is found by the next build: one that was killed,
+one with a source more, one with another threshold.
 """
 
-import json
+import os
+import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
-from bessemer.data import holdout
-from bessemer.data.ledger import SourceCount
-from bessemer.data.sources.documents import documents
+from bessemer.data.clean.rules import chosen_rules
+from bessemer.data.factory.decide import TRAIN, VALIDATION, Deciding, Decisions, decide
+from bessemer.data.factory.engines import Engine, Local, Progress, Task, usable_cores
+from bessemer.data.factory.how import How
+from bessemer.data.factory.keys import PartFiles, key, part_files
+from bessemer.data.factory.settings import shared_settings, stage_settings
+from bessemer.data.factory.told import told_sources, write_samples
+from bessemer.data.ledger import check_kept
+from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.parts import Input
-from bessemer.data.spool import Numbered, Numbers, Spool, Stored
-from bessemer.data.tokens import tokenizer
-from bessemer.data.tokens.shards import ShardWriter
+from bessemer.data.tokens.encoder import Encoder
+from bessemer.data.tokens.learn import learn
 from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import write_bytes, write_text
 from bessemer.errors import DataError
 from bessemer.log import Console
 from bessemer.recipe.schema import Recipe, Source
 
-SPLITS = {"train": holdout.TRAIN, "validation": holdout.VALIDATION}
-_BATCH_BYTES = 4_000_000
+SPLITS = {"train": TRAIN, "validation": VALIDATION}
+_WORKER_BYTES = 3 << 30  # private memory that a worker may take: more is a document that unfolds
+_WIDE_BYTES = 512 << 20  # for duplicates, beyond which they spill to disk
 
 
 @dataclass(frozen=True)
@@ -41,191 +51,254 @@ class Work:
     """What the steps of one build share."""
 
     recipe: Recipe
+    base: Path
     inputs: Sequence[Sequence[Input]]  # of each source
     ready: TextTokenizer | None
+    store: Path
     folder: Path
+    how: How
     console: Console
+    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def sources(self) -> list[Source]:
         return self.recipe.data.source
 
+    @property
+    def stages(self) -> Path:
+        return self.store.resolve() / "stages"
+
 
 def build(work: Work) -> dict[str, Any]:
     """Write tokenizer.json and tokens/ into the folder. Returns the manifest's own part."""
-    timings: dict[str, float] = {}
-    counts = [SourceCount(source.name, source.kind, source.licence) for source in work.sources]
-    spool = Spool(work.folder / "documents.spool")
+    engine = _engine(work)
     try:
-        with _timed(timings, "read_s"):
-            _read(work, spool, counts)
-        with _timed(timings, "decide_s"):
-            numbers = spool.numbers()
-            parts = _decide(work, spool, numbers, counts)
-        with _timed(timings, "tokenizer_s"):
-            learnt = work.ready or _learn(work, spool, parts)
+        with _timed(work, "documents_s"):
+            parts = _documents(work, engine)
+        with _timed(work, "decide_s"):
+            decisions = _decide(work, parts)
+            sources = told_sources(work.sources, parts, decisions)
+            for told in sources:
+                check_kept(told)
+        with _timed(work, "tokenizer_s"):
+            learnt = work.ready or _learn(work, engine, parts, decisions)
             write_text(work.folder / "tokenizer.json", learnt.text)
             write_text(work.folder / "tokenizer_config.json", learnt.config_text())
-        with _timed(timings, "encode_s"):
-            splits = {
-                name: _encode(work, spool, _order(work, numbers, parts, part), learnt, name, counts)
-                for name, part in SPLITS.items()
-            }
+        with _timed(work, "encode_s"):
+            encoded = _encode(work, engine, parts, decisions, learnt)
     finally:
-        spool.close()
+        engine.close()
+    _link(work, parts, sources, encoded)
+    write_samples(work.folder / "samples.jsonl", work.sources, parts, decisions)
     return {
         "tokenizer": learnt.description(),
-        "splits": splits,
-        "sources": [count.to_json() for count in counts],
-        "timings_s": timings,
+        "splits": {name: _sum([source["splits"][name] for source in sources]) for name in SPLITS},
+        "sources": sources,
+        "timings_s": work.timings,
     }
 
 
-def _read(work: Work, spool: Spool, counts: list[SourceCount]) -> None:
-    for place, (source, inputs, count) in enumerate(zip(work.sources, work.inputs, counts, strict=True)):
-        vocab = work.ready.vocab if work.ready else 0
-        for document in documents(source, inputs):
-            error = document.error
-            if document.tokens and max(document.tokens) >= vocab:
-                error = "not_tokens"
-            count.read(document.num_bytes, error)
-            if error is not None:
-                continue
-            normalised = (
-                holdout.normalise(document.text)
-                if document.text is not None
-                else np.asarray(document.tokens, dtype=np.int32).tobytes()
-            )
-            if not normalised:
-                count.refused["empty"] += 1
-                continue
-            own_id = document.id if document.has_own_id else None
-            key = holdout.holdout_hash(document.group, own_id, normalised)
-            stored = Stored(place, document.id, document.group, document.text, document.tokens)
-            spool.add(stored, normalised, key)
-            work.console.progress(f"data: {source.name}, {count.rows_in:,} rows")
-        work.console.progress(f"data: {source.name}, {count.rows_in:,} rows", last=True)
+def _engine(work: Work) -> Engine:
+    if work.how.engine == "ray":
+        # Ray is the user's own; who has none needs none.
+        from bessemer.data.factory.on_ray import OnRay
+
+        return OnRay(work.stages, _WORKER_BYTES, work.how.timeout_s)
+    return Local(work.how.workers or usable_cores(), _WORKER_BYTES, work.how.timeout_s)
 
 
-def _decide(work: Work, spool: Spool, numbers: Numbered, counts: list[SourceCount]) -> Numbers:
-    """TRAIN, VALIDATION or why not, for each document; counted by source."""
-    parts = holdout.split(numbers.holdout, work.recipe.data.validation)
-    if work.recipe.data.clean.dedup == "exact":
-        holdout.refuse_duplicates(parts, numbers)
-    holdout.refuse_leaks(parts, numbers, spool)
-    for place, count in enumerate(counts):
-        own = parts[numbers.source == place]
-        count.kept = int(np.isin(own, list(SPLITS.values())).sum())
-        for part, rule in holdout.REFUSED.items():
-            if refused := int((own == part).sum()):
-                count.refused[rule] += refused
-        count.check_kept()
-    if not (parts == holdout.TRAIN).any():
-        raise DataError(
-            "no document is left to train on",
-            found=f"{int((parts == holdout.VALIDATION).sum())} documents, all held out",
-            wanted="documents of two groups or more",
-            fix="set data.validation = 0, or give the sources a finer `group`",
-        )
+def _documents(work: Work, engine: Engine) -> list[PartFiles]:
+    """Every part of every source, behind the stages that it goes through."""
+    parts, tasks = [], []
+    shared = shared_settings(work.recipe, work.base, work.stages, work.console)
+    for number, (source, inputs) in enumerate(zip(work.sources, work.inputs, strict=True)):
+        settings = stage_settings(work.recipe, source, work.base, shared)
+        for part in cut(source, inputs):
+            one = part_files(number, source, part, settings, work.stages)
+            parts.append(one)
+            if not all(path.exists() for path in one.files.values()):
+                tasks.append(_document_task(source, one, settings))
+    if tasks:
+        engine.run(tasks, Progress(work.console, "reading", tasks))
     return parts
 
 
-def _learn(work: Work, spool: Spool, parts: Numbers) -> TextTokenizer:
-    """From the training split: all of it, or a share of the documents chosen by their place."""
-    training = np.flatnonzero(parts == holdout.TRAIN)
-    sizes = np.array([spool.size_bytes(number) for number in training.tolist()], dtype=np.int64)
-    if sizes.sum() > tokenizer.MAX_TRAINING_BYTES:
-        # In an order by hash, so that every source and every part of it has its share.
-        order = np.argsort(_mixed(training.astype(np.uint64)), kind="stable")
-        enough = int(np.searchsorted(np.cumsum(sizes[order]), tokenizer.MAX_TRAINING_BYTES, "right"))
-        training = np.sort(training[order[: max(1, enough)]])
-    work.console.line(
-        f"data: learning {work.recipe.tokenizer.vocab:,} tokens from {len(training):,} documents"
+def _document_task(source: Source, one: PartFiles, settings: dict[str, Any]) -> Task:
+    return {
+        "kind": "documents",
+        "name": f"{source.name}: {one.part.inputs[0].name}",
+        "size_bytes": one.size_bytes,
+        "source": source.model_dump(mode="json"),
+        "part": one.part.to_json(),
+        "settings": settings,
+        "files": {name: str(path) for name, path in one.files.items()},
+    }
+
+
+def _decide(work: Work, parts: Sequence[PartFiles]) -> Decisions:
+    clean = work.recipe.data.clean
+    how = Deciding(
+        sources=work.sources,
+        clean=clean,
+        rules=chosen_rules(clean.rules, clean.thresholds),
+        validation=work.recipe.data.validation,
+        vocab=work.ready.vocab if work.ready else None,
+        folder=work.folder / "wide",
+        memory_bytes=_WIDE_BYTES,
     )
-    texts = (document.text for document in spool.read(training) if document.text is not None)
-    return tokenizer.train(texts, work.recipe.tokenizer.vocab)
+    how.folder.mkdir()
+    try:
+        decisions = decide(parts, how)
+    finally:
+        shutil.rmtree(how.folder, ignore_errors=True)
+    num_held = sum(int((fates == VALIDATION).sum()) for fates in decisions.fates)
+    if not any((fates == TRAIN).any() for fates in decisions.fates):
+        raise DataError(
+            "no document is left to train on",
+            found=f"{num_held} documents, all held out",
+            wanted="documents of two groups or more",
+            fix="set data.validation = 0, or give the sources a finer `group`",
+        )
+    return decisions
 
 
-def write_order(numbers: Numbered, chosen: Numbers) -> Numbers:
-    """These documents, repeats among them, in an order that only their content decides."""
-    keys = _mixed(numbers.content_low[chosen] + _mixed(_copy_number(chosen).astype(np.uint64)))
-    return chosen[np.argsort(keys, kind="stable")]
-
-
-def _order(work: Work, numbers: Numbered, parts: Numbers, part: int) -> Numbers:
-    """The documents of a split as they are written, with repeats by weight."""
-    chosen = np.flatnonzero(parts == part)
-    if part == holdout.TRAIN:
-        weights = np.array([source.weight for source in work.sources])[numbers.source[chosen]]
-        share = (numbers.content_high[chosen] >> np.uint64(11)).astype(np.float64) / 2.0**53
-        times = np.floor(weights).astype(np.int64) + (share < weights - np.floor(weights))
-        chosen = np.repeat(chosen, times)
-    return write_order(numbers, chosen)
-
-
-def _copy_number(repeated: Numbers) -> Numbers:
-    """0, 1, 2 … within each run of equal numbers."""
-    begins = np.flatnonzero(np.diff(repeated, prepend=-1))
-    lengths = np.diff(begins, append=len(repeated))
-    return np.arange(len(repeated)) - np.repeat(begins, lengths)
-
-
-def _mixed(numbers: Numbers) -> Numbers:
-    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return numbers ^ (numbers >> np.uint64(31))
+def _learn(work: Work, engine: Engine, parts: Sequence[PartFiles], decisions: Decisions) -> TextTokenizer:
+    """From all documents that are trained on: memory goes with distinct words, not with the text."""
+    counted, tasks = [], []
+    for one, mask in _masked(work, parts, decisions):
+        if work.sources[one.source].kind == "tokens" or not (mask.fates == TRAIN).any():
+            continue
+        known = key("words", one.keys["clean"], mask.hash)
+        path = work.stages / "words" / known[:2] / f"{known}.arrow"
+        counted.append(path)
+        if not path.exists():
+            files = {name: str(one.files[name]) for name in ("read", "clean")}
+            files |= {"mask": str(mask.path), "words": str(path)}
+            name = f"words of {one.part.inputs[0].name}"
+            task = {"kind": "words", "name": name, "size_bytes": one.size_bytes, "files": files}
+            tasks.append({**task, "split": TRAIN})
+    if tasks:
+        engine.run(tasks, Progress(work.console, "counting words", tasks))
+    vocab = work.recipe.tokenizer.vocab
+    path = (
+        work.stages / "tokenizer" / f"{key('tokenizer', '', [[path.name for path in counted], vocab])}.json"
+    )
+    if not path.exists():
+        write_text(path, learn(counted, vocab, work.console).text)
+    return TextTokenizer.read(path)
 
 
 def _encode(
-    work: Work, spool: Spool, order: Numbers, learnt: TextTokenizer, name: str, counts: list[SourceCount]
-) -> dict[str, int]:
-    """Write one split. Beside the tokens, a line a document says which it is."""
-    total = {"documents": 0, "tokens": 0, "bytes": 0}
-    (work.folder / "tokens").mkdir(exist_ok=True)
-    stem = work.folder / "tokens" / f"{name}-00000"
-    labels: list[str] = []
-    with ShardWriter(stem, learnt.vocab) as shard:
-        for batch in _batches(spool.read(order)):
-            encoded = iter(learnt.encode([document.text for document in batch if document.text is not None]))
-            for document in batch:
-                inner = next(encoded) if document.text is not None else document.tokens or []
-                text = document.text if document.text is not None else learnt.decode(inner)
-                tokens = learnt.document(inner)
-                shard.add(tokens)
-                count = counts[document.source]
-                count.documents += 1
-                count.tokens += len(tokens)
-                labels.append(json.dumps([count.name, document.id, document.group]) + "\n")
-                total["documents"] += 1
-                total["tokens"] += len(tokens)
-                total["bytes"] += len(text.encode())
-            work.console.progress(f"data: {name}, {total['documents']:,} of {len(order):,} documents")
-    work.console.progress(f"data: {name}, {total['documents']:,} documents", last=True)
-    write_bytes(stem.with_suffix(".jsonl"), "".join(labels).encode())
-    return total
+    work: Work, engine: Engine, parts: Sequence[PartFiles], decisions: Decisions, learnt: TextTokenizer
+) -> list[dict[str, Any]]:
+    """A folder of shards for each part. Returns what each says of itself, with its `folder`."""
+    encoder = Encoder.proven(learnt)
+    if encoder.slow_because is not None:
+        work.console.line(f"data: encoding with `tokenizers`, as the fast encoder {encoder.slow_because}")
+    tokenizer_path = work.stages / "tokenizer" / f"{learnt.xxh3_128}.json"
+    if not tokenizer_path.exists():
+        write_text(tokenizer_path, learnt.text)
+    tasks: list[Task] = []
+    for one, mask in _masked(work, parts, decisions):
+        source = work.sources[one.source]
+        about = {"source": source.name, "licence": source.licence, "language": "language" in one.files}
+        known = key("tokens", one.keys["clean"], [mask.hash, learnt.xxh3_128, about])
+        files = {name: str(path) for name, path in one.files.items() if name in ("read", "clean", "language")}
+        tasks.append(
+            {
+                "kind": "encode",
+                "name": f"tokens of {one.part.inputs[0].name}",
+                "size_bytes": one.size_bytes,
+                "files": {**files, "mask": str(mask.path), "tokenizer": str(tokenizer_path)},
+                "folder": str(work.stages / "tokens" / known[:2] / known),
+                "fast": encoder.slow_because is None,
+                "special": learnt.description(),
+                "splits": SPLITS,
+                **about,
+            }
+        )
+    missing = [task for task in tasks if not Path(task["folder"]).exists()]
+    if missing:
+        engine.run(missing, Progress(work.console, "encoding", missing))
+    return [{"folder": Path(task["folder"]), **_summary(Path(task["folder"]))} for task in tasks]
 
 
-def _batches(stored: Iterator[Stored]) -> Iterator[list[Stored]]:
-    batch: list[Stored] = []
-    size = 0
-    for document in stored:
-        batch.append(document)
-        size += len(document.text or "") + 4 * len(document.tokens or ())
-        if size > _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+@dataclass(frozen=True)
+class _Mask:
+    """Where the rows of a part go, as a file that workers read."""
+
+    fates: "np.ndarray[Any, np.dtype[np.uint8]]"
+    hash: str
+    path: Path
 
 
-class _timed:
-    """Adds the wall time of a block to a table."""
+def _masked(
+    work: Work, parts: Sequence[PartFiles], decisions: Decisions
+) -> Iterator[tuple[PartFiles, _Mask]]:
+    """Why a row was left out is nothing to a shard: all such reasons are one here."""
+    for one, fates in zip(parts, decisions.fates, strict=True):
+        content = np.minimum(fates, VALIDATION + 1).tobytes()
+        known = xxhash.xxh3_128_hexdigest(content)
+        path = work.stages / "masks" / known[:2] / known
+        if not path.exists():
+            write_bytes(path, content)
+        yield one, _Mask(fates, known, path)
 
-    def __init__(self, timings: dict[str, float], name: str) -> None:
-        self._timings, self._name = timings, name
 
-    def __enter__(self) -> None:
-        self._begin = time.monotonic()
+def _link(
+    work: Work, parts: Sequence[PartFiles], sources: list[dict[str, Any]], encoded: Sequence[dict[str, Any]]
+) -> None:
+    """Shards under their names in the folder: links where the file system has them, else copies.
 
-    def __exit__(self, *_: object) -> None:
-        self._timings[self._name] = round(time.monotonic() - self._begin, 3)
+    Adds to what is told of the sources which shards they have, and how much is in them.
+    """
+    for source in sources:
+        source["splits"] = {name: {"documents": 0, "tokens": 0, "bytes": 0} for name in SPLITS}
+        source["shards"] = {name: [] for name in SPLITS}
+    for one, given in zip(parts, encoded, strict=True):
+        source = sources[one.source]
+        folder = work.folder / "tokens" / f"{one.source:02d}-{_plain(source['name'])}"
+        for name in SPLITS:
+            counts, shards = given["splits"][name], source["shards"][name]
+            if not counts["documents"]:
+                continue
+            source["splits"][name] = _sum([source["splits"][name], counts])
+            folder.mkdir(parents=True, exist_ok=True)
+            stem = folder / f"{name}-{len(shards):05d}"
+            shards.append(stem.relative_to(work.folder).as_posix())
+            for ending in (".bin", ".idx", ".parquet"):
+                _link_file(given["folder"] / f"{name}{ending}", stem.with_suffix(ending))
+    for source in sources:
+        whole = _sum(list(source["splits"].values()))
+        source["documents"], source["tokens"] = whole["documents"], whole["tokens"]
+
+
+def _link_file(existing: Path, new: Path) -> None:
+    try:
+        os.link(existing, new)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(existing, new)
+
+
+def _plain(name: str) -> str:
+    """A source's name as part of a file's."""
+    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)[:40]
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    from bessemer.rundir import read_object
+
+    summary = read_object(folder / "summary.json")
+    assert summary is not None, f"{folder} has no summary"
+    return summary
+
+
+def _sum(rows: Sequence[dict[str, int]]) -> dict[str, int]:
+    return {name: sum(row[name] for row in rows) for name in ("documents", "tokens", "bytes")}
+
+
+@contextmanager
+def _timed(work: Work, name: str) -> Iterator[None]:
+    begin_s = time.monotonic()
+    yield
+    work.timings[name] = round(time.monotonic() - begin_s, 3)

@@ -6,6 +6,7 @@ an earlier builder left behind.
 """
 
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,6 +41,17 @@ def building_folder(final: Path) -> Path:
     building = final.with_name(_BUILDING + final.name)
     try:
         _sweep(final)
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir(parents=True)
+    except OSError as error:
+        raise cannot_write(building, error) from error
+    return building
+
+
+def unfinished(final: Path) -> Path:
+    """An empty folder beside `final`, for one process of many that may write it: each has its own."""
+    building = final.with_name(f"{_BUILDING}{final.name}.{os.getpid()}")
+    try:
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir(parents=True)
     except OSError as error:

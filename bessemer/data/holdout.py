@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 import xxhash
 
-from bessemer.data.spool import Numbered, Numbers, Spool
+from bessemer.data.spool import Numbered, Numbers
 
 TRAIN, VALIDATION, DUPLICATE, LEAK = 0, 1, 2, 3
 REFUSED = {DUPLICATE: "dedup.exact", LEAK: "leak"}
@@ -36,17 +36,29 @@ def holdout_hash(group: str | None, own_id: str | None, content: bytes) -> int:
     return xxhash.xxh3_64_intdigest(b"held out\0" + (content if label is None else label.encode()))
 
 
-def split(hashes: Numbers, share: float) -> Numbers:
-    """TRAIN or VALIDATION of each. Where there are two groups or more, none of the splits stays empty.
+def content_hash(normalised: bytes) -> tuple[int, int]:
+    """128 bits, in two halves."""
+    content = xxhash.xxh3_128_intdigest(normalised)
+    return content >> 64, content & _MASK64
 
-    A few documents may all hash above the share: then the group with the smallest hash is held out.
+
+def border(share: float, lowest: int, highest: int) -> int:
+    """Held out is what hashes below it. lowest, highest: of all hashes there are.
+
+    Where there are two groups or more, none of the splits stays empty: a few documents may all hash above
+    the share; then the group with the smallest hash is held out.
     """
-    groups = np.unique(hashes)
-    if share == 0 or len(groups) < 2:
-        return np.full(len(hashes), TRAIN, dtype=np.int8)
-    border = max(int(share * 2.0**64), int(groups[0]) + 1)
-    border = min(border, int(groups[-1]))
-    return np.where(hashes < np.uint64(border), VALIDATION, TRAIN).astype(np.int8)
+    if share == 0 or lowest >= highest:
+        return 0
+    return min(max(int(share * 2.0**64), lowest + 1), highest)
+
+
+def split(hashes: Numbers, share: float) -> Numbers:
+    """TRAIN or VALIDATION of each."""
+    if not len(hashes):
+        return np.zeros(0, dtype=np.int8)
+    below = hashes < np.uint64(border(share, int(hashes.min()), int(hashes.max())))
+    return np.where(below, VALIDATION, TRAIN).astype(np.int8)
 
 
 def refuse_duplicates(parts: Numbers, numbers: Numbered) -> None:
@@ -61,30 +73,38 @@ def refuse_duplicates(parts: Numbers, numbers: Numbered) -> None:
     parts[order[1:][again]] = DUPLICATE
 
 
-def refuse_leaks(parts: Numbers, numbers: Numbered, spool: Spool) -> None:
-    """Set LEAK for training documents that hold a held-out passage, or all of a held-out document."""
-    held_out = np.flatnonzero(parts == VALIDATION)
-    if len(held_out) == 0:
-        return
-    secret: set[int] = set()
-    for document in spool.read(held_out):
-        secret.update(passages(document.text or ""))
-    whole = set(
-        zip(numbers.content_high[held_out].tolist(), numbers.content_low[held_out].tolist(), strict=True)
-    )
-    training = np.flatnonzero(parts == TRAIN)
-    shared: dict[int, list[int]] = {}  # document: its held-out passages
-    groups: dict[int, set[int]] = {}  # held-out passage: training groups that have it
-    for number, document in zip(training.tolist(), spool.read(training), strict=True):
-        if (int(numbers.content_high[number]), int(numbers.content_low[number])) in whole:
-            parts[number] = LEAK  # only with deduplication off
-        elif found := [passage for passage in passages(document.text or "") if passage in secret]:
-            shared[number] = found
-            for passage in found:
-                groups.setdefault(passage, set()).add(int(numbers.holdout[number]))
-    for number, found in shared.items():
-        if any(len(groups[passage]) <= _BOILERPLATE_GROUPS for passage in found):
-            parts[number] = LEAK
+class Leaks:
+    """Finds training documents that hold a held-out passage, or all of a held-out document."""
+
+    def __init__(self, secret: Numbers, whole: Numbers) -> None:
+        """Hashes of the passages, and of the contents, of what is held out."""
+        self._secret, self._whole = np.unique(secret), np.unique(whole)
+        self._certain: list[tuple[int, Numbers]] = []
+        self._shared: list[tuple[int, Numbers, Numbers]] = []  # part, rows, the passages that each shares
+        self._groups: list[Numbers] = []  # pairs of a passage's place and a training group that has it
+
+    def add(
+        self, part: int, rows: Numbers, lengths: Numbers, flat: Numbers, group: Numbers, content: Numbers
+    ) -> None:
+        """Training documents of a part: `lengths` passages each of `flat`, their group, their content."""
+        self._certain.append((part, rows[np.isin(content, self._whole)]))  # only with deduplication off
+        owner = np.repeat(np.arange(len(rows)), lengths)
+        place = np.searchsorted(self._secret, flat)
+        place[place == len(self._secret)] = 0
+        hit = self._secret[place] == flat if len(self._secret) else np.zeros(len(flat), dtype=bool)
+        owner, place = owner[hit], place[hit]
+        self._shared.append((part, rows[owner], place))
+        pairs = np.stack([place.astype(np.uint64), group[owner]], axis=1)
+        self._groups.append(np.unique(pairs, axis=0))
+
+    def found(self) -> Iterable[tuple[int, Numbers]]:
+        """(part, rows) that hold what is held out."""
+        pairs = (
+            np.unique(np.concatenate(self._groups), axis=0) if self._groups else np.zeros((0, 2), np.uint64)
+        )
+        common = np.bincount(pairs[:, 0].astype(np.int64), minlength=len(self._secret))
+        for (part, certain), (_, rows, place) in zip(self._certain, self._shared, strict=True):
+            yield part, np.union1d(certain, rows[common[place] <= _BOILERPLATE_GROUPS])
 
 
 def passages(text: str) -> Iterable[int]:

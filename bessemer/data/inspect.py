@@ -5,8 +5,9 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
+from bessemer.data.labels import labels
+from bessemer.data.prepared import PreparedTask, Split, open_prepared
 from bessemer.data.rows import NO_LOSS
-from bessemer.data.store import PreparedTask, Split, open_prepared
 from bessemer.errors import RecipeError
 
 _CONTEXT = 512
@@ -25,7 +26,7 @@ def inspect_row(folder: Path, split: str, index: int, context: int | None) -> di
             wanted=f"0 to {len(rows) - 1}" if len(rows) else "a split that holds something",
             fix="choose another --row, --split or --context",
         )
-    row, labels = rows.row(index), prepared.labels(cast(Split, split))
+    row, known = rows.row(index), labels(prepared, cast(Split, split))
     engine = Tokenizer.from_file(str(prepared.tokenizer_path))
     # A token is a target where the token before it predicts it; the first one's is in the row before.
     learnt = [False, *(target != NO_LOSS for target in row.targets_T[:-1].tolist())]
@@ -40,7 +41,7 @@ def inspect_row(folder: Path, split: str, index: int, context: int | None) -> di
         "targets": int((row.targets_T != NO_LOSS).sum()),
         "padding": context - shown[-1][2],
         "documents": [
-            {"number": number, "begin": begin, "end": end, **labels[number]} for number, begin, end in shown
+            {"number": number, "begin": begin, "end": end, **known[number]} for number, begin, end in shown
         ],
         "tokens": [
             {

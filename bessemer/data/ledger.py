@@ -48,22 +48,23 @@ class SourceCount:
             "tokens": self.tokens,
         }
 
-    def check_kept(self) -> None:
-        """Raises DataError for a source that gave nothing: it is there by mistake, or its path is wrong."""
-        if self.kept:
-            return
-        lost = [f"{count} {reason}" for reason, count in (self.refused + self.errors).most_common()]
-        raise DataError(
-            f"source {self.name!r} gave no {'row' if self.rows_in == 0 else 'document'}",
-            found=f"{self.rows_in} rows" + (f": {', '.join(lost)}" if lost else ""),
-            wanted="one document or more",
-            fix=_FIXES.get((self.refused + self.errors).most_common(1)[0][0], _GENERAL_FIX)
-            if lost
-            else "check its path or query, or remove the source",
-        )
+
+def check_kept(told: dict[str, Any]) -> None:
+    """Raises DataError for a source that gave nothing: it is there by mistake, or its path is wrong."""
+    if told["kept"]:
+        return
+    lost = Counter(told["refused"]) + Counter(told["errors"])
+    reasons = [f"{count} {reason}" for reason, count in lost.most_common()]
+    most = lost.most_common(1)[0][0] if lost else ""
+    raise DataError(
+        f"source {told['name']!r} gave no {'document' if told['rows_in'] else 'row'}",
+        found=f"{told['rows_in']} rows" + (f": {', '.join(reasons)}" if reasons else ""),
+        wanted="one document or more",
+        fix=_FIXES.get(most, _GENERAL_FIX),
+    )
 
 
-_GENERAL_FIX = "check what the source names, or remove it"
+_GENERAL_FIX = "check its path, query and columns, or remove it"
 _FIXES = {
     "missing": "check `text`, `prompt`, `answer`, `id` and `group`: they name columns or fields",
     "not_text": "name a column that holds text",

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bessemer.data.mixed_rows import MixedRows
+from bessemer.data.mixture import Mixture, Places
 from bessemer.data.order import samples
 from bessemer.data.rows import NO_LOSS, Rows
 from bessemer.formulas.layout import split_evenly
@@ -56,6 +58,7 @@ class Batches:
     micro_batch: int
     rank: int = 0  # of those that read different rows
     ranks: int = 1
+    mixture: Mixture | None = None  # of several sources; None: one permutation of all rows an epoch
 
     def batch(self, position: int) -> Batch:
         """This rank's share of the batch_rows rows from `position` on.
@@ -64,12 +67,18 @@ class Batches:
         """
         share = split_evenly(self.batch_rows, self.ranks)[self.rank]
         positions = position + np.arange(share.start, share.stop, dtype=np.int64)
-        indices = samples(self.seed, positions, len(self.rows)).tolist()
+        indices = self._rows_at(positions).tolist()
         cuts = range(0, -(-self.batch_rows // self.ranks), self.micro_batch)
         parts = [
             micro_batch(self.rows, indices[cut : cut + self.micro_batch], self.micro_batch) for cut in cuts
         ]
         return Batch(parts, sum(int((part.targets_BT != NO_LOSS).sum()) for part in parts))
+
+    def _rows_at(self, positions: Places) -> Places:
+        if self.mixture is None:
+            return samples(self.seed, positions, len(self.rows))
+        assert isinstance(self.rows, MixedRows), "a mixture is of sources"
+        return self.rows.samples(self.mixture, self.seed, positions)
 
 
 def micro_batch(rows: Rows, indices: Sequence[int], size: int | None = None) -> MicroBatch:

@@ -12,7 +12,8 @@ Source: the split is Bresenham's line, IBM Systems Journal 4(1), 1965.
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -97,6 +98,25 @@ class Mixture:
             carried = carried + _counts(min(ends), shares)
 
 
+@dataclass(frozen=True)
+class Mixing:
+    """The stages of a run, and what its recipe said when they were made."""
+
+    kept: tuple[MixtureStage, ...]
+    wanted: tuple[MixtureStage, ...]
+
+    def followed(self, wanted: Sequence[MixtureStage], position: int) -> "Mixing":
+        """For a run that goes on at `position`, where its recipe may say something else by now."""
+        return Mixing(tuple(followed_stages(self.kept, self.wanted, wanted, position)), tuple(wanted))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_json(row: dict[str, Any]) -> "Mixing":
+        return Mixing(*(tuple(_stage_from(stage) for stage in row[name]) for name in ("kept", "wanted")))
+
+
 def planned_stages(
     data: Data, tokens: Sequence[int], num_rows: Sequence[int], context: int
 ) -> list[MixtureStage]:
@@ -145,6 +165,10 @@ def followed_stages(
     past = [stage for stage in kept if stage.begin < position]
     later = [stage for stage in wanted if stage.begin > position]
     return [*past, replace(now, begin=position), *later]
+
+
+def _stage_from(row: dict[str, Any]) -> MixtureStage:
+    return MixtureStage(row["begin"], tuple(row["weights"]), tuple(row["most"]))
 
 
 def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:

@@ -14,6 +14,7 @@ _MASK64 = (1 << 64) - 1
 _ROUNDS = 6
 _MIN_HALF_BITS = 4  # smaller networks have too few permutations to be called shuffled
 Positions = np.ndarray[tuple[int], np.dtype[np.int64]]
+Keys = np.ndarray[tuple[int], np.dtype[np.uint64]]
 
 
 def sample(seed: int, position: int, num_rows: int) -> int:
@@ -25,6 +26,16 @@ def sample(seed: int, position: int, num_rows: int) -> int:
         index = _permute(index, keys, half_bits)
         if index < num_rows:
             return index
+
+
+def position_of(seed: int, row: int, epoch: int, num_rows: int) -> int:
+    """Where `row` is read in an epoch (from 0, over all epochs): the inverse of `sample`."""
+    assert 0 <= row < num_rows, f"row {row} of {num_rows}"
+    keys, half_bits, index = _keys(seed, epoch), _half_bits(num_rows), row
+    while True:
+        index = _permute_back(index, keys, half_bits)
+        if index < num_rows:
+            return epoch * num_rows + index
 
 
 def samples(seed: int, positions: Positions, num_rows: int) -> Positions:
@@ -42,6 +53,13 @@ def samples(seed: int, positions: Positions, num_rows: int) -> Positions:
             rows[waiting[inside]] = index[inside]
             waiting, index = waiting[~inside], index[~inside]
     return rows
+
+
+def mixed(numbers: Keys) -> Keys:
+    """64-bit numbers to others, one to one: an order by these says nothing of the order before."""
+    numbers = (numbers ^ (numbers >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    numbers = (numbers ^ (numbers >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return numbers ^ (numbers >> np.uint64(31))
 
 
 def _half_bits(num_rows: int) -> int:
@@ -65,6 +83,13 @@ def _permute(index: int, keys: list[int], half_bits: int) -> int:
     left, right = index >> half_bits, index & ((1 << half_bits) - 1)
     for key in keys:
         left, right = right, left ^ (_mix(right ^ key) >> (64 - half_bits))
+    return (left << half_bits) | right
+
+
+def _permute_back(index: int, keys: list[int], half_bits: int) -> int:
+    left, right = index >> half_bits, index & ((1 << half_bits) - 1)
+    for key in reversed(keys):
+        left, right = right ^ (_mix(left ^ key) >> (64 - half_bits)), left
     return (left << half_bits) | right
 
 

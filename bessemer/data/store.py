@@ -1,159 +1,83 @@
-"""Prepared data: a folder per content hash, built once, shared by all runs.
+"""Prepared data: a folder per content hash, built once, shared by all runs (prepared.py says what is in it).
 
-    data/<hash>/   manifest.json   tokenizer.json   tokenizer_config.json
-                   tokens/train-00000.{bin,idx,jsonl}   tokens/validation-00000.{bin,idx,jsonl}
+    data/<hash>/        as prepared.py opens it         data/stages/     what a build goes on from
+    data/gathered/      what `data.gather` rendered     data/snapshots/  which reading of a database is meant
 
-The hash covers every recipe key that decides tokens, the content of every input file and the version of
-the format; the context is not part of it, as rows are cut when they are read. The .jsonl has a line a
-document: where it came from. A folder appears whole or not at all: a build that was killed is begun
-again by the same command, and two processes never build the same one.
+The hash covers every recipe key that decides tokens, the content of every input and the version of the
+format; neither the context nor the mixture is part of it, as rows are cut and mixed when they are read.
+A folder appears whole or not at all: a build that was killed goes on from data/stages with the same
+command, and two processes never build the same one. data/stages may be removed at any time: only the next
+build of the same sources takes longer.
+A database is read once: what it held then is what its name in the recipe means, until `refresh`.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
 from bessemer.data import supported
-from bessemer.data.build import Work, build
+from bessemer.data.factory.how import How
 from bessemer.data.folders import building_folder, locked
 from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
-from bessemer.data.rows import PackedRows, Row, Rows, StreamRows, pad_id_of
+from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
+from bessemer.data.sources.parts import Input
 from bessemer.data.task import WHAT, TaskWork, build_task
 from bessemer.data.tokens import tokenizer
-from bessemer.data.tokens.shards import Shard
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console
 from bessemer.recipe.keys import leaves
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import Recipe, Source
 from bessemer.rundir import read_object
 
-__all__ = ["Example", "Prepared", "PreparedTask", "Row", "Rows", "open_prepared", "prepare", "prepare_task"]
 
-FORMAT = 1  # raise it whenever the same recipe and inputs would give other tokens
-Split = Literal["train", "validation"]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Pre-training data. Token counts include begin and end of documents."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.folder / "tokenizer.json"
-
-    @property
-    def hash(self) -> str:
-        return str(self.manifest["hash"])
-
-    @property
-    def vocab(self) -> int:
-        return int(self.manifest["tokenizer"]["vocab"])
-
-    @property
-    def bos_id(self) -> int | None:
-        bos_id = self.manifest["tokenizer"]["bos_id"]
-        return None if bos_id is None else int(bos_id)
-
-    @property
-    def eos_id(self) -> int:
-        return int(self.manifest["tokenizer"]["eos_id"])
-
-    @property
-    def train_tokens(self) -> int:
-        return int(self.manifest["splits"]["train"]["tokens"])
-
-    @property
-    def validation_tokens(self) -> int:
-        return int(self.manifest["splits"]["validation"]["tokens"])
-
-    @property
-    def validation_bytes(self) -> int:
-        """UTF-8 bytes of the held-out text: what bits per byte divides by."""
-        return int(self.manifest["splits"]["validation"]["bytes"])
-
-    def rows(self, split: Split, context: int) -> Rows:
-        return StreamRows(_shard(self.folder, split), context, pad_id_of(self.manifest["tokenizer"]))
-
-    def labels(self, split: Split) -> list[dict[str, Any]]:
-        """Source, id and group of each document, in the order of the tokens."""
-        return [dict(zip(("source", "id", "group"), row, strict=True)) for row in _lines(self.folder, split)]
-
-
-@dataclass(frozen=True)
-class Example:
-    id: str
-    prompt: str
-    answer: str
-    prompt_ids: list[int]  # with the begin token; the middle is cut where the context is too short
-    answer_ids: list[int]  # with the end token
-
-
-@dataclass(frozen=True)
-class PreparedTask:
-    """A fine-tuning task."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def tokenizer_path(self) -> Path:
-        return self.folder / "tokenizer.json"
-
-    @property
-    def hash(self) -> str:
-        return str(self.manifest["hash"])
-
-    def num_examples(self, split: Split) -> int:
-        return int(self.manifest["splits"][split]["examples"])
-
-    def rows(self, split: Split, context: int, examples: int | None = None) -> Rows:
-        """The first `examples` examples, or all, packed whole."""
-        prompt_tokens = [row[4] for row in _lines(self.folder, split)]
-        pad_id = pad_id_of(self.manifest["tokenizer"])
-        return PackedRows(_shard(self.folder, split), prompt_tokens, context, pad_id, examples)
-
-    def examples(self, split: Split) -> list[Example]:
-        shard, found = _shard(self.folder, split), []
-        for number, (name, _, prompt, answer, prompt_tokens) in enumerate(_lines(self.folder, split)):
-            ids = shard.document(number).tolist()
-            found.append(Example(name, prompt, answer, ids[:prompt_tokens], ids[prompt_tokens:]))
-        return found
-
-    def labels(self, split: Split) -> list[dict[str, Any]]:
-        """Id and group of each example, in their order."""
-        return [{"source": WHAT, "id": row[0], "group": row[1]} for row in _lines(self.folder, split)]
-
-
-def prepare(recipe: Recipe, base: Path, store: Path, console: Console) -> Prepared:
+def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How = How()) -> Prepared:  # noqa: B008
     """The recipe's pre-training data: found in the store, or built there now."""
     supported.check_recipe(recipe)
     path = recipe.tokenizer.path
     ready = None if path is None else tokenizer.load(base / path)
     start = _start(recipe, base, store, console)
-    inputs = [source_inputs(source, start) for source in recipe.data.source]
+    inputs = [_inputs(source, start, store, how) for source in recipe.data.source]
+    more = [find_inputs(key, name, base) for key, name in supported.other_files(recipe)]
     keys = [key for key in leaves(recipe) if key.path.split(".")[0] in ("tokenizer", "data")]
-    about = {key.path: key.value for key in keys if key.affects in ("data", "mixture")}
-    content = [[(entry.name, entry.xxh3_128) for entry in files] for files in inputs]
+    about = {key.path: key.value for key in keys if key.affects == "data"}
+    content = [[(entry.name, entry.xxh3_128) for entry in files] for files in [*inputs, *more]]
     final = store / _hash("pretrain", about, content, ready.xxh3_128 if ready else None)
 
     def fill(folder: Path) -> dict[str, Any]:
-        return build(Work(recipe, inputs, ready, folder, console))
+        supported.check_code(recipe, allowed=how.allow_code)
+        # Heavy engines: imported only where something is built, as training needs none of them.
+        from bessemer.data.build import Work, build
+
+        return build(Work(recipe, base, inputs, ready, store, folder, how, console))
 
     _publish(final, "pretrain", fill, console)
     prepared = open_prepared(final)
     assert isinstance(prepared, Prepared), f"{final} is of another kind"
+    if how.strict:
+        check_no_errors(prepared)
     return prepared
+
+
+def check_no_errors(prepared: Prepared) -> None:
+    """Raises DataError, with the first few rows, where a row could not be read."""
+    num_errors = sum(sum(source["errors"].values()) for source in prepared.manifest["sources"])
+    if num_errors:
+        lines = [row for row in prepared.samples() if row["is_error"]][:5]
+        told = "".join(f"\n          {row['source']}: {row['id']}: {row['fate']}" for row in lines)
+        raise DataError(
+            f"{num_errors:,} rows could not be read, and --strict allows none",
+            found=f"for example{told}",
+            wanted="rows that are all readable",
+            fix=f"mend them, or leave --strict out: they are left out and counted ({prepared.folder})",
+        )
 
 
 def prepare_task(
@@ -189,32 +113,28 @@ def prepare_task(
     return prepared
 
 
-def open_prepared(folder: Path) -> Prepared | PreparedTask:
-    """Prepared data of either kind. A file that is not as the manifest says is a DataError."""
-    manifest = read_object(folder / "manifest.json")
-    if manifest is None or manifest.get("format") != FORMAT:
-        raise DataError(
-            f"{folder} holds no prepared data",
-            found="no manifest.json" if manifest is None else f"format {manifest.get('format')}",
-            wanted=f"a folder that `bessemer data build` wrote, of format {FORMAT}",
-            fix="run `bessemer data build RECIPE`, which prints the folder",
-        )
-    for name, file in manifest["files"].items():
-        path = folder / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != file["bytes"]:
-            raise DataError(
-                f"prepared data is damaged: {path}",
-                found="no such file" if size is None else f"{size} bytes",
-                wanted=f"{file['bytes']} bytes",
-                fix=f"remove the folder {folder} and run the same command again: it is built anew",
-            )
-    return (Prepared if manifest["kind"] == "pretrain" else PreparedTask)(folder, manifest)
-
-
 def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:
     """The folder that source paths start from."""
     return base if recipe.data.gather is None else gather(store / "gathered", console)
+
+
+def _inputs(source: Source, base: Path, store: Path, how: How) -> list[Input]:
+    inputs = source_inputs(source, base)
+    if source.url_env is None:
+        return inputs
+    return [_snapshot(entry, store, refresh=how.refresh) for entry in inputs]
+
+
+def _snapshot(entry: Input, store: Path, *, refresh: bool) -> Input:
+    """The database as it was read first; with `refresh`, as it is now."""
+    path = store / "snapshots" / f"{entry.xxh3_128}.json"
+    known = read_object(path)
+    number = int(known["number"]) if known else 0
+    if refresh or known is None:
+        number += 1
+        write_json(path, {"what": entry.name, "number": number})
+    digest = xxhash.xxh3_128_hexdigest(f"{entry.xxh3_128} {number}".encode())
+    return replace(entry, xxh3_128=digest)
 
 
 def _hash(
@@ -224,7 +144,7 @@ def _hash(
     return xxhash.xxh3_128_hexdigest(json.dumps(rows, sort_keys=True, allow_nan=False).encode())
 
 
-def _publish(final: Path, kind: str, fill: Any, console: Console) -> None:
+def _publish(final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], console: Console) -> None:
     """Build `final` with `fill`, unless it is there."""
     if (final / "manifest.json").is_file():
         return
@@ -255,12 +175,3 @@ def _files(folder: Path) -> dict[str, dict[str, Any]]:
             "xxh3_128": digest.hexdigest(),
         }
     return files
-
-
-def _shard(folder: Path, split: Split) -> Shard:
-    return Shard(folder / "tokens" / f"{split}-00000")
-
-
-def _lines(folder: Path, split: Split) -> list[Any]:
-    text = (folder / "tokens" / f"{split}-00000.jsonl").read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]

@@ -1,16 +1,14 @@
-"""What this version prepares, checked before anything is read: the rest is refused by name."""
+"""What can be prepared, checked before anything is read: the rest is refused by name."""
 
-from bessemer.data.sources.documents import FILE_KINDS
+from bessemer.data.clean.rules import chosen_rules
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 
-# What is planned but not built, and what to do until then.
-_LATER_KINDS = {
-    "books": 'convert them to text files and use kind = "text"',
-    "warc": 'extract the pages and use kind = "html", or kind = "jsonl" with their text',
-    "parquet": 'write the rows as JSON lines and use kind = "jsonl", or put them into SQLite',
-    "huggingface": 'save the data set as JSON lines and use kind = "jsonl"',
+_GROUPS = {
+    "stem": '"stem", the file name up to its first dot, or none',
+    "host": '"host", the address up to its first slash, or none',
 }
+FILE_KINDS = ("text", "code", "html")
 MIN_VOCAB = 256 + 3  # every byte, and begin, end, padding
 
 
@@ -48,50 +46,80 @@ def check_task(data: FinetuneData) -> None:
     if data.messages is not None:
         raise later("finetune.data.messages", data.messages, "name `prompt` and `answer` columns")
     if data.kind == "parquet":
-        raise later("finetune.data.kind", data.kind, _LATER_KINDS["parquet"])
+        raise later("finetune.data.kind", data.kind, 'write the rows as JSON lines and use kind = "jsonl"')
+    if data.url_env is not None:
+        raise later("finetune.data.url_env", data.url_env, "copy the rows into a SQLite file: `path`")
     _check_origin(data, "finetune.data", is_sql=data.kind == "sql")
+
+
+def check_code(recipe: Recipe, *, allowed: bool) -> None:
+    """Before something is built: no recipe runs code unasked."""
+    code = recipe.data.clean.code
+    if code is not None and not allowed:
+        raise RecipeError(
+            "data.clean.code runs a function of the recipe's own",
+            found=f'code = "{code}"',
+            wanted="--allow-code on the command",
+            fix="read what the function does, then run `bessemer data build RECIPE --allow-code`",
+        )
+
+
+def other_files(recipe: Recipe) -> list[tuple[str, str]]:
+    """(key, path) of files on which the data depends beside its sources."""
+    clean = recipe.data.clean
+    named = [("data.clean.decontaminate", path) for path in clean.decontaminate]
+    return [*named, *([("data.clean.quality", clean.quality)] if clean.quality else [])]
 
 
 def later(key: str, value: object, instead: str) -> RecipeError:
     return RecipeError(
         f"{key} = {_shown(value)} is not built yet in this version",
         found=f"{key} = {_shown(value)}",
-        wanted="what this version prepares: text, code, html, jsonl, csv, sql (SQLite) and tokens",
+        wanted="what this version reads of a task: prompt and answer in jsonl, csv or SQLite",
         fix=instead,
     )
 
 
 def _check_source(source: Source, key: str, recipe: Recipe) -> None:
-    if source.kind in _LATER_KINDS:
-        raise later(f"{key}.kind", source.kind, _LATER_KINDS[source.kind])
     _check_origin(source, key, is_sql=source.kind == "sql")
-    if source.kind in FILE_KINDS:
+    if source.kind in (*FILE_KINDS, "books", "warc"):
         for name in ("text", "id"):
             if name in source.model_fields_set:
-                raise _no_effect(f"{key}.{name}", f'beside kind = "{source.kind}": each file is one document')
-        if source.group not in (None, "stem"):
+                raise _no_effect(f"{key}.{name}", f'beside kind = "{source.kind}": it has no columns')
+        named = "host" if source.kind == "warc" else "stem"
+        if source.group not in (None, named):
             raise RecipeError(
-                f'{key}.group of kind "{source.kind}" can only be "stem"',
+                f'{key}.group of kind "{source.kind}" can only be "{named}"',
                 found=f'group = "{source.group}"',
-                wanted='"stem", the file name up to its first dot, or none',
-                fix='set group = "stem"',
+                wanted=_GROUPS[named],
+                fix=f'set group = "{named}"',
             )
-    if source.kind == "tokens" and recipe.tokenizer.path is None:
+    if source.kind != "sql" and source.split_by is not None:
+        raise _no_effect(f"{key}.split_by", f'beside kind = "{source.kind}"')
+    if source.kind == "tokens" and recipe.tokenizer.path is None and _has_text(recipe):
         raise RecipeError(
-            f"{key}: ready tokens need the tokenizer that made them",
+            f"{key}: ready tokens beside text need the tokenizer that made them",
             found='kind = "tokens" without tokenizer.path',
             wanted="the tokenizer.json that these integers belong to",
             fix='set tokenizer.path = "tokenizer.json"',
         )
 
 
+def _has_text(recipe: Recipe) -> bool:
+    return any(source.kind != "tokens" for source in recipe.data.source)
+
+
 def _check_origin(data: Source | FinetuneData, key: str, *, is_sql: bool) -> None:
     """Where rows come from: exactly one way to say it, and no setting that would do nothing."""
-    if data.url_env is not None:
-        raise later(f"{key}.url_env", data.url_env, "copy the rows into a SQLite file and name it as `path`")
-    if data.path is None:
+    if data.url_env is not None and not is_sql:
+        raise _no_effect(f"{key}.url_env", f'beside kind = "{data.kind}"')
+    if (data.path is None) == (data.url_env is None):
+        both = data.path is not None
         raise RecipeError(
-            f"{key} has no path", found="no path", wanted="a file, folder or glob", fix=f"set {key}.path"
+            f"{key} has " + ("both path and url_env" if both else "no path"),
+            found="both" if both else "no path",
+            wanted="a file, folder or glob" + ("; or url_env, for a database server" if is_sql else ""),
+            fix=f"set {key}.path" + (" or url_env" if is_sql else ""),
         )
     if not is_sql:
         for name in ("table", "query"):
@@ -107,17 +135,16 @@ def _check_origin(data: Source | FinetuneData, key: str, *, is_sql: bool) -> Non
 
 
 def _check_clean(clean: Clean) -> None:
+    """Settings that would do nothing without another one."""
     key = "data.clean"
-    if clean.dedup == "minhash":
-        raise later(f"{key}.dedup", clean.dedup, 'use dedup = "exact"')
-    if clean.rules not in ("off", []):
-        raise later(f"{key}.rules", clean.rules, 'use rules = "off", and filter the files beforehand')
-    if clean.language is not None:
-        raise later(f"{key}.language", clean.language, "filter the files beforehand")
-    if clean.pii != "off":
-        raise later(f"{key}.pii", clean.pii, 'use pii = "off", and redact the files beforehand')
-    if clean.decontaminate:
-        raise later(f"{key}.decontaminate", clean.decontaminate, "remove those passages beforehand")
+    for name, needs, is_there in (
+        ("thresholds", "rules", clean.rules not in ("off", [])),
+        ("language_score", "language", clean.language is not None),
+        ("quality_score", "quality", clean.quality is not None),
+    ):
+        if name in clean.model_fields_set and not is_there:
+            raise _no_effect(f"{key}.{name}", f"without {key}.{needs}")
+    chosen_rules(clean.rules, clean.thresholds)
 
 
 def _no_effect(key: str, why: str) -> RecipeError:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from bessemer.data import holdout
-from bessemer.data.build import SPLITS, write_order
-from bessemer.data.ledger import SourceCount
+from bessemer.data.ledger import SourceCount, check_kept
+from bessemer.data.order import mixed
 from bessemer.data.rows import fit_example
 from bessemer.data.sources.documents import label, usable_text
 from bessemer.data.sources.parts import Input
@@ -33,6 +33,7 @@ from bessemer.log import Console
 from bessemer.recipe.schema import FinetuneData, Recipe
 
 _BATCH = 1024
+SPLITS = {"train": holdout.TRAIN, "validation": holdout.VALIDATION}
 WHAT = "finetune.data"
 
 
@@ -56,7 +57,7 @@ def build_task(work: TaskWork) -> dict[str, Any]:
         numbers = spool.numbers()
         parts = _decide(work, numbers, prompts, count)
         splits = {
-            name: _encode(work, spool, write_order(numbers, np.flatnonzero(parts == part)), name)
+            name: _encode(work, spool, _order(numbers, np.flatnonzero(parts == part)), name)
             for name, part in SPLITS.items()
         }
     finally:
@@ -124,7 +125,7 @@ def _decide(work: TaskWork, numbers: Numbered, prompts: list[int], count: Source
     for part, rule in holdout.REFUSED.items():
         if refused := int((parts == part).sum()):
             count.refused[rule] += refused
-    count.check_kept()
+    check_kept(count.to_json())
     if not (parts == holdout.TRAIN).any():
         raise DataError(
             "finetune.data: no example is left to train on",
@@ -133,6 +134,11 @@ def _decide(work: TaskWork, numbers: Numbered, prompts: list[int], count: Source
             fix="set data.validation = 0, or name a finer `group`",
         )
     return parts
+
+
+def _order(numbers: Numbered, chosen: Numbers) -> Numbers:
+    """These examples, in an order that only their content decides."""
+    return chosen[np.argsort(mixed(numbers.content_low[chosen]), kind="stable")]
 
 
 def _encode(work: TaskWork, spool: Spool, order: Numbers, name: str) -> dict[str, int]:

@@ -11,7 +11,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from bessemer.checkpoint.load import load_model
-from bessemer.data.store import Example, Rows
+from bessemer.data.prepared import Example
+from bessemer.data.rows import Rows
 from bessemer.evaluate.text import exact_match, rouge_l
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder

@@ -9,7 +9,7 @@ Dims: B rows, T tokens, N = B*T, D hidden.
 import torch
 
 from bessemer.data.loader import micro_batch as stack_rows
-from bessemer.data.store import Rows
+from bessemer.data.rows import Rows
 from bessemer.model.loss import IGNORED
 from bessemer.parallel.engine import Engine
 

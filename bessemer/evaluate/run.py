@@ -15,7 +15,7 @@ import xxhash
 from tokenizers import Tokenizer
 
 from bessemer.checkpoint.load import LoadedModel, load_model
-from bessemer.data.store import Prepared, PreparedTask, open_prepared
+from bessemer.data.prepared import Prepared, PreparedTask, open_prepared
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError
 from bessemer.evaluate.answers import continuations, task_answers

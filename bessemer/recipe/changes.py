@@ -2,8 +2,8 @@
 
 Execution keys may change with any attempt, `steps` or `tokens` of a stage may be raised, the name is
 free; anything else would make a different model under the same name, and needs a fork. Each change
-that is allowed is returned, so that it can be told as an event. The data mixture stays as it is: a
-run cannot yet change it on its way.
+that is allowed is returned, so that it can be told as an event. The data mixture may change: from the
+step on that the run goes on from (data/mixture.py).
 """
 
 from collections.abc import Collection
@@ -16,7 +16,7 @@ from bessemer.recipe.schema import Recipe
 from bessemer.recipe.write import toml_value
 from bessemer.units import parse_count
 
-_FREE = ("execution", "nothing")
+_FREE = ("execution", "nothing", "mixture")
 _LENGTH = ("pretrain.steps", "pretrain.tokens")
 _STAGES = ("pretrain", "finetune")
 

@@ -147,6 +147,9 @@ class Clean(Section):
         "off", "data", "quality rules: a set, several of them, or single rules by name"
     )
     thresholds: dict[str, float] = key({}, "data", "other values for thresholds of the rules, by name")
+    text: Literal["off", "normal"] = key(
+        "off", "data", "Unicode and white space put in order; of code only line ends"
+    )
     language: list[str] | None = key(None, "data", "languages to keep, e.g. en")
     language_score: Fraction = key(0.0, "data", "lowest probability of that language")
     pii: Literal["off", "redact"] = key("off", "data", "personal data and secrets")

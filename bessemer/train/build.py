@@ -20,7 +20,8 @@ from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.load import COMPUTE, load_weights, restore
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
-from bessemer.data.store import Rows
+from bessemer.data.mixture import Mixture
+from bessemer.data.rows import Rows
 from bessemer.evaluate.answers import continuations
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.log import Console
@@ -93,6 +94,7 @@ def build(
         plan.micro_batch,
         engine.data_rank,
         engine.data_ranks,
+        None if stage.mixture is None else Mixture(stage.mixture.kept),
     )
     return _assembled(
         stage.folder,

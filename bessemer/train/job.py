@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
-from bessemer.data.store import Rows
+from bessemer.data.rows import Rows
 from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
 from bessemer.train.record import Recorder, Silence

@@ -4,7 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.data.store import Prepared, prepare
+from bessemer.data.mixture import Mixing, Mixture
+from bessemer.data.prepared import Prepared
+from bessemer.data.store import prepare
+from bessemer.errors import RefusedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
@@ -12,6 +15,7 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
+from bessemer.recipe.schema import Data
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.fork import check_origin, fork
@@ -68,7 +72,7 @@ def begin_pretrain(
     facts = pretrain_facts(loaded, prepared)
     plan = settle_plan(loaded, run, facts, world)
     # plan.json decides, not the plan that stage.json was last trained with.
-    stage = replace(check_begun(_stage(place, plan, prepared, from_)), plan=plan.pretrain)
+    stage = replace(check_begun(_stage(place, plan, prepared, loaded.recipe.data, from_)), plan=plan.pretrain)
     if stage.is_done:
         take_over(changes, loaded, plan, run, console)
         note_done(stage)
@@ -76,6 +80,7 @@ def begin_pretrain(
         return Ready(stage.folder, machine_of(stage, facts), done=True)
     check_start(loaded.recipe, stage.shape, stage.plan, facts, hours_left(plan, stage.newest_step), world)
     check_compiled(stage.plan, facts)
+    _check_enough(stage)
     check_disk(stage)
     take_over(changes, loaded, plan, run, console)
     begin(stage)
@@ -87,9 +92,10 @@ def begin_pretrain(
     return Ready(stage.folder, machine_of(stage, facts))
 
 
-def _stage(place: Place, plan: Plan, prepared: Prepared, from_: str | None) -> Stage:
+def _stage(place: Place, plan: Plan, prepared: Prepared, data: Data, from_: str | None) -> Stage:
     folder = place.run / "pretrain"
     begun = Origin.of_begun(folder)
+    stages = tuple(prepared.stages(data, plan.pretrain.context))
     stage = Stage(
         folder=folder,
         kind="pretrain",
@@ -99,10 +105,24 @@ def _stage(place: Place, plan: Plan, prepared: Prepared, from_: str | None) -> S
         data=prepared,
         tokenizer=prepared.tokenizer_path,
         origin=find_origin(from_, place.console.line, begun) if from_ else begun,
+        mixture=Mixing(stages, stages),
     )
     if stage.origin is not None and not (folder / "stage.json").is_file():
         check_origin(stage, stage.origin)
     return stage
+
+
+def _check_enough(stage: Stage) -> None:
+    """Where each source has a number of epochs, the data ends."""
+    assert stage.mixture is not None, f"{stage.folder} has no mixture"
+    end, needed = Mixture(stage.mixture.kept).end, stage.plan.steps * stage.plan.batch_rows
+    if end is not None and needed > end:
+        raise RefusedError(
+            "there is too little data: every source may be read only so often",
+            found=f"{end:,} rows until all `epochs` are used up",
+            wanted=f"{needed:,} rows: {stage.plan.steps:,} steps of {stage.plan.batch_rows:,}",
+            fix=f"set pretrain.steps={end // stage.plan.batch_rows}, or raise or remove `epochs` of a source",
+        )
 
 
 def pretrain_facts(loaded: LoadedRecipe, prepared: Prepared) -> Facts:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
-from bessemer.data.store import Prepared, PreparedTask, open_prepared
+from bessemer.data.mixture import Mixing
+from bessemer.data.prepared import Prepared, PreparedTask, open_prepared
 from bessemer.durable import write_bytes, write_json
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
@@ -30,6 +31,7 @@ class Stage:
     data: Prepared | PreparedTask
     tokenizer: Path  # to copy when the stage begins
     origin: Origin | None = None  # None: random weights
+    mixture: Mixing | None = None  # of the sources; None: a task
     examples: int | None = None  # of a task: the first so many; None: all
     compiled: bool | None = None  # what compile = "auto" came to; None: not decided yet
 
@@ -89,6 +91,7 @@ def write(stage: Stage) -> None:
             "context": stage.plan.context,
             "seed": stage.seed,
             "data": {"folder": str(stage.data.folder.resolve()), "hash": stage.data.hash},
+            "mixture": None if stage.mixture is None else stage.mixture.to_json(),
             "examples": stage.examples,
             "origin": None if stage.origin is None else stage.origin.to_json(),
             "compiled": stage.compiled,
@@ -112,6 +115,7 @@ def read_stage(folder: Path) -> Stage:
         data=data,
         tokenizer=folder / found["tokenizer"],
         origin=Origin.from_json(found.get("origin")),
+        mixture=Mixing.from_json(found["mixture"]) if found.get("mixture") else None,
         examples=found.get("examples"),
         compiled=found.get("compiled"),
     )
@@ -167,10 +171,16 @@ def _found(stage: Stage, found: dict[str, Any]) -> Stage:
             wanted=f"{origin.folder}, step {origin.step}" if origin else "no --from: it began at random",
             fix="leave --from out to go on with this run, or give the new one a folder with --run DIR",
         )
+    plan = StagePlan.from_json(found["plan"])
+    mixture = stage.mixture
+    if mixture is not None:
+        position = stage.newest_step * plan.batch_rows
+        mixture = Mixing.from_json(found["mixture"]).followed(mixture.wanted, position)
     return replace(
         stage,
         shape=ModelShape.from_json(found["shape"]),
-        plan=StagePlan.from_json(found["plan"]),
+        plan=plan,
         origin=origin,
+        mixture=mixture,
         compiled=found.get("compiled"),
     )

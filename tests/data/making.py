@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from bessemer.data.store import Prepared, prepare
+from bessemer.data.prepared import Prepared
+from bessemer.data.store import prepare
 from bessemer.log import Console
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe

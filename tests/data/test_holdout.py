@@ -8,7 +8,8 @@ import pytest
 from making import TEXTS, build, make, text_source
 
 from bessemer.data import holdout
-from bessemer.data.store import Prepared
+from bessemer.data.labels import labels
+from bessemer.data.prepared import Prepared
 from bessemer.errors import DataError
 
 LINES = [f"Line {n} of a long passage that says something about steel and iron." for n in range(60)]
@@ -35,7 +36,7 @@ def prepared_from(base: Path, documents: list[tuple[str, str]], *, more: str = "
 
 
 def ids(prepared: Prepared, split: str) -> list[int]:
-    return sorted(int(row["id"]) for row in prepared.labels(split))  # type: ignore[arg-type]
+    return sorted(int(row["id"]) for row in labels(prepared, split))  # type: ignore[arg-type]
 
 
 def test_share_is_held_out_and_more_data_moves_no_group() -> None:
@@ -62,17 +63,17 @@ def test_group_falls_on_one_side_in_all_sources(texts: Path) -> None:
         'name = "a"\nkind = "jsonl"\npath = "a.jsonl"\ngroup = "group"',
     )
     prepared = build(make(*sources, validation=0.4), texts)
-    groups = {split: {row["group"] for row in prepared.labels(split)} for split in ("train", "validation")}
+    groups = {split: {row["group"] for row in labels(prepared, split)} for split in ("train", "validation")}
     assert groups["train"] and groups["validation"] and not groups["train"] & groups["validation"]
-    assert {row["source"] for row in prepared.labels("validation")} == {"texts", "a"}
+    assert {row["source"] for row in labels(prepared, "validation")} == {"texts", "a"}
 
 
 def test_documents_without_group_are_held_out_by_content_wherever_they_lie(texts: Path) -> None:
-    held_out = build(make(text_source()), texts).labels("validation")
+    held_out = labels(build(make(text_source()), texts), "validation")
     (texts / "texts").rename(texts / "moved")
     for path in (texts / "moved").iterdir():
         path.rename(path.with_name(f"renamed-{path.name}"))
-    moved = build(make(text_source("moved")), texts).labels("validation")
+    moved = labels(build(make(text_source("moved")), texts), "validation")
     assert held_out and {row["id"][-6:] for row in held_out} == {row["id"][-6:] for row in moved}
 
 
@@ -144,7 +145,7 @@ def test_weight_repeats_training_documents_and_never_held_out_ones(tmp_path: Pat
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     source = 'name = "a"\nkind = "jsonl"\npath = "a.jsonl"\nid = "id"\ngroup = "group"\nweight = '
     once = build(make(source + "1.0"), tmp_path)
-    assert once.labels("validation") == build(make(source + "2.5"), tmp_path).labels("validation")
+    assert labels(once, "validation") == labels(build(make(source + "2.5"), tmp_path), "validation")
     training = ids(once, "train")
     for weight in (0.5, 2.5):
         found = ids(build(make(f"{source}{weight}"), tmp_path), "train")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bessemer.data.order import sample, samples
+from bessemer.data.order import position_of, sample, samples
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 16, 17, 100, 255, 256, 257, 1000, 4097, 65537])
@@ -30,3 +30,11 @@ def test_order_is_shuffled_and_does_not_change_between_versions() -> None:
     neighbours = np.abs(np.diff(rows)).mean()
     assert 3000 < neighbours < 3700  # a third of the range, as in a random order
     assert [sample(0, position, 1000) for position in range(6)] == [920, 406, 930, 83, 496, 13]
+
+
+def test_position_of_a_row_is_where_it_is_read() -> None:
+    for num_rows in (1, 7, 300):
+        for epoch in (0, 3):
+            for row in range(num_rows):
+                position = position_of(5, row, epoch, num_rows)
+                assert position // num_rows == epoch and sample(5, position, num_rows) == row

@@ -13,7 +13,8 @@ import pytest
 from making import QUIET, TEXTS, build, make, text_source
 
 from bessemer.data.folders import building_folder, locked
-from bessemer.data.store import open_prepared
+from bessemer.data.labels import labels
+from bessemer.data.prepared import open_prepared
 from bessemer.data.tokens.shards import Shard
 from bessemer.errors import DataError, WriteError
 from bessemer.recipe.load import parse
@@ -93,13 +94,13 @@ def test_documents_come_back_as_they_were(texts: Path) -> None:
     found = {}
     for split in ("train", "validation"):
         shard = Shard(prepared.folder / "tokens" / f"{split}-00000")
-        for number, label in enumerate(prepared.labels(split)):  # type: ignore[arg-type]
+        for number, label in enumerate(labels(prepared, split)):  # type: ignore[arg-type]
             ids = shard.document(number).tolist()
             assert ids[0] == prepared.bos_id and ids[-1] == prepared.eos_id
             found[label["id"]] = engine.decode(ids[1:-1], skip_special_tokens=False)
     assert found == {f"texts/{number:02d}.txt": text for number, text in enumerate(TEXTS)}
     assert prepared.validation_bytes == sum(
-        len(found[label["id"]].encode()) for label in prepared.labels("validation")
+        len(found[label["id"]].encode()) for label in labels(prepared, "validation")
     )
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from making import QUIET, TEXTS, build, make, text_source
 
+from bessemer.data.labels import labels
+from bessemer.data.prepared import PreparedTask, open_prepared
 from bessemer.data.rows import NO_LOSS
-from bessemer.data.store import PreparedTask, open_prepared, prepare_task
+from bessemer.data.store import prepare_task
 from bessemer.errors import DataError
 
 Rows = list[dict[str, object]]
@@ -72,8 +74,8 @@ def test_held_out_group_of_the_data_is_held_out_of_the_task(texts: Path) -> None
     prepared = task(texts, rows, data=data)
     recipe = make(text_source(more='group = "stem"'))
     for split in ("train", "validation"):
-        groups = {row["group"] for row in build(recipe, texts).labels(split)}  # type: ignore[arg-type]
-        assert {row["group"] for row in prepared.labels(split)} == groups  # type: ignore[arg-type]
+        groups = {row["group"] for row in labels(build(recipe, texts), split)}  # type: ignore[arg-type]
+        assert {row["group"] for row in labels(prepared, split)} == groups  # type: ignore[arg-type]
 
 
 def test_held_out_prompt_is_not_trained_on_with_another_answer(texts: Path) -> None:

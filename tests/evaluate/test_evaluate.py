@@ -10,7 +10,8 @@ import pytest
 from making_runs import own_cache, pretrained, write_recipe
 
 from bessemer.cli import evaluate as verb
-from bessemer.data.store import Prepared, open_prepared
+from bessemer.data.labels import labels
+from bessemer.data.prepared import Prepared, open_prepared
 from bessemer.log import Console
 
 
@@ -34,7 +35,7 @@ def test_every_held_out_token_but_the_begin_tokens_counts_in_bits_per_byte(run: 
     result = evaluated(run)["stages"]["pretrain"]
     data = open_prepared(Path(json.loads((run / "pretrain/stage.json").read_text())["data"]["folder"]))
     assert isinstance(data, Prepared)
-    documents = len(data.labels("validation"))
+    documents = len(labels(data, "validation"))
     assert documents > 0 and result["target_tokens"] == data.validation_tokens - documents
     bits = result["validation_loss"] * result["target_tokens"] / math.log(2)
     assert result["bits_per_byte"] == pytest.approx(bits / data.validation_bytes)

@@ -88,7 +88,14 @@ def test_equal_recipes_do_not_differ() -> None:
 
 
 def test_every_key_says_what_it_affects() -> None:
-    assert {key.affects for key in leaves(recipe())} == {"data", "model", "learning", "execution", "nothing"}
+    assert {key.affects for key in leaves(recipe())} == {
+        "data",
+        "mixture",
+        "model",
+        "learning",
+        "execution",
+        "nothing",
+    }
     assert {"pretrain.lr", "data.source.path", "model.from", "finetune.data.path"} <= set(all_keys())
 
 

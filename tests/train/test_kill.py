@@ -26,7 +26,7 @@ from making_runs import (
 from safetensors.torch import load_file
 
 from bessemer.checkpoint.folder import step_of
-from bessemer.data.store import open_prepared
+from bessemer.data.prepared import open_prepared
 from bessemer.rundir import read_object
 
 STEPS = 60

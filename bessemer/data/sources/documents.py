@@ -1,107 +1,138 @@
-"""The documents of a recipe's sources, one row after another, in the order of file names.
+"""The documents of a recipe's sources, one row after another.
 
-A row is one file (text, code, html), one line (jsonl, tokens) or one result row (csv, sql). Each row
-comes out either as a document or with the reason why it is none; `build` counts them, so that what
-went in equals what was kept, refused and unreadable.
-HTML: the main content as resiliparse finds it, or all text where it finds none (13 times as fast as
-trafilatura at similar quality of text).
+A row is one file (text, code, html), one line (jsonl, tokens) or one row of a table. Each comes out
+either as a document or with the reason why it is none; a file that cannot be read at all is one such
+row. Whoever reads counts them, so that what went in equals what was kept, refused and unreadable.
+
+    missing, not_text, not_tokens   a field that is absent or something else
+    undecodable, binary             bytes that are no text: not UTF-8 (or UTF-16 with its mark), or with NUL
+    unparsable                      a line, record or page that breaks its format
+    too_large                       above LARGEST_BYTES; it was never held in memory
+    truncated, corrupt              what is behind this place of a packed or binary file is lost
+    wrong_columns                   a file that lacks columns which others of its source have
 """
 
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from resiliparse.extract.html2text import extract_plain_text
+import numpy as np
 
-from bessemer.data.sources.inputs import find_inputs, open_input
-from bessemer.data.sources.parts import Document, Input
-from bessemer.data.sources.records import MISSING, Record, Wanted, read_records
-from bessemer.errors import DataError
+from bessemer.data.sources.books import read_books
+from bessemer.data.sources.cutting import cut, wanted_columns, what
+from bessemer.data.sources.huggingface import find_dataset
+from bessemer.data.sources.inputs import WrongColumns, find_inputs, open_input, unfinished
+from bessemer.data.sources.megatron import index_path, with_tokens
+from bessemer.data.sources.pages import html_text, page_text
+from bessemer.data.sources.parts import PART_BYTES, Document, Input, Part, Record, Wanted
+from bessemer.data.sources.records import format_of, read_part
+from bessemer.data.sources.sql import read_sql, sql_inputs
+from bessemer.data.sources.streams import Broken, read_whole
+from bessemer.data.sources.values import MISSING, usable_text
+from bessemer.data.sources.values import usable_label as _usable_label
+from bessemer.data.sources.warc import read_warc, warc_cuts
 from bessemer.recipe.schema import Source
 
+__all__ = [
+    "FILE_KINDS",
+    "documents",
+    "html_text",
+    "label",
+    "read",
+    "source_inputs",
+    "usable_text",
+    "wanted_columns",
+    "what",
+]
+
 FILE_KINDS = ("text", "code", "html")
+_MOST_TOKEN = 2**31 - 1  # as tokens are stored
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def source_inputs(source: Source, base: Path) -> list[Input]:
-    return find_inputs(what(source), source.path or "", base)
-
-
-def what(source: Source) -> str:
-    """What errors call it."""
-    return f"source {source.name!r}"
+def source_inputs(source: Source, base: Path, cut_bytes: int = PART_BYTES) -> list[Input]:
+    path = source.path or ""
+    if source.kind == "sql":
+        return sql_inputs(source, base)
+    if source.kind == "huggingface":
+        return find_dataset(what(source), path, base, cut_bytes)
+    if source.kind == "tokens":
+        found = find_inputs(what(source), index_path(path, base), base, "jsonl", cut_bytes)
+        return with_tokens(what(source), found)
+    found = find_inputs(what(source), path, base, source.kind, cut_bytes)
+    return [_with_records(source, entry, cut_bytes) for entry in found] if source.kind == "warc" else found
 
 
 def documents(source: Source, inputs: Sequence[Input]) -> Iterator[Document]:
-    """Every row of the source. `inputs`: as source_inputs listed and hashed them."""
-    for entry in inputs:
-        if source.kind in FILE_KINDS:
-            yield _file(source, entry)
-            continue
-        wanted = wanted_columns(source)
-        for record in read_records(wanted, entry):
-            yield _row(source, wanted, record)
+    """Every row of the source, or its first `limit` ones. `inputs`: as source_inputs listed them."""
+    rows = (document for part in cut(source, inputs) for document in read(source, part))
+    return islice(rows, source.limit)
 
 
-def wanted_columns(source: Source) -> Wanted:
-    text = source.text
-    if source.kind == "tokens" and "text" not in source.model_fields_set:
-        text = "tokens"
-    columns = [text, *(name for name in (source.id, source.group) if name is not None)]
-    return Wanted(what(source), source.kind, columns, source.table, source.query)
+def read(source: Source, part: Part) -> Iterator[Document]:
+    """The rows of a part, in order."""
+    reader = _READERS.get(source.kind, _read_rows)
+    return islice(reader(source, part), part.most_rows)
 
 
-def usable_text(value: Any) -> tuple[str | None, str | None]:
-    """(text, None), or (None, the reason why this value is no text)."""
-    if value is MISSING or value is None:
-        return None, "missing"
-    if not isinstance(value, str):
-        return None, "not_text"
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:  # lone surrogates: escaped in JSON, or bytes that were not UTF-8
-        return None, "undecodable"
-    return value.replace("\r\n", "\n"), None
-
-
-def _file(source: Source, entry: Input) -> Document:
+def _with_records(source: Source, entry: Input, cut_bytes: int) -> Input:
+    """A crawl with its cuts. Only a walk through all of it tells them, so small files are left whole."""
+    if entry.url is not None or entry.size_bytes < 2 * cut_bytes:
+        return entry
     with open_input(entry, what(source)) as file:
         try:
-            content = file.read()
+            return replace(entry, cuts=warc_cuts(file, cut_bytes))
         except OSError as error:
-            raise DataError(
-                f"{what(source)}: cannot read {entry.path}",
-                found=error.strerror or str(error),
-                wanted="a file that can be read to its end",
-                fix="check the disk, then run the same command again",
-            ) from error
-    group = PurePosixPath(entry.name).name.split(".")[0] if source.group == "stem" else None
-    text, error_name = _decoded(content, is_html=source.kind == "html")
-    return Document(entry.name, group, len(content), text=text, error=error_name)
+            raise unfinished(what(source), entry, error) from error
 
 
-def _decoded(content: bytes, *, is_html: bool) -> tuple[str | None, str | None]:
+def label(fields: dict[str, Any], column: str | None) -> tuple[str | None, str | None]:
+    """An id or a group as text."""
+    return (None, None) if column is None else _usable_label(fields[column])
+
+
+def _read_files(source: Source, part: Part) -> Iterator[Document]:
+    for entry in part.inputs:
+        group = PurePosixPath(entry.name).name.split(".")[0] if source.group == "stem" else None
+        try:
+            content = read_whole(entry, what(source))
+        except Broken as broken:
+            yield Document(entry.name, group, entry.size_bytes, error=broken.reason)
+            continue
+        text, error = page_text(content) if source.kind == "html" else _decoded(content)
+        yield Document(entry.name, group, len(content), text=text, error=error)
+
+
+def _decoded(content: bytes) -> tuple[str | None, str | None]:
+    encoding = "utf-16" if content.startswith(_UTF16_MARKS) else "utf-8-sig"
     try:
-        text = content.decode("utf-8-sig").replace("\r\n", "\n")
+        text = content.decode(encoding).replace("\r\n", "\n")
     except UnicodeDecodeError:
         return None, "undecodable"
-    if "\0" in text:  # valid UTF-8, but no file of text has it
+    if "\0" in text:  # valid, but no file of text has it
         return None, "binary"
-    if not is_html:
-        return text, None
-    try:
-        return html_text(text), None
-    except (ValueError, RuntimeError):
-        return None, "unparsable"
+    return text, None
 
 
-def html_text(page: str) -> str:
-    """The text of a web page, without navigation, with its paragraphs."""
-    text = extract_plain_text(page, main_content=True, preserve_formatting=True)
-    if not text.strip():
-        text = extract_plain_text(page, preserve_formatting=True)
-    lines = [line.replace("\xa0", " ").rstrip() for line in text.split("\n")]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+def _read_rows(source: Source, part: Part) -> Iterator[Document]:
+    wanted = wanted_columns(source)
+    for entry_part in _one_by_one(source, part):
+        try:
+            for record in read_part(wanted, entry_part):
+                yield _row(source, wanted, record)
+        except WrongColumns:  # `cut` saw to it that another file of the source has them
+            if entry_part.begin == 0:  # once for a file, however it was cut
+                yield Document(entry_part.inputs[0].name, None, 0, error="wrong_columns")
+
+
+def _one_by_one(source: Source, part: Part) -> Iterator[Part]:
+    """Whole files apart, so that what is wrong with one does not end the others."""
+    if len(part.inputs) == 1 or format_of(source.kind, part.inputs[0]) == "megatron":
+        yield part
+    else:
+        yield from (Part((entry,)) for entry in part.inputs)
 
 
 def _row(source: Source, wanted: Wanted, record: Record) -> Document:
@@ -120,20 +151,26 @@ def _row(source: Source, wanted: Wanted, record: Record) -> Document:
     return Document(identity, group, record.num_bytes, text, tokens, error, own_id is not None)
 
 
-def label(fields: dict[str, Any], column: str | None) -> tuple[str | None, str | None]:
-    """An id or a group as text. Whole numbers are common ids; anything else would be a guess."""
-    if column is None:
-        return None, None
-    value = fields[column]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value), None
-    return usable_text(value)
-
-
 def _token_list(value: Any) -> tuple[list[int] | None, str | None]:
     if value is MISSING or value is None:
         return None, "missing"
-    if value == "":  # a blank line
+    if isinstance(value, np.ndarray):
+        good = len(value) == 0 or _is_tokens(value)
+        return (value.astype(np.int64).tolist(), None) if good else (None, "not_tokens")
+    if value == "" or value == []:  # a blank line
         return [], None
-    whole = isinstance(value, list) and all(type(token) is int and token >= 0 for token in value)
-    return (value, None) if whole else (None, "not_tokens")
+    good = isinstance(value, list) and set(map(type, value)) == {int}
+    return (value, None) if good and min(value) >= 0 and max(value) <= _MOST_TOKEN else (None, "not_tokens")
+
+
+def _is_tokens(numbers: Any) -> bool:
+    whole = numbers.dtype.kind in "iu" or bool((np.floor(numbers) == numbers).all())  # NaN equals nothing
+    return bool(whole and numbers.min() >= 0 and numbers.max() <= _MOST_TOKEN)
+
+
+_READERS: dict[str, Callable[[Source, Part], Iterator[Document]]] = {
+    **dict.fromkeys(FILE_KINDS, _read_files),
+    "books": read_books,
+    "warc": read_warc,
+    "sql": read_sql,
+}

@@ -4,11 +4,41 @@ A part is the unit of work and of restart: whole small files, a range of a large
 a table. It goes to a worker process as JSON, and the same part always gives the same documents.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
+
+from bessemer.data.sources.values import MISSING
+
+LARGEST_BYTES = 256 << 20  # a longer row is an error and is never held as a whole
+PART_BYTES = 16 << 20  # about what a part holds: seconds of work, and a few hundred MB of memory
+
+
+class Record(NamedTuple):
+    """A row of a file of rows, before anyone looked at what its fields hold."""
+
+    place: str  # "docs/a.jsonl:12": file and row, from 1
+    values: tuple[Any, ...]  # of the wanted columns, in their order; MISSING where there is none
+    num_bytes: int
+    error: str | None = None  # why the whole row, or the rest of the file, could not be read
+
+    @staticmethod
+    def failed(place: str, wanted: "Wanted", error: str, num_bytes: int = 0) -> "Record":
+        return Record(place, (MISSING,) * len(wanted.columns), num_bytes, error)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to take from a file, and what errors call the source."""
+
+    what: str
+    kind: str
+    columns: Sequence[str]
+    table: str | None = None
+    query: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,104 +1,53 @@
-"""Rows of JSON lines, CSV files and SQLite databases, of which only the named columns are taken.
+"""Rows of files of rows, of which only the named columns are taken: one reader for each format.
 
 A row that cannot be used is still a row: it comes with the reason in `error`, so that whoever counts
 loses none. What is wrong with a whole file (not a database, no such column) is a DataError.
 """
 
-import csv
-import io
-import json
 import sqlite3
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import quote
 
-from bessemer.data.sources.inputs import changed, check_unchanged, near, open_input
-from bessemer.data.sources.parts import Input
+from bessemer.data.sources.arrow_rows import read_arrow, read_parquet
+from bessemer.data.sources.inputs import changed, check_unchanged, near, no_column
+from bessemer.data.sources.lines import read_lines
+from bessemer.data.sources.megatron import read_megatron
+from bessemer.data.sources.parts import Input, Part, Record, Wanted
+from bessemer.data.sources.rows_csv import read_csv
+from bessemer.data.sources.values import MISSING
 from bessemer.errors import DataError
 
-MISSING = object()  # the row has no such field
+__all__ = ["MISSING", "Record", "Wanted", "format_of", "read_part", "read_records"]
+
+_BY_SUFFIX = {
+    "tokens": {".idx": "megatron", ".parquet": "parquet"},
+    "huggingface": {".arrow": "arrow", ".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv"},
+}
+_OTHERWISE = {"tokens": "jsonl", "huggingface": "parquet"}
 
 
-@dataclass(frozen=True)
-class Record:
-    place: str  # "docs/a.jsonl:12": file and row, from 1
-    values: tuple[Any, ...]  # of the wanted columns, in their order; MISSING where there is none
-    num_bytes: int
-    error: str | None = None  # why the whole row could not be read
+def format_of(kind: str, entry: Input) -> str:
+    """How a file of rows is written: its source's kind, or where that has several, by its name."""
+    if kind not in _BY_SUFFIX:
+        return kind
+    return _BY_SUFFIX[kind].get(PurePosixPath(entry.name).suffix, _OTHERWISE[kind])
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """What to take from a file, and what errors call the source."""
-
-    what: str
-    kind: str
-    columns: Sequence[str]
-    table: str | None = None
-    query: str | None = None
+def read_part(wanted: Wanted, part: Part) -> Iterator[Record]:
+    """The rows of a part of one file (with ready tokens, of an index and its .bin)."""
+    return _READERS[format_of(wanted.kind, part.inputs[0])](wanted, part)
 
 
 def read_records(wanted: Wanted, entry: Input) -> Iterator[Record]:
-    readers = {"jsonl": _jsonl, "tokens": _jsonl, "csv": _csv, "sql": _sql}
-    return readers[wanted.kind](wanted, entry)
+    """All rows of a file."""
+    return read_part(wanted, Part((entry,)))
 
 
-def _jsonl(wanted: Wanted, entry: Input) -> Iterator[Record]:
-    """One row a line. A blank line is a row whose fields are empty texts."""
-    none = (MISSING,) * len(wanted.columns)
-    with open_input(entry, wanted.what) as file:
-        for number, line in enumerate(file, 1):
-            place = f"{entry.name}:{number}"
-            if not line.strip():
-                yield Record(place, ("",) * len(wanted.columns), len(line))
-                continue
-            try:
-                row = json.loads(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8"))
-            except UnicodeDecodeError:
-                yield Record(place, none, len(line), "undecodable")
-                continue
-            except (ValueError, RecursionError):
-                yield Record(place, none, len(line), "unparsable")
-                continue
-            if wanted.kind == "tokens" and isinstance(row, list):
-                row = {wanted.columns[0]: row}
-            if not isinstance(row, dict):
-                yield Record(place, none, len(line), "unparsable")
-                continue
-            yield Record(place, tuple(row.get(name, MISSING) for name in wanted.columns), len(line))
-
-
-def _csv(wanted: Wanted, entry: Input) -> Iterator[Record]:
-    """One row a record after the header. Bytes that are not UTF-8 stay visible as lone surrogates."""
-    csv.field_size_limit(sys.maxsize)
-    with open_input(entry, wanted.what) as raw:
-        file = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        reader = csv.reader(file, strict=True)
-        header = next(reader, None)
-        if header is None:
-            return
-        places = [_column(name, header, wanted, str(entry.path)) for name in wanted.columns]
-        number = 0
-        while True:
-            number += 1
-            try:
-                row = next(reader, None)
-            except csv.Error:
-                yield Record(f"{entry.name}:{number}", (MISSING,) * len(places), 0, "unparsable")
-                continue
-            if row is None:
-                return
-            if not row:  # a blank line is no record
-                continue
-            values = tuple(row[place] if place < len(row) else MISSING for place in places)
-            yield Record(f"{entry.name}:{number}", values, _num_bytes(row))
-
-
-def _sql(wanted: Wanted, entry: Input) -> Iterator[Record]:
+def _sql(wanted: Wanted, part: Part) -> Iterator[Record]:
     """One row a result row, of the wanted columns only: no other column is read from the database."""
+    (entry,) = part.inputs
     try:
         yield from _select(wanted, entry)
     except sqlite3.Error as error:
@@ -155,12 +104,7 @@ def _column(name: str, known: Sequence[str], wanted: Wanted, where: str) -> int:
     lower = [column.lower() for column in known]
     if wanted.kind == "sql" and name.lower() in lower:
         return lower.index(name.lower())
-    raise DataError(
-        f"{wanted.what}: {where} has no column {name!r}",
-        found="its columns: " + (", ".join(known) or "none"),
-        wanted=f"a column named {name!r}",
-        fix=near(name, list(known)) + "Name the columns of the file in the recipe",
-    )
+    raise no_column(wanted.what, where, name, known)
 
 
 def _quoted(name: str) -> str:
@@ -173,3 +117,13 @@ def _num_bytes(values: Sequence[Any]) -> int:
         value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass") for value in values
     )
     return sum(map(len, texts))
+
+
+_READERS: dict[str, Callable[[Wanted, Part], Iterator[Record]]] = {
+    "jsonl": read_lines,
+    "csv": read_csv,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "megatron": read_megatron,
+    "sql": _sql,
+}

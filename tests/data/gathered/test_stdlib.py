@@ -14,7 +14,9 @@ from bessemer.data import store
 from bessemer.data.gathered.functions import first_sentence, functions_in
 from bessemer.data.gathered.passages import Passages, collapse
 from bessemer.data.gathered.stdlib import gather, library_modules
-from bessemer.data.store import Prepared, PreparedTask, prepare, prepare_task
+from bessemer.data.labels import labels
+from bessemer.data.prepared import Prepared, PreparedTask
+from bessemer.data.store import prepare, prepare_task
 from bessemer.data.tokens.shards import Shard
 from bessemer.recipe.load import load
 
@@ -65,11 +67,11 @@ def test_no_held_out_answer_of_the_whole_library_occurs_in_training(tmp_path: Pa
 def test_packages_are_held_out_in_all_sources_and_in_the_task(demo: tuple[Prepared, PreparedTask]) -> None:
     prepared, task = demo
     groups = {
-        split: {row["group"] for row in [*prepared.labels(split), *task.labels(split)]}
+        split: {row["group"] for row in [*labels(prepared, split), *labels(task, split)]}
         for split in ("train", "validation")
     }
     assert groups["validation"] and not groups["train"] & groups["validation"]
-    assert {row["source"] for row in prepared.labels("validation")} == {
+    assert {row["source"] for row in labels(prepared, "validation")} == {
         "books",
         "web pages",
         "database",

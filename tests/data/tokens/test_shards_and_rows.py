@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bessemer.data.rows import NO_LOSS, PackedRows, StreamRows, fit_example, pack
-from bessemer.data.tokens.shards import Shard, ShardWriter
+from bessemer.data.tokens.shards import Shard, ShardWriter, Stream
 from bessemer.errors import DataError
 
 BOS, EOS, PAD = 0, 1, 2
@@ -92,10 +92,95 @@ def test_index_is_laid_out_as_megatron_reads_it(tmp_path: Path, vocab: int, code
     assert shard.document(2).tolist() == [vocab - 1, 6]
 
 
+def test_many_documents_at_once_are_the_same_files(tmp_path: Path) -> None:
+    documents = some_documents(3, 50)
+    written(tmp_path, documents)
+    flat = np.array([7, 7, *(token for document in documents for token in document), 7])
+    offsets = 2 + np.cumsum([0, *map(len, documents)])
+    with ShardWriter(tmp_path / "many", 1000) as writer:
+        writer.add_many(flat, offsets[:21])
+        writer.add_many(flat, offsets[20:21])
+        writer.add_many(flat, offsets[20:])
+    for suffix in (".bin", ".idx"):
+        one, many = ((tmp_path / (stem + suffix)).read_bytes() for stem in ("shard", "many"))
+        assert one == many
+
+
+def cut(path: Path, documents: list[list[int]], at: list[int]) -> Stream:
+    """The documents in a shard for each stretch between these numbers."""
+    shards = []
+    for begin, end in zip([0, *at], [*at, len(documents)], strict=True):
+        (path / f"{len(shards)}").mkdir()
+        # Shards of both widths: a source may have grown out of 16 bits.
+        shards.append(written(path / f"{len(shards)}", documents[begin:end], 1000 + len(shards) % 2 * 70_000))
+    return Stream(shards)
+
+
+@pytest.mark.parametrize("at", [[], [0], [20, 20, 33], [1, 2, 3, 4, 5, 40], list(range(1, 40))])
+def test_stream_of_shards_is_the_shard_of_all_their_documents(tmp_path: Path, at: list[int]) -> None:
+    documents = some_documents(5, 40)
+    whole, stream = written(tmp_path, documents), cut(tmp_path, documents, at)
+    assert len(stream.tokens) == len(whole.tokens) and stream.num_documents == 40
+    assert stream.borders.tolist() == whole.borders.tolist()
+    random = np.random.default_rng(0)
+    for begin, end in [(0, 0), (-1, 99), (700, 3), *random.integers(0, len(whole.tokens) + 20, (300, 2))]:
+        assert stream.tokens[begin:end].tolist() == whole.tokens[begin:end].tolist()
+    assert [stream.document(number).tolist() for number in range(40)] == documents
+    for number in (-1, 40):
+        with pytest.raises(IndexError):
+            stream.document(number)
+    for context in (7, 64):
+        ours, expected = StreamRows(stream, context, PAD), StreamRows(whole, context, PAD)
+        assert len(ours) == len(expected)
+        for index in range(len(expected)):
+            for one, other in zip(
+                vars(ours.row(index)).values(), vars(expected.row(index)).values(), strict=True
+            ):
+                assert np.array_equal(one, other) and one.dtype == other.dtype
+            assert ours.documents(index) == expected.documents(index)
+
+
+def test_stream_of_nothing_is_empty(tmp_path: Path) -> None:
+    for stream in (Stream([]), cut(tmp_path, [], [0])):
+        assert len(stream.tokens) == stream.num_documents == 0 and stream.borders.tolist() == [0]
+        assert stream.tokens[0:5].tolist() == [] and len(StreamRows(stream, 4, PAD)) == 0
+
+
+def test_slice_inside_one_shard_is_a_view_of_its_file(tmp_path: Path) -> None:
+    documents = some_documents(6, 10)
+    stream = cut(tmp_path, documents, [5])
+    border = int(stream.borders[5])
+    assert np.shares_memory(stream.tokens[border : border + 4], stream.shards[1].tokens)
+    assert stream.tokens[border : border + 4].base is not None
+
+
 def test_file_of_another_format_is_refused(tmp_path: Path) -> None:
     written(tmp_path, [[1]])
-    (tmp_path / "shard.idx").write_bytes(b"x" * 200)
-    with pytest.raises(DataError, match="not an index"):
+    for content in (b"x" * 200, b"", b"MMIDIDX"):
+        (tmp_path / "shard.idx").write_bytes(content)
+        with pytest.raises(DataError, match="not an index"):
+            Shard(tmp_path / "shard")
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    written(tmp_path, [[1, 2], [3]])
+    index, tokens = tmp_path / "shard.idx", tmp_path / "shard.bin"
+    good = index.read_bytes()
+    sizes, documents = 34, 34 + 2 * 12
+    for place, number in ((sizes, 5), (sizes, -2), (documents, 1), (documents + 8, 3), (documents + 16, 1)):
+        index.write_bytes(good[:place] + struct.pack("<i", number) + good[place + 4 :])
+        with pytest.raises(DataError, match="cannot be read"):
+            Shard(tmp_path / "shard")
+    for damaged in (good[:-1], good[:20] + b"\xff" * 6 + good[26:]):
+        index.write_bytes(damaged)
+        with pytest.raises(DataError, match="cannot be read"):
+            Shard(tmp_path / "shard")
+    index.write_bytes(good)
+    tokens.write_bytes(b"1234")
+    with pytest.raises(DataError, match="4 bytes, where its index tells of 6"):
+        Shard(tmp_path / "shard")
+    tokens.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
         Shard(tmp_path / "shard")
 
 

@@ -78,6 +78,29 @@ def test_saved_tokenizer_is_the_same_one(learnt: TextTokenizer, tmp_path: Path) 
         assert (again.vocab, again.bos_id, again.eos_id, again.pad_id) == (learnt.vocab, 0, 1, 2)
 
 
+def test_tokenizer_written_here_is_read_with_the_ids_that_were_told_of_it(
+    learnt: TextTokenizer, tmp_path: Path
+) -> None:
+    path = tmp_path / "any_name.json"
+    path.write_text(learnt.text, encoding="utf-8")
+    assert TextTokenizer.read(path).description() == learnt.description()
+    told = {**learnt.description(), "bos_id": None, "eos_id": 2}
+    again = TextTokenizer.read(path, told)
+    assert again.description() == told and again.encode(TEXTS) == learnt.encode(TEXTS)
+
+
+def test_tokens_made_elsewhere_have_a_tokenizer_of_their_numbers(tmp_path: Path) -> None:
+    made = tokenizer.word_level(1000)
+    assert (made.vocab, made.bos_id, made.eos_id, made.pad_id) == (1003, 1000, 1001, 1002)
+    assert made.encode(["0 17 999", ""]) == [[0, 17, 999], []] and made.decode([0, 17, 999]) == "0 17 999"
+    assert made.document([5]) == [1000, 5, 1001]
+    (tmp_path / "tokenizer.json").write_text(made.text, encoding="utf-8")
+    assert tokenizer.load(tmp_path).description() == made.description()
+    for text in ("1000", "iron", "01"):
+        with pytest.raises(DataError, match="cannot encode"):
+            made.encode([text])
+
+
 def ready(words: dict[str, int]) -> str:
     return Tokenizer(models.BPE(vocab=words, merges=[])).to_str()
 

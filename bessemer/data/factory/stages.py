@@ -1,0 +1,176 @@
+"""The stages that a part goes through before anything is decided: read, clean, and the measures.
+
+Each writes one file (columns.py), named by what it depends on: the part's content and the reading
+settings; that and the cleaning settings; that and the measure's own. So another threshold redoes none of
+them, another PII setting does not read again, and a killed build goes on behind the last file.
+Raise a stage's VERSION whenever the same input would give another file.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bessemer.data import holdout
+from bessemer.data.clean.code import load_plugin
+from bessemer.data.clean.grams import EvalGrams, contamination
+from bessemer.data.clean.language import languages
+from bessemer.data.clean.minhash import signatures
+from bessemer.data.clean.pii import redact
+from bessemer.data.clean.quality import QualityModel
+from bessemer.data.clean.signals import signals
+from bessemer.data.clean.text import normal_text
+from bessemer.data.factory.columns import (
+    READ_SCHEMA,
+    document_batches,
+    map_batches,
+    read_batches,
+    read_texts,
+    write_batches,
+)
+from bessemer.data.sources.documents import read
+from bessemer.data.sources.parts import Document, Part
+from bessemer.recipe.schema import Source
+
+VERSIONS = {
+    "read": 1,
+    "clean": 1,
+    "language": 1,
+    "signals": 1,
+    "minhash": 1,
+    "contamination": 1,
+    "quality": 1,
+}
+Announce = Callable[[int | None], None]
+_TEXT = pa.schema([("text", pa.large_string())])
+
+
+def documents(task: dict[str, Any], announce: Announce) -> dict[str, Any]:
+    """Write those of the part's files that are missing."""
+    files = {name: Path(path) for name, path in task["files"].items()}
+    if not files["read"].exists():
+        source, part = Source.model_validate(task["source"]), Part.from_json(task["part"])
+        left_out = {int(place): reason for place, reason in task["left_out"].items()}
+        _read(source, part, files["read"], announce, left_out)
+    if not files["clean"].exists():
+        clean(files["read"], files["clean"], task["settings"]["clean"])
+    for name, settings in task["settings"].items():
+        if name not in ("read", "clean") and not files[name].exists():
+            _measure(name, settings, files)
+    return {}
+
+
+def _read(source: Source, part: Part, path: Path, announce: Announce, left_out: Mapping[int, str]) -> None:
+    write_batches(path, document_batches(_watched(read(source, part, left_out), announce)), READ_SCHEMA)
+    announce(None)
+
+
+def _watched(found: Iterator[Document], announce: Announce) -> Iterator[Document]:
+    """Says before each document that it is its turn."""
+    place = 0
+    while True:
+        announce(place)
+        document = next(found, None)
+        if document is None:
+            return
+        yield document
+        place += 1
+
+
+def clean(source: Path, path: Path, settings: dict[str, Any]) -> None:
+    """Unicode, white space and personal data; and the keys that decide what is held out or a duplicate."""
+    plugin = None
+    if settings["plugin"] is not None:  # allowed: else the build would not have come here
+        plugin = load_plugin(settings["plugin"]["name"], Path(settings["plugin"]["base"]), allowed=True)
+
+    def cleaned(batch: pa.RecordBatch) -> pa.RecordBatch:
+        texts, error = batch["text"], batch["error"]
+        if settings["text"] != "off":
+            texts = normal_text(texts, settings["text"])
+        counts: list[tuple[str, pa.Array]] = []
+        if settings["pii"] == "redact":
+            texts, found = redact(texts)
+            counts = [(f"pii.{name}", found[name]) for name in found.schema.names]
+        dropped = pa.array(np.zeros(batch.num_rows, dtype=bool))
+        if plugin is not None:
+            source = pa.array([settings["plugin"]["source"]] * batch.num_rows, pa.string())
+            made = plugin(pa.record_batch([batch["id"], texts, source], names=["id", "text", "source"]))
+            without = pc.and_(pc.is_null(made["text"]), pc.is_null(made["error"]))
+            dropped = pc.and_(pc.is_valid(texts), without)
+            texts, error = made["text"], pc.coalesce(error, made["error"])
+        columns = [("text", _if_changed(texts, batch["text"])), ("error", error), ("dropped", dropped)]
+        columns += counts
+        columns += _keys(batch, texts)
+        return pa.record_batch([array for _, array in columns], names=[name for name, _ in columns])
+
+    map_batches(path, read_batches(source), READ_SCHEMA, cleaned)
+
+
+def _if_changed(texts: pa.Array, before: pa.Array) -> pa.Array:
+    same = pc.fill_null(pc.equal(texts, before), True)
+    return pc.if_else(same, pa.scalar(None, texts.type), texts)
+
+
+def _keys(batch: pa.RecordBatch, texts: pa.Array) -> list[tuple[str, pa.Array]]:
+    """size_bytes of the text; hashes of its content and of what is held out together; its passages."""
+    rows = zip(
+        texts.to_pylist(),
+        batch["tokens"].to_pylist(),
+        batch["group"].to_pylist(),
+        batch["own_id"].to_pylist(),
+        batch["id"].to_pylist(),
+        strict=True,
+    )
+    high, low, held, most, passages = [], [], [], [], []
+    for text, tokens, group, own_id, name in rows:
+        content = _normalised(text, tokens)
+        first, second = holdout.content_hash(content)
+        high.append(first if content else 0)
+        low.append(second if content else 0)
+        most.append(max(tokens, default=-1) if tokens else -1)
+        held.append(holdout.holdout_hash(group, name if own_id else None, content))
+        passages.append(np.fromiter(holdout.passages(text or ""), dtype=np.uint64))
+    sizes = pc.fill_null(pc.binary_length(texts), 0).cast(pa.int64())
+    hashes = [("high", high), ("low", low), ("holdout", held)]
+    offsets = np.cumsum([0, *map(len, passages)], dtype=np.int64)
+    flat = np.concatenate([np.zeros(0, dtype=np.uint64), *passages])
+    return [
+        ("size_bytes", sizes),
+        ("max_token", pa.array(most, pa.int64())),
+        *((name, pa.array(values, pa.uint64())) for name, values in hashes),
+        ("passages", pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))),
+    ]
+
+
+def _normalised(text: str | None, tokens: list[int] | None) -> bytes:
+    if text is not None:
+        return holdout.normalise(text)
+    return np.asarray(tokens or [], dtype=np.int32).tobytes()
+
+
+def _measure(name: str, settings: dict[str, Any], files: Mapping[str, Path]) -> None:
+    """One measure of the cleaned text of each document; of the empty text where there is none."""
+    function = _measure_function(name, settings)
+    texts: Iterable[pa.RecordBatch] = (
+        pa.record_batch([pc.fill_null(batch["text"], "")], names=["text"])
+        for batch in read_texts(files["read"], files["clean"])
+    )
+    map_batches(files[name], texts, _TEXT, lambda batch: function(batch["text"]))
+
+
+def _measure_function(name: str, settings: dict[str, Any]) -> Callable[[pa.Array], pa.RecordBatch]:
+    if name == "language":
+        return languages
+    if name == "signals":
+        return signals
+    if name == "minhash":
+        return signatures
+    if name == "contamination":
+        grams = EvalGrams.read(Path(settings["file"]))
+        return lambda texts: contamination(texts, grams)
+    assert name == "quality", f"no measure {name!r}"
+    model = QualityModel.load(Path(settings["file"]))
+    return lambda texts: pa.record_batch([pa.array(model.scores(texts))], names=["quality"])

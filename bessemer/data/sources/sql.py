@@ -1,0 +1,152 @@
+"""Documents from databases: SQLite files, PostgreSQL, MySQL and MariaDB; read in parts, nothing written.
+
+A part is a range of keys with about `_ROWS_A_PART` rows (sql_ranges); without a key (`split_by`, or a primary
+key of one whole number) all is one part. Only the columns for text, id and group are read, and the key.
+
+What is promised: each part is one consistent state of the database, and each row comes at most once as long
+as keys do not change. Parts are read one after another or in parallel, each in a transaction of its own: rows
+that are inserted or deleted between the first and the last may or may not be seen. The hash of a server's
+Input is that of what is asked, not of the rows: what was read is kept until the user asks to read it again.
+A key as the recipe's place of a row: `postgresql:posts:17`, `#2` behind it for the second row of that key.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import xxhash
+
+from bessemer.data.sources.inputs import check_unchanged, find_inputs
+from bessemer.data.sources.parts import Document, Input, Part
+from bessemer.data.sources.sql_address import Address, file_address, server_address
+from bessemer.data.sources.sql_ranges import ranges, rows_of
+from bessemer.data.sources.sql_session import session, told
+from bessemer.data.sources.sql_tables import selection
+from bessemer.data.sources.values import usable_label, usable_text
+from bessemer.errors import DataError
+from bessemer.recipe.schema import Source
+
+_ROWS_A_PART = 50_000
+
+
+def sql_inputs(source: Source, base: Path) -> list[Input]:
+    """SQLite files by their content; of a server, what is asked of it. No server is reached here."""
+    if source.url_env is None:
+        return find_inputs(_what(source), source.path or "", base)
+    return [_server_input(source, server_address(_what(source), source.url_env))]
+
+
+def sql_parts(source: Source, inputs: list[Input], rows_a_part: int = _ROWS_A_PART) -> list[Part]:
+    """Ranges of keys that hold all rows, or the first `source.limit` ones."""
+    parts: list[Part] = []
+    for entry in inputs:
+        address = _address(source, entry)
+        left = None if source.limit is None else source.limit - sum(part.most_rows or 0 for part in parts)
+        cut = _parts(source, entry, address, rows_a_part, left)
+        parts += told(_what(source), address, source.query, cut)
+    return parts
+
+
+def read_sql(source: Source, part: Part) -> Iterator[Document]:
+    """Every row of the part, in order of its key. A row that is no document comes with the reason."""
+    entry = part.inputs[0]
+    address = _address(source, entry)
+    for place, row, is_json in told(_what(source), address, source.query, _rows(source, part, address)):
+        yield _document(source, f"{entry.name}:{place}", row, is_json)
+    if address.kind == "sqlite":
+        check_unchanged(entry, _what(source))
+
+
+def _what(source: Source) -> str:
+    return f"source {source.name!r}"
+
+
+def _server_input(source: Source, address: Address) -> Input:
+    asked = (address.public, source.table, source.query, source.text, source.id, source.group)
+    name = source.table
+    if source.query is not None:
+        name = f"query-{xxhash.xxh32_hexdigest(source.query.encode())}"
+    digest = xxhash.xxh3_128_hexdigest(repr(asked).encode())
+    return Input(Path(), f"{address.kind}:{name}", 0, 0, digest, url=address.shown)
+
+
+def _address(source: Source, entry: Input) -> Address:
+    """Of an input, checked to be what it was when the inputs were listed."""
+    if source.url_env is None:
+        if entry.url is not None:
+            raise _not_here(source, entry.url)
+        check_unchanged(entry, _what(source))
+        return file_address(entry.path)
+    address = server_address(_what(source), source.url_env)
+    if _server_input(source, address).xxh3_128 != entry.xxh3_128:
+        raise DataError(
+            f"{_what(source)}: another database than when its parts were listed",
+            found=f"{source.url_env} names {address.shown}",
+            wanted=f"{entry.url}, with the same table or query and columns",
+            fix=f"set {source.url_env} alike on all machines, then run the same command again",
+        )
+    return address
+
+
+def _not_here(source: Source, url: str) -> DataError:
+    return DataError(
+        f"{_what(source)}: a SQLite file must lie on this machine",
+        found=url,
+        wanted="a path: SQLite reads here and there in the file",
+        fix="copy it here first, or read the database that it comes from through `url_env`",
+    )
+
+
+def _parts(
+    source: Source, entry: Input, address: Address, rows_a_part: int, limit: int | None
+) -> Iterator[Part]:
+    with session(address) as connection:
+        chosen = selection(source, _what(source), address.shown, connection)
+        for keys, first_row, most_rows in ranges(connection, chosen, _what(source), rows_a_part, limit):
+            yield Part((entry,), keys.begin or 0, keys.end, first_row, most_rows)
+
+
+def _rows(source: Source, part: Part, address: Address) -> Iterator[tuple[str, tuple[Any, ...], list[bool]]]:
+    """(place, values of the wanted columns, which of them are JSON)."""
+    last_key, same_key = object(), 0
+    with session(address) as connection:
+        chosen = selection(source, _what(source), address.shown, connection)
+        for number, (row, is_json) in enumerate(rows_of(connection, chosen, part), part.first_row):
+            place = str(number)
+            if chosen.key is not None:
+                key = row[-1]
+                same_key = same_key + 1 if key == last_key else 1
+                last_key = key
+                place = _key_text(key) + (f"#{same_key}" if same_key > 1 else "")
+            yield place, row[: len(chosen.columns)], is_json
+
+
+def _key_text(key: Any) -> str:
+    if key is None:
+        return "null"
+    return str(key) if type(key) is int else repr(key)
+
+
+def _document(source: Source, place: str, row: tuple[Any, ...], is_json: list[bool]) -> Document:
+    fields = iter(row)
+    value = next(fields)
+    text, error = (None, "not_text") if is_json[0] and value is not None else usable_text(value)
+    own_id, id_error = (None, None) if source.id is None else usable_label(_plain(next(fields)))
+    group, group_error = (None, None) if source.group is None else usable_label(_plain(next(fields)))
+    error = error or id_error or group_error
+    identity = own_id if own_id is not None else place
+    num_bytes = sum(map(_num_bytes, row))
+    text = text if error is None else None
+    return Document(identity, group, num_bytes, text, None, error, own_id is not None)
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _num_bytes(value: Any) -> int:
+    """UTF-8 bytes of a field."""
+    if value is None:
+        return 0
+    return len(value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogatepass"))
