@@ -28,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.cli.plan_data import KnownData
     from bessemer.cli.rehearsal import rehearsed
     from bessemer.planner.layout import WHERE
     from bessemer.planner.resolve import check_recipe, resolve
@@ -42,13 +43,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         layout_from = "--layout"
     check_recipe(recipe, layout_from=layout_from)  # before the machine is measured
     facts = _facts(args, recipe, loaded.base)
+    data = KnownData(recipe, loaded.base, getattr(args, "store", Path("data")))
+    facts = data.known(facts)
     plan = resolve(recipe, facts, layout_from=layout_from)
-    document = _document(recipe, plan, facts, args.top)
+    document = {**_document(recipe, plan, facts, args.top), "data": data.told(plan)}
     return {**document, "rehearsal": rehearsed(plan, facts, args.rank)} if args.rehearse else document
 
 
 def show(document: dict[str, Any]) -> str:
     parts = [_model(document), _training(document), _predicted(document)]
+    if document["data"]:
+        from bessemer.cli.plan_data import show_data
+
+        parts.append(show_data(document["data"]))
     if document["memory_parts"]:
         parts.append(_memory(document))
     if document["derived"]:

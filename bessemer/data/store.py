@@ -25,7 +25,6 @@ from bessemer.data.folders import building_folder, locked
 from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
 from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
-from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.sources.parts import Input
 from bessemer.data.task import WHAT, TaskWork, build_task
@@ -119,6 +118,9 @@ def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:
 
 
 def _inputs(source: Source, base: Path, store: Path, how: How) -> list[Input]:
+    # The readers of all kinds: not for each of many processes that train on what is prepared.
+    from bessemer.data.sources.documents import source_inputs
+
     inputs = source_inputs(source, base)
     if source.url_env is None:
         return inputs

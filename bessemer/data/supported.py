@@ -1,6 +1,5 @@
 """What can be prepared, checked before anything is read: the rest is refused by name."""
 
-from bessemer.data.clean.rules import chosen_rules
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 
@@ -144,7 +143,6 @@ def _check_clean(clean: Clean) -> None:
     ):
         if name in clean.model_fields_set and not is_there:
             raise _no_effect(f"{key}.{name}", f"without {key}.{needs}")
-    chosen_rules(clean.rules, clean.thresholds)
 
 
 def _no_effect(key: str, why: str) -> RecipeError:

@@ -10,8 +10,8 @@ from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of
 from bessemer.data import supported
-from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.prepared import PreparedTask
+from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.store import prepare_task
 from bessemer.data.task import WHAT
 from bessemer.errors import DataError, RecipeError

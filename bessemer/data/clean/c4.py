@@ -1,10 +1,11 @@
 """C4's rules for lines, and the text that is left when the lines they refuse are gone.
 
-A line is kept when it has no word of over 1,000 characters, ends in . ? ! " or ' (not in ...), has three words,
-and names neither JavaScript nor a policy of cookies or privacy. Wikipedia's [1], [edit] and [citation needed]
-are taken out of it. A kept line with "lorem ipsum" or "{" refuses the whole document, as do fewer than five
-sentences: those decisions are columns (lines.py), so `c4_text` leaves such lines where they are.
-Cost: 40 MB/CPU-s; lines.py decides the same for whole batches and calls `judge` only for lines with "[".
+A line is kept when it has no word of over 1,000 characters, ends in . ? ! " or ' (not in ...), has three
+words, and names neither JavaScript nor a policy of cookies or privacy. Wikipedia's [1], [edit] and [citation
+needed] are taken out of it. A kept line with "lorem ipsum" or "{" refuses the whole document, as do fewer
+than five sentences: those decisions are columns (lines.py), so `c4_text` leaves such lines where they are,
+and those columns are the same for its result as for the text given.
+Cost: 60 MB/CPU-s; lines.py decides the same for whole batches and calls `judge` only for lines with "[".
 Source: arXiv:1910.10683 section 2.2; datatrove's c4_filters.py (Apache-2.0), equal to it line by line.
 """
 

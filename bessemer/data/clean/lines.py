@@ -2,7 +2,7 @@
 
 Three notions of a line, as datatrove's filters have them: str.splitlines for Gopher's bullets and C4, runs of
 newlines between lines for Gopher's repetitions, single newlines for FineWeb (empty lines left out).
-Cost: a quarter of all signals. Sources: arXiv:2112.11446 table A1, arXiv:1910.10683 section 2.2,
+Cost: a sixth of all signals. Sources: arXiv:2112.11446 table A1, arXiv:1910.10683 section 2.2,
 arXiv:2406.17557 section 3.6; datatrove's filters (Apache-2.0) for what the papers leave open.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bessemer.data.clean import c4, characters
-from bessemer.data.clean.characters import Block, Flags, Positions, is_one_of, shifted
-from bessemer.data.clean.spans import SpanHashes, equal_groups, within_documents
+from bessemer.data.clean.characters import Block, Flags, Positions, is_one_of, places_of, shifted
+from bessemer.data.clean.spans import SpanHashes, repeated_keys, within_documents
 from bessemer.data.clean.words import Words, words
 
 Counts = NDArray[np.int64]
@@ -72,7 +72,7 @@ def text_lines(block: Block, by_newline: Lines) -> Lines:
     """Parted as str.splitlines does, but for carriage returns that it takes off the ends of lines."""
     breaks = block.has(characters.BREAKS_LINE)
     breaks[(block.signs == ord("\r")) & shifted(block.signs == ord("\n"), -1)] = False
-    places = np.flatnonzero(breaks)
+    places = places_of(breaks)
     lines = by_newline
     if len(places) != len(block.where("\n")):
         starts, ends = places[:-1] + 1, places[1:]
@@ -83,7 +83,7 @@ def text_lines(block: Block, by_newline: Lines) -> Lines:
 
 
 def repetition_counts(block: Block, lines: Lines, chunks: Chunks, hashes: SpanHashes) -> dict[str, Counts]:
-    """Gopher's and FineWeb's repeated lines and paragraphs, as numbers and characters. lines: newline_lines."""
+    """Gopher's and FineWeb's repeated lines and paragraphs, in number and size. lines: newline_lines."""
     num = len(block.starts)
     first, behind = chunks.within(lines)
     filled = np.flatnonzero(lines.starts < lines.ends)
@@ -138,15 +138,15 @@ def c4_counts(
     num = len(block.starts)
     verdicts, odd = _verdicts(block, lines, chunks)
     kept = lines.only(verdicts == _KEPT)
-    counts = np.bincount(kept.documents, _sentences(block, kept, found, kinds), minlength=num)
+    counts = np.bincount(kept.documents, _sentences(kept, found, kinds), minlength=num).astype(np.int64)
     if odd:  # lines without their citations: documents of one line each
-        cleaned = Block.of(0, [line for _, line in odd])
+        cleaned = Block.of([line for _, line in odd])
         of_cleaned = words(cleaned)
         each = Lines(cleaned.starts, cleaned.ends, np.arange(len(odd)))
-        sentences = _sentences(cleaned, each, of_cleaned, of_cleaned.kinds(cleaned))
-        counts += np.bincount(lines.documents[[number for number, _ in odd]], sentences, minlength=num)
+        sentences = _sentences(each, of_cleaned, of_cleaned.kinds(cleaned))
+        np.add.at(counts, lines.documents[[number for number, _ in odd]], sentences)
     named = {f"c4_{name}": lines.only(verdicts == verdict).count(num) for name, verdict in _NAMED.items()}
-    return {"c4_sentences": counts.astype(np.int64), **named}
+    return {"c4_sentences": counts, **named}
 
 
 def _owned(block: Block, starts: Positions, ends: Positions) -> Lines:
@@ -157,7 +157,7 @@ def _owned(block: Block, starts: Positions, ends: Positions) -> Lines:
 def _later(spans: Lines, hashes: SpanHashes) -> Flags:
     """Which spans their document has had before."""
     later = np.zeros(len(spans.starts), dtype=np.bool_)
-    later[equal_groups(within_documents(hashes.of(spans.starts, spans.ends), spans.documents)).later] = True
+    later[repeated_keys(within_documents(hashes.of(spans.starts, spans.ends), spans.documents)).later] = True
     return later
 
 
@@ -218,17 +218,18 @@ def _verdicts(block: Block, lines: Lines, chunks: Chunks) -> tuple[NDArray[np.in
 
 def _apply_phrases(block: Block, lines: Lines, verdicts: NDArray[np.int8]) -> None:
     """Kept lines that name something get its verdict; the first rule of c4.judge is applied last."""
+    kept = np.flatnonzero(verdicts == _KEPT)
+    spans = zip(lines.starts[kept].tolist(), lines.ends[kept].tolist(), strict=True)
     # The only character that becomes two when it is lowered would move the places of all behind it.
-    lower = block.text.replace("İ", "i").lower()
-    places = {
-        "policy": [place for policy in c4.POLICIES for place in _found(lower, policy)],
-        "curly_bracket": block.where("{"),
-        "javascript": _found(lower, "javascript"),
-        "lorem_ipsum": _found(lower, "lorem ipsum"),
-    }
-    for name, found in places.items():
-        numbers = _lines_at(lines, np.array(found, dtype=np.int64))
-        verdicts[numbers[verdicts[numbers] != _NO_LINE]] = _NAMED[name]
+    text = "\n".join([block.text[start:end] for start, end in spans]).replace("İ", "i").lower()
+    ends = np.cumsum(lines.ends[kept] - lines.starts[kept] + 1)
+    phrases = {
+        "policy": c4.POLICIES, "curly_bracket": ("{",), "javascript": ("javascript",),
+        "lorem_ipsum": ("lorem ipsum",),
+    }  # fmt: skip
+    for name, those in phrases.items():
+        places = [place for phrase in those for place in _found(text, phrase)]
+        verdicts[kept[np.searchsorted(ends, places, side="right")]] = _NAMED[name]
 
 
 def _found(text: str, phrase: str) -> list[int]:
@@ -246,7 +247,7 @@ def _lines_at(lines: Lines, places: Positions) -> Positions:
     return numbers[places < lines.ends[numbers]]
 
 
-def _sentences(block: Block, lines: Lines, found: Words, kinds: NDArray[np.uint16]) -> Counts:
+def _sentences(lines: Lines, found: Words, kinds: NDArray[np.uint16]) -> Counts:
     """Sentences of each line: one, and one more for each word that follows a full stop, ? or !.
 
     Punctuation behind a full stop belongs to its sentence, as spaCy's sentencizer has it.
@@ -255,12 +256,9 @@ def _sentences(block: Block, lines: Lines, found: Words, kinds: NDArray[np.uint1
     sizes = behind - first
     owners = np.repeat(np.arange(len(sizes)), sizes)
     numbers = np.arange(len(owners)) + np.repeat(first - np.cumsum(sizes) + sizes, sizes)
-    starts, of_all = found.starts[numbers], kinds[numbers]
-    single = found.ends[numbers] - starts == 1
-    ends_sentence = single & ((of_all & characters.ENDS_SENTENCE) != 0)
-    symbols = single | ((of_all & characters.NOT_SYMBOL) == 0)
-    punctuation = symbols & ((block.kinds[starts] & characters.PUNCTUATION) != 0)
-    counted = np.flatnonzero(ends_sentence | ~punctuation)
+    single = found.ends[numbers] - found.starts[numbers] == 1
+    ends_sentence = single & ((kinds[numbers] & characters.ENDS_SENTENCE) != 0)
+    counted = np.flatnonzero(ends_sentence | ((kinds[numbers] & characters.NOT_PUNCTUATION) != 0))
     owners, ends_sentence = owners[counted], ends_sentence[counted]
     begins = ends_sentence[:-1] & ~ends_sentence[1:] & (owners[:-1] == owners[1:])
     return 1 + np.bincount(owners[1:][begins], minlength=len(sizes))

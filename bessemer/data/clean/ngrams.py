@@ -1,28 +1,27 @@
 """Gopher's n-gram signals: the characters in the most frequent n-gram, and in repeated n-grams.
 
 An n-gram is n words of one document. What makes this cheap is that a repeated n-gram holds two repeated
-(n-1)-grams: pairs of words are compared everywhere, triples only where both pairs occur twice, and so on, each
-longer one as a pair of numbers of shorter ones, so that nothing but pairs is hashed.
-Repeated n-grams are counted as datatrove counts them: from left to right, a repeated one is skipped whole, and
-what was skipped is not remembered. That walk is done run by run of repeated n-grams, and word by word only in
-documents where something not remembered matters.
-Cost: a quarter of all signals. Source: arXiv:2112.11446 table A1, datatrove's gopher_repetition_filter.py.
+(n-1)-grams: pairs of words are compared everywhere, triples only where both pairs occur twice, and so on,
+each longer one as a pair of numbers of shorter ones, so that nothing but pairs is hashed.
+Repeated n-grams are counted as datatrove counts them: from left to right, a repeated one is skipped whole,
+and what was skipped is not remembered. That walk jumps from run to run of repeated n-grams.
+Cost: a third of all signals. Source: arXiv:2112.11446 table A1, datatrove's gopher_repetition_filter.py.
 Not kept from there: n-grams are compared word by word, not as words glued together ("ab c" is not "a bc").
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bessemer.data.clean.characters import Flags, Positions
-from bessemer.data.clean.spans import Groups, Hashes, equal_groups, within_documents
+from bessemer.data.clean.spans import Hashes, repeated_keys, within_documents
 
 Counts = NDArray[np.int64]
 
 TOP_LENGTHS = (2, 3, 4)
 REPEATED_LENGTHS = (5, 6, 7, 8, 9, 10)
-_ROUNDS = 6  # walks of a block, before those documents that still change are walked word by word
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -41,11 +40,12 @@ class DocumentWords:
 
 @dataclass(frozen=True)
 class NGrams:
-    """The n-grams of one length that occur more than once in their document."""
+    """The n-grams of one length that occur more than once in their document, in order of place."""
 
     length: int
-    numbers: NDArray[np.uint64]  # per word: the number of the repeated n-gram that begins there, or 0
-    groups: Groups  # members are words
+    places: Positions  # the first word of each
+    numbers: NDArray[np.uint64]  # equal for equal n-grams of a document
+    is_later: Flags  # not the first of its number
 
 
 def ngram_characters(words: DocumentWords) -> dict[str, Counts]:
@@ -65,133 +65,91 @@ def ngram_characters(words: DocumentWords) -> dict[str, Counts]:
 
 
 def _pairs(words: DocumentWords, documents: Positions) -> NGrams:
-    if len(documents) < 2:
-        return _numbered(2, equal_groups(np.zeros(0, np.uint64)), np.zeros(0, np.int64), len(documents))
-    hashes = words.hashes[:-1] * _MIX + words.hashes[1:]
-    inside = np.flatnonzero(documents[:-1] == documents[1:])
-    keys = within_documents(hashes[inside], documents[inside])
-    return _numbered(2, equal_groups(keys), inside, len(documents))
+    keys = within_documents(words.hashes[:-1] * _MIX + words.hashes[1:], documents[:-1])
+    # A document's last word is no pair with the next one's first: a key that no other is equal to.
+    ends = np.unique(words.bounds[1:-1])
+    ends = ends[(ends > 0) & (ends < len(documents))] - 1
+    keys[ends] = within_documents(ends.astype(np.uint64) * _MIX, ends)
+    found = repeated_keys(keys)
+    return NGrams(2, found.places, found.numbers, found.is_later)
 
 
 def _longer(grams: NGrams) -> NGrams:
     """Where two repeated ones overlap there may be a repeated one that is a word longer."""
-    numbers = grams.numbers
-    places = np.flatnonzero((numbers[:-1] != 0) & (numbers[1:] != 0))
-    bits = np.uint64(len(grams.groups.firsts).bit_length())
-    keys = (numbers[places] << bits) | numbers[places + 1]
-    return _numbered(grams.length + 1, equal_groups(keys), places, len(numbers))
-
-
-def _numbered(length: int, groups: Groups, places: Positions, num_words: int) -> NGrams:
-    members = places[groups.members]
-    numbers = np.zeros(num_words, dtype=np.uint64)
-    numbers[members] = np.repeat(np.arange(1, len(groups.firsts) + 1, dtype=np.uint64), groups.counts)
-    return NGrams(length, numbers, Groups(members, groups.firsts, groups.is_later))
+    overlap = np.flatnonzero(grams.places[1:] == grams.places[:-1] + 1)
+    bits = int(grams.numbers.max(initial=0)).bit_length()
+    keys = (grams.numbers.take(overlap) << np.uint64(bits)) | grams.numbers.take(overlap + 1)
+    found = repeated_keys(keys, 2 * bits)
+    return NGrams(
+        grams.length + 1, grams.places.take(overlap.take(found.places)), found.numbers, found.is_later
+    )
 
 
 def _top_characters(grams: NGrams, bounds: Positions, documents: Positions, before: Positions) -> Counts:
     """Characters of the most frequent n-gram times its count; of several, of the one that comes first."""
-    length, groups = grams.length, grams.groups
+    length, num_words = grams.length, len(documents)
     # Where nothing is repeated the first n-gram is the most frequent one.
     best = np.where(np.diff(bounds) >= length, (1 << 40) - bounds[:-1], 0)
-    firsts = groups.members[groups.firsts]
-    np.maximum.at(best, documents[firsts], (groups.counts << 40) - firsts)
+    first = ~grams.is_later
+    counts = np.bincount(grams.numbers.astype(np.int64))[grams.numbers[first]]
+    np.maximum.at(best, documents[grams.places[first]], (counts << 40) - grams.places[first])
     counts = (best + (1 << 40) - 1) >> 40
-    first = np.minimum((counts << 40) - best, len(documents) - length) * (counts > 0)
-    if not len(documents):
-        return np.zeros_like(best)
-    characters = before[np.minimum(first + length, len(documents))] - before[first] + length - 1
+    place = ((counts << 40) - best) * (counts > 0)
+    characters = before[np.minimum(place + length, num_words)] - before[place] + length - 1
     return counts * characters
 
 
 def _repeated_characters(grams: NGrams, bounds: Positions, documents: Positions, before: Positions) -> Counts:
-    """Characters that the walk from left to right finds repeated.
-
-    First it is walked as if each n-gram but the first of its kind were a repetition. Where the walk skipped a
-    first one, it is walked again with what it has seen, until it sees what it was walked with.
-    """
+    entries, exits = _walk(grams, bounds[1:].tolist())
     totals = np.zeros(len(bounds) - 1, dtype=np.int64)
-    groups, is_repetition = grams.groups, grams.groups.is_later
-    for _ in range(_ROUNDS):
-        entries, exits = _walk(np.sort(groups.members[is_repetition]), grams.length)
-        totals[documents[groups.members]] = 0
-        np.add.at(totals, documents[entries], before[exits] - before[entries])
-        skipped = _skipped(len(documents), entries, exits, grams.length)[groups.members]
-        sees = _seen_before(groups, skipped)
-        wrong = np.zeros(len(bounds) - 1, dtype=np.bool_)
-        wrong[documents[groups.members[(sees != is_repetition) & ~skipped]]] = True
-        if not wrong.any():
-            return totals
-        again = wrong[documents[groups.members]]
-        groups, is_repetition = groups.only(again), sees[again]
-    for document in np.flatnonzero(wrong).tolist():
-        totals[document] = _walk_words(grams, int(bounds[document]), int(bounds[document + 1]), before)
+    np.add.at(totals, documents[entries], before[exits] - before[entries])
     return totals
 
 
-def _walk(places: Positions, length: int) -> tuple[Positions, Positions]:
-    """Where each run of repetitions is entered and left, by steps of `length` words. places: in order."""
-    borders = np.flatnonzero(np.diff(places, prepend=-2) > 1)
-    starts, lasts = (
-        places[borders],
-        places[np.append(borders[1:], len(places)) - 1] if len(places) else places,
-    )
-    exits = starts + ((lasts - starts) // length + 1) * length
-    meeting = np.flatnonzero(exits[:-1] > starts[1:]).tolist()
-    if not meeting:
-        return starts, exits
-    entries, left, ends, begins = starts.copy(), exits.tolist(), lasts.tolist(), starts.tolist()
-    done = -1
-    for number in meeting:
-        if number < done:
+def _walk(grams: NGrams, ends: list[int]) -> tuple[Positions, Positions]:
+    """Where the walk from left to right begins and ends to skip repetitions. ends: of the documents.
+
+    It jumps from run to run of n-grams that are not the first of their kind. A first one that was skipped is
+    lost: the next one of its kind is no repetition.
+    """
+    if not len(grams.places):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    length, num_words = grams.length, int(grams.places[-1]) + 1
+    numbers, is_first = np.zeros(num_words, dtype=np.uint32), np.zeros(num_words, dtype=np.uint8)
+    numbers[grams.places], is_first[grams.places] = grams.numbers, ~grams.is_later
+    number_at, firsts = memoryview(numbers.data), is_first.tobytes()
+    entries, exits = [], []
+    lost: set[int] = set()
+    place = document = 0
+    for start, last in zip(*_runs(grams), strict=True):
+        if start > place:
+            place = start
+        if start >= ends[document]:
+            document = bisect_right(ends, start)
+            lost.clear()
+        if place > last:
             continue
-        done = number + 1
-        entry = left[number]
-        # The last step of a run went into the next one: that is entered there, or passed over.
-        while done < len(begins) and begins[done] < entry:
-            steps = max((ends[done] - entry) // length + 1, 0)
-            entries[done] = entry if steps else begins[done]
-            left[done] = entry + steps * length if steps else begins[done]
-            entry += steps * length
-            done += 1
-        done -= 1
-    return entries, np.array(left, dtype=np.int64)
+        if not lost:
+            entries.append(place)
+            place += ((last - place) // length + 1) * length
+            exits.append(place)
+        while place <= last:
+            if number_at[place] in lost:
+                lost.remove(number_at[place])
+                place += 1
+            else:
+                entries.append(place)
+                place += length
+                exits.append(place)
+        skipped = firsts.find(1, last + 1, place)
+        while skipped >= 0:
+            lost.add(number_at[skipped])
+            skipped = firsts.find(1, skipped + 1, place)
+    return np.array(entries, dtype=np.int64), np.array(exits, dtype=np.int64)
 
 
-def _skipped(num_words: int, entries: Positions, exits: Positions, length: int) -> Flags:
-    """Which words the walk stepped over."""
-    flags = np.zeros(num_words + 1, dtype=np.bool_)
-    steps = (exits - entries) // length
-    ends = np.cumsum(steps)
-    if not len(ends) or not ends[-1]:
-        return flags
-    # Where each step begins: the next `length` - 1 words are not looked at.
-    begins = np.repeat(entries - (ends - steps) * length, steps) + np.arange(ends[-1]) * length
-    for by in range(1, length):
-        flags[begins + by] = True
-    return flags
-
-
-def _seen_before(groups: Groups, skipped: Flags) -> Flags:
-    """Per member: whether an earlier one of its group was not skipped. What is skipped keeps its word for it."""
-    never = np.iinfo(np.int64).max
-    first_seen = np.minimum.reduceat(np.where(skipped, never, groups.members), groups.firsts)
-    return groups.members > np.repeat(first_seen, groups.counts)
-
-
-def _walk_words(grams: NGrams, start: int, end: int, before: Positions) -> int:
-    """The walk itself, over the words of one document where a repeated n-gram begins."""
-    places = np.flatnonzero(grams.numbers[start:end]) + start
-    characters = before[np.minimum(places + grams.length, len(before) - 1)] - before[places]
-    seen: set[int] = set()
-    total = behind = 0
-    numbers = grams.numbers[places].tolist()
-    for place, number, size in zip(places.tolist(), numbers, characters.tolist(), strict=True):
-        if place < behind:
-            continue
-        if number in seen:
-            total += size
-            behind = place + grams.length
-        else:
-            seen.add(number)
-    return total
+def _runs(grams: NGrams) -> tuple[list[int], list[int]]:
+    """First and last places of the stretches where each n-gram is a later one of its kind. There is one."""
+    later = grams.places[grams.is_later]
+    begins = np.flatnonzero(np.diff(later, prepend=-2) > 1)
+    return later[begins].tolist(), later[np.append(begins[1:], len(later)) - 1].tolist()

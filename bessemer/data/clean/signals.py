@@ -1,8 +1,9 @@
-"""All that the rules of Gopher, C4 and FineWeb measure, of each document, as columns; no rule is decided here.
+"""All that the rules of Gopher, C4 and FineWeb measure of each document, as columns; nothing is decided here.
 
-Columns are float32 where they are a share or a mean, int32 where they count. A share of nothing is 0. Words are
-those of words.py, characters are code points; a comparison with "in characters" is with the whole document's.
-Computed for blocks of documents at once with numpy (characters.py): 30 times datatrove's stock filters.
+Columns are float32 where they are a share or a mean, int32 where they count. A share of nothing is 0. Words
+are those of words.py, characters are code points.
+Computed for blocks of documents at once with numpy (characters.py). Cost: 13 MB/CPU-s of man pages,
+HTML documentation and sources, 31 times as fast as datatrove's four stock filters (0.43) in the same hour.
 Rules are thresholds on these columns (rules.py), so that another threshold needs no second reading.
 Sources: Gopher arXiv:2112.11446 section A.1.1 and table A1, C4 arXiv:1910.10683 section 2.2,
 FineWeb arXiv:2406.17557 section 3.6; where they leave something open, datatrove's filters (Apache-2.0).
@@ -13,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bessemer.data.clean import characters, lines, ngrams
-from bessemer.data.clean.characters import Block, blocks, shifted
-from bessemer.data.clean.spans import SpanHashes, hash_of
+from bessemer.data.clean.characters import Block, blocks, places_of, shifted
+from bessemer.data.clean.spans import Hashes, SpanHashes, hash_of
 from bessemer.data.clean.words import Words, words
 
 Counts = NDArray[np.int64]
@@ -38,7 +39,7 @@ COLUMNS: dict[str, tuple[pa.DataType, str]] = {
     "duplicate_paragraphs": (pa.float32(), "paragraphs that an earlier one is equal to / paragraphs"),
     "duplicate_paragraph_characters": (pa.float32(), "characters of those paragraphs / characters"),
     **{
-        f"top_{length}_gram": (pa.float32(), f"the most frequent {length}-gram's characters * its count / characters")
+        f"top_{length}_gram": (pa.float32(), f"most frequent {length}-gram's size * its count / characters")
         for length in ngrams.TOP_LENGTHS
     },
     **{
@@ -79,39 +80,37 @@ def block_signals(block: Block) -> dict[str, Numbers]:
     by_newline = lines.newline_lines(block)
     by_break = lines.text_lines(block, by_newline)
     kinds = found.kinds(block)
+    of_words = hashes.of(found.starts, found.ends)
     return {
         "characters": block.ends - block.starts,
-        **_word_signals(block, found, kinds, hashes),
+        **_word_signals(block, found, kinds),
+        "stop_words": _stop_words(found, of_words),
         **_edge_signals(lines.edge_counts(block, by_break, chunks)),
         **_repetition_signals(block, lines.repetition_counts(block, by_newline, chunks, hashes), found),
-        **_ngram_signals(block, found, hashes),
+        **_ngram_signals(block, found, of_words),
         **lines.c4_counts(block, by_break, chunks, found, kinds),
     }
 
 
-def _word_signals(
-    block: Block, found: Words, kinds: NDArray[np.uint16], hashes: SpanHashes
-) -> dict[str, Numbers]:
-    of_letters = np.flatnonzero(kinds & characters.NOT_SYMBOL)
+def _word_signals(block: Block, found: Words, kinds: NDArray[np.uint16]) -> dict[str, Numbers]:
+    of_letters = places_of((kinds & characters.NOT_SYMBOL) != 0)
     lengths = np.concatenate(([0], np.cumsum(found.lengths[of_letters])))
     bounds = np.searchsorted(of_letters, found.bounds)
-    alphabetic = np.searchsorted(np.flatnonzero(kinds & characters.ALPHABETIC), found.bounds)
+    alphabetic = np.searchsorted(places_of((kinds & characters.ALPHABETIC) != 0), found.bounds)
     return {
         "words": np.diff(bounds),
         "mean_word_length": _share(np.diff(lengths[bounds]), np.diff(bounds)),
         "hashes_per_word": _share(np.diff(block.bounds(block.where("#"))), found.counts),
         "ellipses_per_word": _share(_ellipses(block), found.counts),
         "alphabetic_words": _share(np.diff(alphabetic), found.counts),
-        "stop_words": _stop_words(found, hashes),
     }
 
 
-def _stop_words(found: Words, hashes: SpanHashes) -> Counts:
+def _stop_words(found: Words, hashes: Hashes) -> Counts:
     """How many of the stop words each document has."""
-    of_words = hashes.of(found.starts, found.ends)
     total = np.zeros(len(found.bounds) - 1, dtype=np.int64)
     for word in STOP_WORDS:
-        places = np.flatnonzero(of_words == hash_of(word))
+        places = places_of(hashes == hash_of(word))
         total += np.diff(np.searchsorted(places, found.bounds)) > 0
     return total
 
@@ -119,8 +118,8 @@ def _stop_words(found: Words, hashes: SpanHashes) -> Counts:
 def _ellipses(block: Block) -> Counts:
     """Of each document, "…" and "..." that do not overlap, as str.count counts."""
     dot = block.signs == ord(".")
-    starts = np.flatnonzero(dot & shifted(dot, -1) & ~shifted(dot, 1))
-    ends = np.flatnonzero(dot & shifted(dot, 1) & ~shifted(dot, -1)) + 1
+    starts = places_of(dot & shifted(dot, -1) & ~shifted(dot, 1))
+    ends = places_of(dot & shifted(dot, 1) & ~shifted(dot, -1)) + 1
     each = np.concatenate(([0], np.cumsum((ends - starts) // 3)))
     return np.diff(each[block.bounds(starts)]) + np.diff(block.bounds(block.where("…")))
 
@@ -147,8 +146,8 @@ def _repetition_signals(block: Block, counts: dict[str, Counts], found: Words) -
     }
 
 
-def _ngram_signals(block: Block, found: Words, hashes: SpanHashes) -> dict[str, Numbers]:
-    of_words = ngrams.DocumentWords(hashes.of(found.starts, found.ends), found.lengths, found.bounds)
+def _ngram_signals(block: Block, found: Words, hashes: Hashes) -> dict[str, Numbers]:
+    of_words = ngrams.DocumentWords(hashes, found.lengths, found.bounds)
     counts, size = ngrams.ngram_characters(of_words), block.ends - block.starts
     tops = {f"top_{length}_gram": _share(counts[f"top_{length}"], size) for length in ngrams.TOP_LENGTHS}
     repeated = {

@@ -1,10 +1,10 @@
-"""Which pieces of a block's documents are the same text: a hash for any span, and equal hashes found by sorting.
+"""Which pieces of a document are the same text: a hash for any span, and equal hashes found by sorting.
 
-The hash of a span is that of its characters as a polynomial modulo 2**64, taken out of one running sum over the
-block, so that words, lines and paragraphs cost a subtraction each. Equal means equal hash, which two different
-texts of a document share about once in 10**15 documents; it is no defence against forgery.
+The hash of a span is that of its characters as a polynomial modulo 2**64, taken out of one running sum over
+the block, so that words, lines and paragraphs cost a subtraction each. Equal means equal hash: of a document
+of 1,000 words that is wrong once in 10**13 documents; it is no defence against forgery.
 Sorting: hashes with their places in the low bits, for np.sort (5 ns an element) is three times as fast as
-np.argsort; what the low bits displaced is compared afterwards, so nothing is lost by it.
+np.argsort; what the low bits push out is compared afterwards, so nothing is lost by it.
 """
 
 import functools
@@ -23,25 +23,16 @@ _ROUND, _OTHER_ROUND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111
 
 
 @dataclass(frozen=True)
-class Groups:
-    """Elements that are equal to another one, group by group, in order within a group."""
+class Repeated:
+    """Those of some keys that occur more than once, in order of place."""
 
-    members: Positions
-    firsts: Positions  # where in `members` each group begins
-    is_later: Flags  # per member: not the first of its group
-
-    @property
-    def counts(self) -> Positions:
-        return np.diff(self.firsts, append=len(self.members))
+    places: Positions
+    numbers: NDArray[np.uint64]  # the same for the same key, from 0 to the number of keys
+    is_later: Flags  # not the first with its key
 
     @property
     def later(self) -> Positions:
-        """Those that have an equal one before them."""
-        return self.members[self.is_later]
-
-    def only(self, which: Flags) -> "Groups":
-        """The groups of those members; of each group there are all or none."""
-        return Groups(self.members[which], np.flatnonzero(~self.is_later[which]), self.is_later[which])
+        return self.places[self.is_later]
 
 
 class SpanHashes:
@@ -71,28 +62,35 @@ def within_documents(hashes: Hashes, documents: Positions) -> Hashes:
     return keys
 
 
-def equal_groups(keys: Hashes) -> Groups:
-    """The groups of two and more equal keys."""
-    order = _sorted_places(keys)
-    ordered = keys.take(order)
-    like_before = np.zeros(len(keys) + 1, dtype=np.bool_)
-    np.equal(ordered[1:], ordered[:-1], out=like_before[1:-1])
-    repeated = like_before[:-1] | like_before[1:]
-    is_later = like_before[:-1][repeated]
-    return Groups(order[repeated], np.flatnonzero(~is_later), is_later)
+def repeated_keys(keys: Hashes, key_bits: int = 64) -> Repeated:
+    """Which keys, all below 2**key_bits, occur more than once."""
+    order, ordered = _sorted(keys, key_bits)
+    is_first = np.ones(len(keys) + 1, dtype=np.bool_)
+    np.not_equal(ordered[1:], ordered[:-1], out=is_first[1:-1])
+    # A key's number and what is known of it go back to its place in one step.
+    known = np.cumsum(is_first[:-1]).astype(np.uint64) << np.uint64(2)
+    known |= (~(is_first[:-1] & is_first[1:])).astype(np.uint64) << np.uint64(1)
+    known |= (~is_first[:-1]).astype(np.uint64)
+    by_place = np.empty(len(keys), dtype=np.uint64)
+    by_place[order] = known
+    places = np.flatnonzero((by_place & np.uint64(2)) != 0)
+    by_place = by_place.take(places)
+    return Repeated(places, by_place >> np.uint64(2), (by_place & np.uint64(1)) != 0)
 
 
-def _sorted_places(keys: Hashes) -> Positions:
-    """Places of the keys in the order of the keys; equal ones in the order of their places."""
-    bits = np.uint64(max(len(keys) - 1, 1).bit_length())
-    low = (np.uint64(1) << bits) - np.uint64(1)
-    packed = np.sort((keys << bits) | np.arange(len(keys), dtype=np.uint64))
-    places = (packed & low).astype(np.int64)
-    kept = packed >> bits
+def _sorted(keys: Hashes, key_bits: int) -> tuple[Positions, Hashes]:
+    """Places of the keys in order of the keys, equal ones in order of place; and those keys."""
+    bits = max(len(keys) - 1, 1).bit_length()
+    packed = np.sort((keys << np.uint64(bits)) | np.arange(len(keys), dtype=np.uint64))
+    places = (packed & np.uint64((1 << bits) - 1)).view(np.int64)
+    packed >>= np.uint64(bits)
+    if key_bits + bits <= 64:
+        return places, packed
     ordered = keys.take(places)
-    if ((kept[1:] == kept[:-1]) & (ordered[1:] != ordered[:-1])).any():
-        return np.argsort(keys, kind="stable")  # two keys that differ only in the bits that were pushed out
-    return places
+    if ((packed[1:] == packed[:-1]) & (ordered[1:] != ordered[:-1])).any():
+        places = np.argsort(keys, kind="stable")  # two keys that differ only in bits that were pushed out
+        ordered = keys.take(places)
+    return places, ordered
 
 
 def _running_sums(codes: Codes, powers: Hashes) -> Hashes:

@@ -6,6 +6,7 @@ met a mistake of ours or too small a machine, and the build ends with what is kn
 """
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -80,7 +81,11 @@ class Driven:
     def _send(self) -> None:
         if self._process is None:
             command = [sys.executable, "-m", "bessemer.data.factory.worker", str(self.memory_bytes)]
-            popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            # A worker a core: a library that starts threads of its own would only be in the others' way.
+            alone = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            popen = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **alone}
+            )
             self._process = _Process(popen)
         assert self._process.popen.stdin is not None
         self._at, self._since_s = None, time.monotonic()

@@ -6,7 +6,7 @@ them, another PII setting does not read again, and a killed build goes on behind
 Raise a stage's VERSION whenever the same input would give another file.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from bessemer.data.factory.columns import (
     write_batches,
 )
 from bessemer.data.sources.documents import read
-from bessemer.data.sources.parts import Document, Part
+from bessemer.data.sources.parts import Part
 from bessemer.recipe.schema import Source
 
 VERSIONS = {
@@ -64,20 +64,13 @@ def documents(task: dict[str, Any], announce: Announce) -> dict[str, Any]:
 
 
 def _read(source: Source, part: Part, path: Path, announce: Announce, left_out: Mapping[int, str]) -> None:
-    write_batches(path, document_batches(_watched(read(source, part, left_out), announce)), READ_SCHEMA)
-    announce(None)
-
-
-def _watched(found: Iterator[Document], announce: Announce) -> Iterator[Document]:
-    """Says before each document that it is its turn."""
-    place = 0
-    while True:
+    def begins(place: int) -> str | None:
+        """A document is about to be extracted: whoever watches knows whose fault it is if this never ends."""
         announce(place)
-        document = next(found, None)
-        if document is None:
-            return
-        yield document
-        place += 1
+        return left_out.get(place)
+
+    write_batches(path, document_batches(read(source, part, begins)), READ_SCHEMA)
+    announce(None)
 
 
 def clean(source: Path, path: Path, settings: dict[str, Any]) -> None:
@@ -169,7 +162,7 @@ def _measure_function(name: str, settings: dict[str, Any]) -> Callable[[pa.Array
     if name == "minhash":
         return signatures
     if name == "contamination":
-        grams = EvalGrams.read(Path(settings["file"]))
+        grams = EvalGrams.open(Path(settings["file"]))
         return lambda texts: contamination(texts, grams)
     assert name == "quality", f"no measure {name!r}"
     model = QualityModel.load(Path(settings["file"]))

@@ -21,6 +21,8 @@ import sys
 import traceback
 from typing import Any, TextIO
 
+import pyarrow as pa
+
 from bessemer.data.factory.tasks import run_task
 from bessemer.errors import UserError
 
@@ -29,6 +31,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 def main() -> None:
     _end_with_driver()
+    pa.set_cpu_count(1)
     memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     # What libraries print must not be taken for an answer.

@@ -1,4 +1,4 @@
-"""Where a large file of lines may be cut: found while its content is hashed, at no measurable cost.
+"""Where a large file of lines may be cut: found while its content is hashed, in the same pass.
 
 A cut is (byte, number of the row that begins there); the last cut is the end of the file, so it tells
 how many rows there are. JSON lines end at each line break. A record of CSV may hold line breaks in

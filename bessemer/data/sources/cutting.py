@@ -6,7 +6,8 @@ put together in order of their names. Where a part of them begins is decided by 
 (the larger a file, the likelier), so that adding or removing one file changes the part that it is in,
 or splits or joins two, and leaves all others and whatever was computed for them as they are.
 `limit`: parts that are known to lie beyond it are left out; what reads the parts still counts.
-Cost: of Parquet, Arrow and Megatron files heads and footers are read, nothing of others.
+Cost: of Parquet, Arrow and Megatron files heads and footers are read, of CSV a header; 60,000 small files
+take 0.6 s.
 """
 
 from collections.abc import Iterator, Sequence

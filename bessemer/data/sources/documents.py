@@ -12,7 +12,7 @@ row. Whoever reads counts them, so that what went in equals what was kept, refus
     wrong_columns                   a file that lacks columns which others of its source have
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,16 @@ from bessemer.data.sources.huggingface import find_dataset
 from bessemer.data.sources.inputs import WrongColumns, find_inputs, open_input, unfinished
 from bessemer.data.sources.megatron import index_path, with_tokens
 from bessemer.data.sources.pages import html_text, page_text
-from bessemer.data.sources.parts import PART_BYTES, Document, Input, Part, Record, Wanted
+from bessemer.data.sources.parts import (
+    PART_BYTES,
+    Begins,
+    Document,
+    Input,
+    Part,
+    Record,
+    Wanted,
+    none_left_out,
+)
 from bessemer.data.sources.records import format_of, read_part
 from bessemer.data.sources.sql import read_sql, sql_inputs
 from bessemer.data.sources.streams import Broken, read_whole
@@ -71,10 +80,25 @@ def documents(source: Source, inputs: Sequence[Input]) -> Iterator[Document]:
     return islice(rows, source.limit)
 
 
-def read(source: Source, part: Part) -> Iterator[Document]:
+def read(source: Source, part: Part, begins: Begins = none_left_out) -> Iterator[Document]:
     """The rows of a part, in order."""
-    reader = _READERS.get(source.kind, _read_rows)
-    return islice(reader(source, part), part.most_rows)
+    if source.kind in (*FILE_KINDS, "books"):
+        rows = _file_by_file(source, part, begins)
+    elif source.kind == "warc":
+        rows = read_warc(source, part, begins)
+    else:
+        rows = read_sql(source, part) if source.kind == "sql" else _read_rows(source, part)
+    return islice(rows, part.most_rows)
+
+
+def _file_by_file(source: Source, part: Part, begins: Begins) -> Iterator[Document]:
+    reader = read_books if source.kind == "books" else _read_files
+    for place, entry in enumerate(part.inputs):
+        reason = begins(place)
+        if reason is not None:
+            yield Document(entry.name, None, entry.size_bytes, error=reason)
+        else:
+            yield from reader(source, replace(part, inputs=(entry,)))
 
 
 def _with_records(source: Source, entry: Input, cut_bytes: int) -> Input:
@@ -166,11 +190,3 @@ def _token_list(value: Any) -> tuple[list[int] | None, str | None]:
 def _is_tokens(numbers: Any) -> bool:
     whole = numbers.dtype.kind in "iu" or bool((np.floor(numbers) == numbers).all())  # NaN equals nothing
     return bool(whole and numbers.min() >= 0 and numbers.max() <= _MOST_TOKEN)
-
-
-_READERS: dict[str, Callable[[Source, Part], Iterator[Document]]] = {
-    **dict.fromkeys(FILE_KINDS, _read_files),
-    "books": read_books,
-    "warc": read_warc,
-    "sql": read_sql,
-}

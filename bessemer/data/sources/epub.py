@@ -56,7 +56,7 @@ def epub_text(file: BinaryIO) -> Extracted:
         if error.errno not in (None, errno.EINVAL):  # of the disk; the others are places that are none
             raise
         return Extracted(None, "corrupt", title)
-    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, NotImplementedError):
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, struct.error, RuntimeError):
         return Extracted(None, "corrupt", title)
     return Extracted(text, None, title)
 

@@ -4,8 +4,9 @@ A path is a file, a folder (all files below it that are not hidden) or a glob, h
 objects (s3://, gs://: remote.py). Order is that of the names, so it is the same on every machine. The
 hashes are taken before anything is read; a file that is another one when it is read is an error, as the
 data would not be what their hash says. Files of lines are looked through for cuts in the same pass.
-Cost: reading every input once more. From memory and on one core 4.2 GB/s, 2.5 with the cuts of JSON
-lines, 1.8 with those of CSV; a disk gives less than any of these. Objects in a store are not read.
+Cost: reading every input once more. From memory and on one core 6.4 GB/s, with the cuts of JSON lines
+3.1, of CSV 0.55 (every line end and quote of it is looked at); a disk gives less than the first two.
+Objects in a store are not read.
 """
 
 import difflib

@@ -4,7 +4,7 @@ A part is the unit of work and of restart: whole small files, a range of a large
 a table. It goes to a worker process as JSON, and the same part always gives the same documents.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +39,15 @@ class Wanted:
     columns: Sequence[str]
     table: str | None = None
     query: str | None = None
+
+
+# Told before a document is extracted, with its place in the part; gives the reason if it is to be left out, as
+# one that crashed or held up its process is the next time.
+Begins = Callable[[int], str | None]
+
+
+def none_left_out(_: int) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)

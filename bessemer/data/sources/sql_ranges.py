@@ -1,7 +1,8 @@
 """Ranges of keys: where a table is cut into parts, and the queries that read one of them.
 
 Borders are found by walking the key's index (`order by key limit 1 offset n`): one pass over that index, no
-sort, no window function and no temporary table on the server, and ranges hold about as many rows each
+sort, no window function and no temporary table on the server (where `split_by` has no index, a sort of all
+keys for each part: as reading such a part is a scan of all rows). Ranges hold about as many rows each
 whatever the keys are (negative, sparse, of 64 bits, many rows of one key). The first range also takes the
 rows whose key is NULL, the last one has no end (SQLite holds texts in columns of numbers, which sort after
 all numbers), so that every row is in exactly one.

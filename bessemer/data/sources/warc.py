@@ -15,6 +15,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from typing import BinaryIO
 from urllib.parse import urlsplit
 
@@ -23,7 +24,15 @@ from fastwarc.warc import WarcRecordType
 from bessemer.data.sources.http_answers import media_type, parse_answer
 from bessemer.data.sources.inputs import open_input, unfinished
 from bessemer.data.sources.pages import page_text, plain_text
-from bessemer.data.sources.parts import LARGEST_BYTES, PART_BYTES, Document, Input, Part
+from bessemer.data.sources.parts import (
+    LARGEST_BYTES,
+    PART_BYTES,
+    Begins,
+    Document,
+    Input,
+    Part,
+    none_left_out,
+)
 from bessemer.data.sources.pdf import pdf_text
 from bessemer.data.sources.streams import Broken
 from bessemer.data.sources.warc_records import Break, Record, warc_records
@@ -35,13 +44,14 @@ _DIGESTS = ("sha1", "sha256", "sha512", "md5")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
-def read_warc(source: Source, part: Part) -> Iterator[Document]:
+def read_warc(source: Source, part: Part, begins: Begins = none_left_out) -> Iterator[Document]:
     """The rows of a part. Its begin and end are places that `warc_cuts` found."""
+    rows = count()
     what = f"source {source.name!r}"
     for entry in part.inputs:
         with open_input(entry, what) as file:
             try:
-                yield from _rows(file, entry, part, by_host=source.group == "host")
+                yield from _rows(file, entry, part, begins, rows, by_host=source.group == "host")
             except OSError as error:
                 raise unfinished(what, entry, error) from error
 
@@ -64,7 +74,9 @@ def warc_cuts(file: BinaryIO, every_bytes: int = PART_BYTES) -> tuple[tuple[int,
     return (*cuts[1:], (file.seek(0, 2), row))
 
 
-def _rows(file: BinaryIO, entry: Input, part: Part, *, by_host: bool) -> Iterator[Document]:
+def _rows(
+    file: BinaryIO, entry: Input, part: Part, begins: Begins, rows: Iterator[int], *, by_host: bool
+) -> Iterator[Document]:
     """A row is held until it is known that it ends where it says."""
     held: Document | None = None
     last, number = -1, 0
@@ -82,7 +94,11 @@ def _rows(file: BinaryIO, entry: Input, part: Part, *, by_host: bool) -> Iterato
             continue
         if held is not None:
             yield held
-        held = _row(found, here, by_host=by_host) if found.kind & _ROWS else None
+        held = None
+        if found.kind & _ROWS:
+            reason = begins(next(rows))
+            left_out = Document(here, None, 0, error=reason)
+            held = left_out if reason is not None else _row(found, here, by_host=by_host)
     if held is not None:
         yield held
 

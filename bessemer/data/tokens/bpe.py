@@ -8,7 +8,8 @@ not kept up to date: a pair's count only falls, so an entry that has fallen goes
 No two pairs ever spell the same token: a stretch that ends as one token saw no merge across its borders,
 so each stretch of the same letters was merged in the same way. So a pair arises in one merge and never
 again, and each entry is complete when it is made. Not kept of the original: its counts wrap at 2^31.
-Cost: 32,768 tokens from 1.0 M distinct words in 14 s on one core, 13 bytes of memory a byte of words.
+Cost: 32,768 tokens from 1 M distinct words in 11 s on one core; memory 25 bytes a byte of words. From 139 MB
+of text, counting too, 5 times the rate of Hugging Face's trainer.
 Source: tokenizers/src/models/bpe/trainer.rs (0.23), `do_train`.
 """
 

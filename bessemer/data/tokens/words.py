@@ -31,7 +31,7 @@ SPLIT = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 SCHEMA = pa.schema([pa.field("word", pa.binary(), False), pa.field("count", pa.int64(), False)])
-MAX_WORDS, MAX_WORD_BYTES = 2_000_000, 30_000_000  # what learning from them takes: 0.9 GB
+MAX_WORDS, MAX_WORD_BYTES = 2_000_000, 30_000_000  # learning from these takes 0.9 GB
 _CHUNK_BYTES = 500_000  # its arrays fit the cache: 1.5 times as fast as 4 MB
 _ROWS_HELD = 2_000_000  # words counted but not yet added up
 _OTHER, _LETTER, _NUMBER, _SPACE, _LINE_END, _NONE = range(6)

@@ -23,7 +23,7 @@ RULES = '[data.clean]\nrules = "gopher"\ndedup = "minhash"\npii = "redact"\n'
 
 
 def recipe(folder: Path, *sources: str, more: str = RULES) -> Path:
-    """recipe.toml over folders of texts, each in files enough for several parts."""
+    """recipe.toml over folders of texts: small files, so that each source is one part."""
     blocks = ""
     for number, name in enumerate(sources):
         blocks += f'[[data.source]]\nname = "{name}"\nkind = "jsonl"\npath = "{name}/*.jsonl"\n'
@@ -34,8 +34,8 @@ def recipe(folder: Path, *sources: str, more: str = RULES) -> Path:
     return path
 
 
-def _write(folder: Path, seed: int, files: int = 6) -> None:
-    """Compressed files: each is a part of its own."""
+def _write(folder: Path, seed: int, files: int = 3) -> None:
+    """Compressed files of JSON lines, an empty text at the end of each."""
     chance = random.Random(seed)
     folder.mkdir()
     for number in range(files):

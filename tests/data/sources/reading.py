@@ -30,7 +30,10 @@ def read_parts(base: Path, source: Source, size: int) -> tuple[list[Part], list[
 
 
 def outcome(rows: Sequence[Document]) -> list[Any]:
-    return [row.error if row.error is not None else row.text if row.text is not None else row.tokens for row in rows]
+    return [
+        row.error if row.error is not None else row.text if row.text is not None else row.tokens
+        for row in rows
+    ]
 
 
 def reasons(rows: Sequence[Document]) -> Counter[str | None]:

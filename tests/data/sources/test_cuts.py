@@ -52,7 +52,9 @@ def test_records_are_those_of_the_csv_module() -> None:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator=rng.choice(["\n", "\r\n"]))
         for _ in range(rng.randint(0, 9)):
-            writer.writerow(["".join(rng.choice('ab,"\né') for _ in range(rng.randint(1, 6))) for _ in range(3)])
+            writer.writerow(
+                ["".join(rng.choice('ab,"\né') for _ in range(rng.randint(1, 6))) for _ in range(3)]
+            )
             if rng.random() < 0.2:
                 text.write("\n")
         data = text.getvalue().encode()

@@ -6,6 +6,7 @@ or of time may end the process: nothing inside it can stop that, and whoever run
 
 import gzip
 import json
+import os
 import re
 import resource
 import signal
@@ -68,7 +69,8 @@ def outcomes(folder: Path, files: dict[str, bytes]) -> tuple[int, dict[str, list
     for name, content in files.items():
         (folder / name).write_bytes(content)
     command = [sys.executable, __file__, str(folder)]
-    child = subprocess.run(command, capture_output=True, timeout=300, check=False)
+    paths = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    child = subprocess.run(command, capture_output=True, timeout=300, check=False, env=paths)
     assert child.returncode <= 0, child.stderr.decode()
     found = {}
     for name, rows, cpu_s, memory_mb in map(json.loads, child.stdout.splitlines()):

@@ -58,7 +58,7 @@ def test_broken_description_is_named(tmp_path: Path, file: str, content: str) ->
 def test_shard_that_is_listed_but_not_there_is_named(tmp_path: Path) -> None:
     shutil.copytree(SAVED, tmp_path / "saved")
     (tmp_path / "saved/train/data-00000-of-00002.arrow").unlink()
-    with pytest.raises(DataError, match="cannot read .*data-00000-of-00002"):
+    with pytest.raises(DataError, match=r"cannot read .*data-00000-of-00002"):
         read_all(tmp_path, "huggingface", "saved")
 
 
@@ -89,7 +89,12 @@ print([row.id for row in rows], outcome(rows))
 
 def on_hub(folder: Path, **more: str) -> "subprocess.CompletedProcess[str]":
     """A process of its own: the hub's package reads its environment when it is imported."""
-    environment = {**os.environ, "HF_HOME": str(folder / "home"), "PYTHONPATH": str(Path(__file__).parent), **more}
+    environment = {
+        **os.environ,
+        "HF_HOME": str(folder / "home"),
+        "PYTHONPATH": str(Path(__file__).parent),
+        **more,
+    }
     return subprocess.run(
         [sys.executable, "-c", HUB, str(folder)], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -102,7 +107,9 @@ def test_data_set_of_the_hub_is_found_in_its_cache_without_a_network(tmp_path: P
     (cached / "refs").mkdir(parents=True)
     (cached / "refs/main").write_text(revision, encoding="utf-8")
     (cached / "snapshots" / revision / "data").mkdir(parents=True)
-    pq.write_table(pa.table({"text": ["hot", "cold"]}), cached / "snapshots" / revision / "data/train.parquet")
+    pq.write_table(
+        pa.table({"text": ["hot", "cold"]}), cached / "snapshots" / revision / "data/train.parquet"
+    )
     ran = on_hub(tmp_path, HF_HUB_OFFLINE="1")
     ids = [f"hf://datasets/smiths/forging/data/train.parquet:{number}" for number in (1, 2)]
     assert ran.stdout == f"{ids} ['hot', 'cold']\n", ran.stderr
@@ -110,7 +117,10 @@ def test_data_set_of_the_hub_is_found_in_its_cache_without_a_network(tmp_path: P
 
 def test_hub_that_cannot_be_reached_is_told_with_the_way_out(tmp_path: Path) -> None:
     pytest.importorskip("huggingface_hub")
-    for more in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secretsecret"}):
+    for more in (
+        {"HF_HUB_OFFLINE": "1"},
+        {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hf_secretsecret"},
+    ):
         told = on_hub(tmp_path, **more).stderr
         assert "DataError: source 's': cannot fetch smiths/forging from the hub" in told
         assert "save_to_disk" in told and "hf_secretsecret" not in told

@@ -3,8 +3,6 @@
 import gzip
 import json
 import os
-import resource
-import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,12 +15,14 @@ import pytest
 from reading import outcome, read_all, reasons, source_of
 
 from bessemer.data.sources import lines, rows_csv
-from bessemer.data.sources.documents import documents, source_inputs
+from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.parts import Part
 from bessemer.data.sources.records import Wanted
 from bessemer.errors import DataError
 
-ROWS = b"".join(json.dumps({"text": f"row {n} {os.urandom(30).hex()}"}).encode() + b"\n" for n in range(40_000))
+ROWS = b"".join(
+    json.dumps({"text": f"row {n} {os.urandom(30).hex()}"}).encode() + b"\n" for n in range(40_000)
+)
 
 
 def zstd(data: bytes) -> bytes:
@@ -40,9 +40,7 @@ def mark(text: str) -> bytes:
 
 
 GOOD = parquet(text=["a", "b"])
-BAD_UTF8 = parquet(
-    text=pa.array([b"good", b"bad \xff", None], pa.binary()).view(pa.string())
-)
+BAD_UTF8 = parquet(text=pa.array([b"good", b"bad \xff", None], pa.binary()).view(pa.string()))
 TWICE = b'{"text": "first", "text": "second"}'
 
 # (kind, content, what comes out: texts, lists of tokens, or reasons)
@@ -78,7 +76,11 @@ CASES: list[tuple[str, bytes, list[Any]]] = [
     ("jsonl", b'{"text":' * 100_000, ["unparsable"]),
     ("jsonl", b'["a list"]', ["unparsable"]),
     ("jsonl", b'{"text": ' + b"9" * 5000 + b"}", ["unparsable"]),
-    ("jsonl", b'{"text": 5}\n{"text": ["a"]}\n{"text": null}\n{}', ["not_text", "not_text", "missing", "missing"]),
+    (
+        "jsonl",
+        b'{"text": 5}\n{"text": ["a"]}\n{"text": null}\n{}',
+        ["not_text", "not_text", "missing", "missing"],
+    ),
     ("jsonl", TWICE, ["second"]),
     ("jsonl", mark('{"text": "wide"}'), ["undecodable"]),
     ("csv", b"", []),
@@ -95,7 +97,11 @@ CASES: list[tuple[str, bytes, list[Any]]] = [
     ("parquet", GOOD[:4] + b"\xff" * 30 + GOOD[34:], ["corrupt"]),
     ("parquet", BAD_UTF8, ["good", "undecodable", "missing"]),
     ("tokens", b'[1, 2]\n{"tokens": [3]}\n\n[]', [[1, 2], [3], [], []]),
-    ("tokens", b"[1, -2]\n[1.5]\n[true]\n[2147483648]\n7\n[1, null]", ["not_tokens"] * 4 + ["unparsable", "not_tokens"]),
+    (
+        "tokens",
+        b"[1, -2]\n[1.5]\n[true]\n[2147483648]\n7\n[1, null]",
+        ["not_tokens"] * 4 + ["unparsable", "not_tokens"],
+    ),
 ]
 
 
@@ -182,7 +188,11 @@ def test_parquet_reads_only_its_columns_and_all_types_of_text(tmp_path: Path) ->
     }
     (tmp_path / "a").write_bytes(parquet(**columns))
     rows = read_all(tmp_path, "parquet", "a", 'id = "id"\ngroup = "g"')
-    assert [(row.id, row.group, row.text) for row in rows] == [("1", "x", "a"), ("2", "y", None), ("3", "x", "c\n")]
+    assert [(row.id, row.group, row.text) for row in rows] == [
+        ("1", "x", "a"),
+        ("2", "y", None),
+        ("3", "x", "c\n"),
+    ]
     assert reasons(rows) == {None: 2, "missing": 1}
     assert outcome(read_all(tmp_path, "parquet", "a", 'text = "g"')) == ["x", "y", "x"]
 
@@ -238,7 +248,11 @@ def test_files_that_are_one_huge_row_take_no_more_memory_than_the_largest_row_ma
             file.truncate(300 << 20 if name == "a.csv" else 1 << 30)  # a hole: no byte of it is on the disk
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
     ran = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=100
+        [sys.executable, "-c", HOSTILE, str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
     )
     errors, peak = ran.stdout.rsplit(" ", 1) if ran.stdout else (ran.stderr, "0")
     assert errors == "['too_large', 'too_large', 'too_large', 'too_large']"

@@ -14,16 +14,22 @@ from bessemer.errors import DataError
 TYPES = {1: "uint8", 2: "int8", 3: "int16", 4: "int32", 5: "int64", 6: "float64", 7: "float32", 8: "uint16"}
 
 
-def write(stem: Path, code: int, documents: Sequence[Sequence[Sequence[float]]], *, has_modes: bool = False) -> None:
+def write(
+    stem: Path, code: int, documents: Sequence[Sequence[Sequence[float]]], *, has_modes: bool = False
+) -> None:
     """Written from the specification: documents of sequences of tokens."""
     sequences = [sequence for document in documents for sequence in document]
     item = np.dtype(TYPES[code])
     sizes = np.array([len(sequence) for sequence in sequences], dtype="<i4")
-    pointers = np.concatenate([[0], np.cumsum(sizes[:-1], dtype="<i8")]).astype("<i8")[: len(sizes)] * item.itemsize
+    pointers = (
+        np.concatenate([[0], np.cumsum(sizes[:-1], dtype="<i8")]).astype("<i8")[: len(sizes)] * item.itemsize
+    )
     entries = np.cumsum([0, *(len(document) for document in documents)]).astype("<i8")
     head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, code, len(sizes), len(entries))
     modes = bytes(len(sizes)) if has_modes else b""
-    stem.with_suffix(".idx").write_bytes(head + sizes.tobytes() + pointers.tobytes() + entries.tobytes() + modes)
+    stem.with_suffix(".idx").write_bytes(
+        head + sizes.tobytes() + pointers.tobytes() + entries.tobytes() + modes
+    )
     stem.with_suffix(".bin").write_bytes(b"".join(np.array(one, dtype=item).tobytes() for one in sequences))
 
 
@@ -80,7 +86,9 @@ def test_numbers_that_are_no_tokens_are_counted(tmp_path: Path) -> None:
         ("a.idx", lambda data: data[:-16] + b"\x70" + data[-15:], "out of order"),
     ],
 )
-def test_broken_pair_is_named_with_what_is_wrong(tmp_path: Path, file: str, change: object, told: str) -> None:
+def test_broken_pair_is_named_with_what_is_wrong(
+    tmp_path: Path, file: str, change: object, told: str
+) -> None:
     write(tmp_path / "a", 8, DOCUMENTS)
     path = tmp_path / file
     if change is None:

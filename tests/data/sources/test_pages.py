@@ -1,6 +1,7 @@
 """Bytes of pages become the characters that were meant, or are refused with a reason."""
 
 import codecs
+import time
 
 import pytest
 
@@ -91,3 +92,17 @@ def test_html_gives_its_main_content_or_else_all_text() -> None:
     assert "Made of iron & coal." in html_text(content) and "\xa0" not in html_text(content)
     assert html_text("<p>Only this.</p>") == "Only this."
     assert html_text("<body></body>") == ""
+
+
+def test_pages_of_endless_depth_take_no_endless_time() -> None:
+    start = time.process_time()
+    for opened, closed in (
+        ("<div>", ""),
+        ("<dIv >", "</DIV>"),
+        ("<section>", ""),
+        ("<ul><li>", "</li></ul>"),
+    ):
+        text, error = page_text(f"{opened * 50_000}steel{closed * 50_000}".encode())
+        assert error is None and "steel" in (text or "")
+    assert time.process_time() - start < 20  # two minutes for the first one alone, were it searched
+    assert html_text("<nav>Home</nav>" + "<div>a</div>" * 2000).startswith("a")

@@ -56,9 +56,9 @@ def write_parquet(folder: Path) -> Source:
 def write_arrow(folder: Path) -> Source:
     for place, count in enumerate((200, 3)):
         table = pa.table({"text": texts(count)})
-        with pa.OSFile(str(folder / f"data-{place}.arrow"), "wb") as file:
-            with pa.ipc.new_stream(file, table.schema) as writer:
-                writer.write_table(table, max_chunksize=11)
+        path = str(folder / f"data-{place}.arrow")
+        with pa.OSFile(path, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+            writer.write_table(table, max_chunksize=11)
     files = [{"filename": f"data-{place}.arrow"} for place in (1, 0)]
     (folder / "state.json").write_text(json.dumps({"_data_files": files}), encoding="utf-8")
     return source_of("huggingface", ".")
@@ -152,7 +152,9 @@ def test_small_files_share_parts_of_a_bounded_size() -> None:
 
 def test_packed_file_of_a_few_megabytes_is_a_part_of_its_own() -> None:
     sizes = {"a.txt": 10, "b.txt.gz": 3_000_000, "c.txt": 10, "d.txt.gz": 10}
-    names = [[entry.name for entry in part.inputs] for part in cut(source_of("text", "x"), listed([*sizes], sizes))]
+    names = [
+        [entry.name for entry in part.inputs] for part in cut(source_of("text", "x"), listed([*sizes], sizes))
+    ]
     assert names == [["a.txt"], ["b.txt.gz"], ["c.txt", "d.txt.gz"]]
 
 

@@ -4,13 +4,11 @@ import gzip
 import io
 import json
 import os
-import re
+import subprocess
+import sys
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any, ClassVar
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any
 from urllib.request import Request, urlopen
 
 import boto3
@@ -55,7 +53,6 @@ def store(address: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iter
     client.create_bucket(Bucket="data")
     yield client
     client.close()
-
 
 
 def ask_for_keys(address: str, from_request: float) -> None:
@@ -133,10 +130,10 @@ def test_object_that_changed_since_it_was_listed_is_an_error(store: Any, tmp_pat
     inputs = source_inputs(source, tmp_path)
     store.put_object(Bucket="data", Key="a.txt", Body=b"another")
     assert source_inputs(source, tmp_path)[0].xxh3_128 != inputs[0].xxh3_128
-    with pytest.raises(DataError, match="s3://data/a.txt changed while"):
+    with pytest.raises(DataError, match=r"s3://data/a.txt changed while"):
         list(documents(source, inputs))
     store.delete_object(Bucket="data", Key="a.txt")
-    with pytest.raises(DataError, match="s3://data/a.txt changed while"):
+    with pytest.raises(DataError, match=r"s3://data/a.txt changed while"):
         list(documents(source, inputs))
 
 
@@ -165,7 +162,7 @@ def test_store_refuses_without_keys_and_names_what_to_set(
         for names in ((), ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")):
             for name in names:
                 monkeypatch.delenv(name)
-            with pytest.raises(DataError, match="cannot read s3://data/a.txt") as caught:
+            with pytest.raises(DataError, match=r"cannot read s3://data/a.txt") as caught:
                 remote.find_objects("it", "s3://data/a.txt")
             text = str(caught.value)
             assert "AWS_ACCESS_KEY_ID" in text and KEY not in text and SECRET not in text
@@ -180,57 +177,22 @@ def test_server_that_is_not_there_is_told_within_seconds(store: Any, monkeypatch
     assert "secret" not in str(caught.value)
 
 
-class Google(BaseHTTPRequestHandler):
-    """As much of Google's JSON interface as reading asks for. Its objects are given by name."""
-
-    objects: ClassVar[dict[str, bytes]] = {}
-
-    def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        asked = parse_qs(parts.query)
-        name = unquote(parts.path).partition("/o/")[2] or unquote(parts.path).removeprefix("/data/")
-        if parts.path == "/storage/v1/b/data/o":
-            begin = asked["prefix"][0] if "prefix" in asked else ""
-            items = [self.about(name) for name in sorted(self.objects) if name.startswith(begin)]
-            self.answer(json.dumps({"kind": "storage#objects", "items": items}).encode())
-        elif name not in self.objects:
-            self.answer(b"{}", 404)
-        elif asked.get("alt") == ["media"] or parts.path.startswith("/data/"):
-            begin = re.match(r"bytes=(\d+)-", self.headers.get("Range", "bytes=0-"))
-            assert begin is not None
-            self.answer(self.objects[name][int(begin[1]) :], 206 if "Range" in self.headers else 200)
-        else:
-            self.answer(json.dumps(self.about(name)).encode())
-
-    def about(self, name: str) -> dict[str, str]:
-        size, time = str(len(self.objects[name])), "2026-01-02T03:04:05.678Z"
-        return {"kind": "storage#object", "bucket": "data", "name": name, "size": size, "generation": "1",
-                "updated": time, "timeCreated": time}  # fmt: skip
-
-    def answer(self, body: bytes, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("x-goog-generation", "1")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
 def test_google_store_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS).encode()
-    monkeypatch.setattr(Google, "objects", {"docs/a.jsonl": lines, "docs/b.jsonl": gzip.compress(lines)})
-    with ThreadingHTTPServer(("127.0.0.1", 0), Google) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
+    (tmp_path / "store/docs").mkdir(parents=True)
+    (tmp_path / "store/docs/a.jsonl").write_bytes(lines)
+    (tmp_path / "store/docs/b.jsonl").write_bytes(gzip.compress(lines))
+    command = [sys.executable, str(Path(__file__).parent / "google_store.py"), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
+            assert server.stdout is not None
+            monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{int(server.stdout.readline())}")
             for path in ("gs://data/docs", "gs://data/docs/*.jsonl"):
                 assert outcome(read_all(tmp_path, "jsonl", path)) == TEXTS * 2
             with pytest.raises(DataError, match="no object at gs://data/none"):
                 remote.find_objects("it", "gs://data/none")
         finally:
-            server.shutdown()
+            server.kill()
 
 
 def test_keys_are_taken_out_of_what_a_store_says(monkeypatch: pytest.MonkeyPatch) -> None:

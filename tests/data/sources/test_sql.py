@@ -42,7 +42,7 @@ def test_parts_hold_every_row_exactly_once_in_order_of_keys(
     assert [row.id for part in found for row in part] == [f"{name}:{key}" for key in keys]
 
 
-@pytest.mark.parametrize("rows_a_part", [1, 5, 1000])
+@pytest.mark.parametrize("rows_a_part", [1, 5])
 def test_parts_of_any_column_hold_rows_without_a_key_and_many_rows_of_one_key(
     database: Database, rows_a_part: int
 ) -> None:
@@ -54,7 +54,7 @@ def test_parts_of_any_column_hold_rows_without_a_key_and_many_rows_of_one_key(
     assert texts(found) == [text for _, text, _ in rows]
     places = [row.id.rpartition(":")[2] for row in found]
     assert len(set(places)) == len(rows) and places[1:4] == ["null#2", "null#3", "-4"]
-    for limit in (2, 3, 4, 10, 11, 15, 99):
+    for limit in (2, 10, 15):
         assert texts(database.read(f"{more}\nlimit = {limit}", rows_a_part)) == texts(found)[:limit]
     query = (
         "select k as kk, text || '' as t from posts"

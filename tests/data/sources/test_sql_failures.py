@@ -112,9 +112,8 @@ def test_wrong_name_or_query_is_told_with_what_there_is(posts: Database, more: s
         "select erase() as text",
     ],
 )
-@pytest.mark.parametrize("more", ["", "?client_flag=65536"])  # MySQL: several statements in one
 def test_query_that_writes_is_refused_and_changes_nothing(
-    posts: Database, query: str, more: str, monkeypatch: pytest.MonkeyPatch
+    posts: Database, query: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     posts.run("drop function if exists erase")
     if posts.kind == "postgresql":
@@ -122,7 +121,8 @@ def test_query_that_writes_is_refused_and_changes_nothing(
         posts.run(f"create function erase() returns text language sql as {body}")
     else:
         posts.run("create function erase() returns text begin delete from posts; return 'x'; end")
-        monkeypatch.setenv(VARIABLE, server(posts).url(more=more))
+        # Asks for several statements in one, which would let the second one write.
+        monkeypatch.setenv(VARIABLE, server(posts).url(more="?client_flag=65536"))
     error = failure(posts, f'query = "{query}"')
     assert " ".join(query.split())[:20] in error.found
     if query == "select erase() as text":

@@ -7,7 +7,7 @@ import pytest
 from real_text import real_texts
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from bessemer.data.tokens import tokenizer
+from bessemer.data.tokens import bpe, tokenizer
 from bessemer.data.tokens.bpe import byte_letters
 from bessemer.data.tokens.learn import learn
 from bessemer.data.tokens.tokenizer import BOS, EOS, PAD
@@ -53,6 +53,13 @@ def test_ties_and_overlaps_are_decided_as_there(letters: str) -> None:
         texts = [word for word in words for _ in range(own.randint(1, 5))]
         vocab = 259 + own.randint(1, 300)
         assert tokenizer.train(texts, vocab).text == by_hugging_face(texts, vocab), (seed, texts)
+
+
+def test_words_read_in_blocks_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = real_texts(50_000)
+    whole = tokenizer.train(texts, 600)
+    monkeypatch.setattr(bpe, "_BLOCK", 97)
+    assert tokenizer.train(texts, 600).text == whole.text
 
 
 def test_letters_of_bytes_are_those_of_the_library() -> None:
