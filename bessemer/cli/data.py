@@ -43,7 +43,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     inspect.add_argument("--context", type=int, default=None, metavar="N", help="tokens in a row")
     report = parser.add_argument_group("report")
-    report.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the HTML page there")
+    report.add_argument(
+        "--out", type=Path, default=None, metavar="FILE", help="where the page goes (beside the data)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -58,9 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return {"action": "inspect", **row}
     if args.action == "search":
         return {"action": "search", **_search(args, folder)}
-    from bessemer.data.prepared import open_prepared
-
-    return {"action": "report", **_told(open_prepared(folder))}
+    return {"action": "report", **_report(args, folder)}
 
 
 def show(document: dict[str, Any]) -> str:
@@ -89,6 +89,25 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         task = prepare_task(loaded.recipe, loaded.base, args.store, prepared.tokenizer_path, args.console)
         document["finetune"] = _told(task)
     return document
+
+
+def _report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The figures, and a page of them beside the data or where --out says."""
+    from bessemer.data.prepared import open_prepared
+    from bessemer.durable import write_text
+    from bessemer.recipe.load import load
+    from bessemer.report.data_figures import data_document
+    from bessemer.report.data_page import data_page
+    from bessemer.rundir import find_stage
+
+    prepared = open_prepared(folder)
+    recipe = None
+    if not (Path(args.target) / "manifest.json").is_file():
+        recipe = load(str(find_stage(Path(args.target)).parent / "recipe.toml"), []).recipe
+    data = None if recipe is None else recipe.data
+    page = args.out or folder / "report.html"
+    write_text(page, data_page(prepared, data))
+    return {**_told(prepared), **data_document(prepared, data), "page": str(page)}
 
 
 def _search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -132,7 +151,7 @@ def _splits(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"tokenizer: {document['tokenizer']['vocab']:,} tokens, {size / tokens:.2f} bytes a token"
         )
-    return [*lines, document["manifest"]]
+    return [*lines, document["manifest"], *([document["page"]] if "page" in document else [])]
 
 
 def _shown_row(document: dict[str, Any]) -> str:

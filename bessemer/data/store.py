@@ -1,82 +1,24 @@
-"""Prepared data: a folder per content hash, built once, shared by all runs (prepared.py says what is in it).
+"""The door to prepared data: found in the store, or built there now (preparing.py).
 
-    data/<hash>/        as prepared.py opens it         data/stages/     what a build goes on from
-    data/gathered/      what `data.gather` rendered     data/snapshots/  which reading of a database is meant
-
-The hash covers every recipe key that decides tokens, the content of every input and the version of the
-format; neither the context nor the mixture is part of it, as rows are cut and mixed when they are read.
-A folder appears whole or not at all: a build that was killed goes on from data/stages with the same
-command, and two processes never build the same one. data/stages may be removed at any time: only the next
-build of the same sources takes longer.
-A database is read once: what it held then is what its name in the recipe means, until `refresh`.
+Behind it are the readers of every kind of source and the engines that build. They are imported when the door
+is opened, by the one process that prepares; those that train on what is there need none of it.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import xxhash
-
-from bessemer.data import supported
 from bessemer.data.factory.how import How
-from bessemer.data.folders import building_folder, locked
-from bessemer.data.gathered.stdlib import gather
-from bessemer.data.ledger import funnel_lines
-from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
-from bessemer.data.sources.inputs import find_inputs
-from bessemer.data.sources.parts import Input
-from bessemer.data.task import WHAT, TaskWork, build_task
-from bessemer.data.tokens import tokenizer
-from bessemer.durable import cannot_write, publish_folder, write_json
-from bessemer.errors import DataError
+from bessemer.data.prepared import Prepared, PreparedTask
 from bessemer.log import Console
-from bessemer.recipe.keys import leaves
-from bessemer.recipe.schema import Recipe, Source
-from bessemer.rundir import read_object
+from bessemer.recipe.schema import Recipe
+
+_AS_USUAL = How()
 
 
-def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How = How()) -> Prepared:  # noqa: B008
-    """The recipe's pre-training data: found in the store, or built there now."""
-    supported.check_recipe(recipe)
-    path = recipe.tokenizer.path
-    ready = None if path is None else tokenizer.load(base / path)
-    start = _start(recipe, base, store, console)
-    inputs = [_inputs(source, start, store, how) for source in recipe.data.source]
-    more = [find_inputs(key, name, base) for key, name in supported.other_files(recipe)]
-    keys = [key for key in leaves(recipe) if key.path.split(".")[0] in ("tokenizer", "data")]
-    about = {key.path: key.value for key in keys if key.affects == "data"}
-    content = [[(entry.name, entry.xxh3_128) for entry in files] for files in [*inputs, *more]]
-    final = store / _hash("pretrain", about, content, ready.xxh3_128 if ready else None)
+def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How = _AS_USUAL) -> Prepared:
+    """The recipe's pre-training data. Paths of the recipe start from `base`."""
+    from bessemer.data import preparing
 
-    def fill(folder: Path) -> dict[str, Any]:
-        supported.check_code(recipe, allowed=how.allow_code)
-        # Heavy engines: imported only where something is built, as training needs none of them.
-        from bessemer.data.build import Work, build
-
-        return build(Work(recipe, base, inputs, ready, store, folder, how, console))
-
-    _publish(final, "pretrain", fill, console)
-    prepared = open_prepared(final)
-    assert isinstance(prepared, Prepared), f"{final} is of another kind"
-    if how.strict:
-        check_no_errors(prepared)
-    return prepared
-
-
-def check_no_errors(prepared: Prepared) -> None:
-    """Raises DataError, with the first few rows, where a row could not be read."""
-    num_errors = sum(sum(source["errors"].values()) for source in prepared.manifest["sources"])
-    if num_errors:
-        lines = [row for row in prepared.samples() if row["is_error"]][:5]
-        told = "".join(f"\n          {row['source']}: {row['id']}: {row['fate']}" for row in lines)
-        raise DataError(
-            f"{num_errors:,} rows could not be read, and --strict allows none",
-            found=f"for example{told}",
-            wanted="rows that are all readable",
-            fix=f"mend them, or leave --strict out: they are left out and counted ({prepared.folder})",
-        )
+    return preparing.prepare(recipe, base, store, console, how)
 
 
 def prepare_task(
@@ -87,93 +29,10 @@ def prepare_task(
     console: Console,
     context: int | None = None,
 ) -> PreparedTask:
-    """The recipe's fine-tuning examples for this tokenizer: found in the store, or built there now.
+    """The recipe's fine-tuning examples for this tokenizer.
 
     context: tokens in a row of the model that they are for; None: as the recipe says.
     """
-    assert recipe.finetune is not None and recipe.finetune.data is not None, "the caller checks finetune.data"
-    data, learnt = recipe.finetune.data, tokenizer.load(tokenizer_path)
-    supported.check_task(data)
-    if context is None:
-        asked = recipe.finetune.context
-        context = asked if isinstance(asked, int) else recipe.model.context
-    inputs = find_inputs(WHAT, data.path or "", _start(recipe, base, store, console))
-    about = {key.path: key.value for key in leaves(recipe) if key.path.startswith("finetune.data.")}
-    about |= {"validation": recipe.data.validation, "dedup": recipe.data.clean.dedup, "context": context}
-    content = [[(entry.name, entry.xxh3_128) for entry in inputs]]
-    final = store / _hash("finetune", about, content, learnt.xxh3_128)
+    from bessemer.data import preparing
 
-    def fill(folder: Path) -> dict[str, Any]:
-        return build_task(TaskWork(recipe, data, inputs, learnt, context, folder, console))
-
-    _publish(final, "finetune", fill, console)
-    prepared = open_prepared(final)
-    assert isinstance(prepared, PreparedTask), f"{final} is of another kind"
-    return prepared
-
-
-def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:
-    """The folder that source paths start from."""
-    return base if recipe.data.gather is None else gather(store / "gathered", console)
-
-
-def _inputs(source: Source, base: Path, store: Path, how: How) -> list[Input]:
-    # The readers of all kinds: not for each of many processes that train on what is prepared.
-    from bessemer.data.sources.documents import source_inputs
-
-    inputs = source_inputs(source, base)
-    if source.url_env is None:
-        return inputs
-    return [_snapshot(entry, store, refresh=how.refresh) for entry in inputs]
-
-
-def _snapshot(entry: Input, store: Path, *, refresh: bool) -> Input:
-    """The database as it was read first; with `refresh`, as it is now."""
-    path = store / "snapshots" / f"{entry.xxh3_128}.json"
-    known = read_object(path)
-    number = int(known["number"]) if known else 0
-    if refresh or known is None:
-        number += 1
-        write_json(path, {"what": entry.name, "number": number})
-    digest = xxhash.xxh3_128_hexdigest(f"{entry.xxh3_128} {number}".encode())
-    return replace(entry, xxh3_128=digest)
-
-
-def _hash(
-    kind: str, about: dict[str, Any], inputs: Sequence[Sequence[tuple[str, str]]], tokenizer_hash: str | None
-) -> str:
-    rows = [FORMAT, kind, about, inputs, tokenizer_hash]
-    return xxhash.xxh3_128_hexdigest(json.dumps(rows, sort_keys=True, allow_nan=False).encode())
-
-
-def _publish(final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], console: Console) -> None:
-    """Build `final` with `fill`, unless it is there."""
-    if (final / "manifest.json").is_file():
-        return
-    with locked(final, console):
-        if (final / "manifest.json").is_file():  # another process has just built it
-            return
-        folder = building_folder(final)
-        try:
-            manifest = {"format": FORMAT, "kind": kind, "hash": final.name, **fill(folder)}
-            manifest["files"] = _files(folder)
-            write_json(folder / "manifest.json", manifest)
-        except OSError as error:
-            raise cannot_write(final, error) from error
-        publish_folder(folder, final)
-    for line in funnel_lines(manifest["sources"]):
-        console.line(line)
-
-
-def _files(folder: Path) -> dict[str, dict[str, Any]]:
-    files = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest = xxhash.xxh3_128()
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        files[path.relative_to(folder).as_posix()] = {
-            "bytes": path.stat().st_size,
-            "xxh3_128": digest.hexdigest(),
-        }
-    return files
+    return preparing.prepare_task(recipe, base, store, tokenizer_path, console, context)

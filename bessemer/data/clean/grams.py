@@ -88,8 +88,9 @@ class EvalGrams:
                 arrays["hashes"],
                 arrays["files"],
                 tuple(about["lengths"]),
-                *about["texts"],
-                arrays["may_be"],
+                num_texts=about["texts"][0],
+                num_ignored=about["texts"][1],
+                may_be=arrays["may_be"],
             )
 
     def summary(self) -> str:

@@ -10,6 +10,7 @@ store says so.
 import json
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
@@ -43,11 +44,12 @@ class Actor:
 class OnRay(Engine):
     def __init__(self, store: Path, memory_bytes: int, timeout_s: float) -> None:
         try:
+            _probe(os.environ.get("RAY_ADDRESS", ""))
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
+        except (ConnectionError, OSError) as error:
             raise RefusedError(
                 "--engine ray finds no Ray cluster",
-                found=str(error).split("\n")[0],
+                found=f"{os.environ.get('RAY_ADDRESS', 'no RAY_ADDRESS')}: {str(error).splitlines()[0]}",
                 wanted="a cluster that runs, at RAY_ADDRESS or on this machine",
                 fix="start one with `ray start --head`, or leave --engine out",
             ) from error
@@ -81,6 +83,13 @@ class OnRay(Engine):
     def close(self) -> None:
         self._mark.unlink(missing_ok=True)
         ray.shutdown()
+
+
+def _probe(address: str) -> None:
+    """Raises OSError where nobody listens: Ray itself would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _outcome(answer: dict[str, Any]) -> Outcome:

@@ -23,7 +23,6 @@ from bessemer.data.sources.inputs import WrongColumns
 from bessemer.data.sources.parts import PART_BYTES, Input, Part, Wanted
 from bessemer.data.sources.records import format_of
 from bessemer.data.sources.rows_csv import check_columns
-from bessemer.data.sources.sql import sql_parts
 from bessemer.data.sources.streams import open_arrow
 from bessemer.recipe.schema import Source
 
@@ -59,6 +58,8 @@ def wanted_columns(source: Source) -> Wanted:
 def cut(source: Source, inputs: Sequence[Input], part_bytes: int = PART_BYTES) -> list[Part]:
     """In order of the inputs. Columns that no file of the source has are a DataError."""
     if source.kind == "sql":
+        from bessemer.data.sources.sql import sql_parts  # half a second, for those who have a database
+
         return sql_parts(source, list(inputs))
     pieces: list[_Piece] = []
     together: list[_Piece] = []

@@ -1,5 +1,8 @@
 """The documents of a recipe's sources, one row after another.
 
+Readers of databases, books and crawls are imported when there is such a source: their libraries take half a
+second, and every worker of a build starts with this file.
+
 A row is one file (text, code, html), one line (jsonl, tokens) or one row of a table. Each comes out
 either as a document or with the reason why it is none; a file that cannot be read at all is one such
 row. Whoever reads counts them, so that what went in equals what was kept, refused and unreadable.
@@ -20,7 +23,6 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.data.sources.books import read_books
 from bessemer.data.sources.cutting import cut, wanted_columns, what
 from bessemer.data.sources.huggingface import find_dataset
 from bessemer.data.sources.inputs import WrongColumns, find_inputs, open_input, unfinished
@@ -37,11 +39,9 @@ from bessemer.data.sources.parts import (
     none_left_out,
 )
 from bessemer.data.sources.records import format_of, read_part
-from bessemer.data.sources.sql import read_sql, sql_inputs
 from bessemer.data.sources.streams import Broken, read_whole
 from bessemer.data.sources.values import MISSING, usable_text
 from bessemer.data.sources.values import usable_label as _usable_label
-from bessemer.data.sources.warc import read_warc, warc_cuts
 from bessemer.recipe.schema import Source
 
 __all__ = [
@@ -64,6 +64,8 @@ _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 def source_inputs(source: Source, base: Path, cut_bytes: int = PART_BYTES) -> list[Input]:
     path = source.path or ""
     if source.kind == "sql":
+        from bessemer.data.sources.sql import sql_inputs
+
         return sql_inputs(source, base)
     if source.kind == "huggingface":
         return find_dataset(what(source), path, base, cut_bytes)
@@ -85,13 +87,21 @@ def read(source: Source, part: Part, begins: Begins = none_left_out) -> Iterator
     if source.kind in (*FILE_KINDS, "books"):
         rows = _file_by_file(source, part, begins)
     elif source.kind == "warc":
+        from bessemer.data.sources.warc import read_warc
+
         rows = read_warc(source, part, begins)
+    elif source.kind == "sql":
+        from bessemer.data.sources.sql import read_sql
+
+        rows = read_sql(source, part)
     else:
-        rows = read_sql(source, part) if source.kind == "sql" else _read_rows(source, part)
+        rows = _read_rows(source, part)
     return islice(rows, part.most_rows)
 
 
 def _file_by_file(source: Source, part: Part, begins: Begins) -> Iterator[Document]:
+    from bessemer.data.sources.books import read_books
+
     reader = read_books if source.kind == "books" else _read_files
     for place, entry in enumerate(part.inputs):
         reason = begins(place)
@@ -105,6 +115,8 @@ def _with_records(source: Source, entry: Input, cut_bytes: int) -> Input:
     """A crawl with its cuts. Only a walk through all of it tells them, so small files are left whole."""
     if entry.url is not None or entry.size_bytes < 2 * cut_bytes:
         return entry
+    from bessemer.data.sources.warc import warc_cuts
+
     with open_input(entry, what(source)) as file:
         try:
             return replace(entry, cuts=warc_cuts(file, cut_bytes))

@@ -81,7 +81,8 @@ def selection(source: Source, what: str, shown: str, connection: Connection) -> 
         origin = f"({source.query.strip().rstrip(';')}\n) as rows_of_query"
         rows, names, _ = select(connection, f"select * from {origin} limit 0")  # noqa: S608
         list(rows)
-        primary, key = [], None
+        primary: list[str] = []
+        key = None
     else:
         schema, table = _found_table(source.table or "", what, shown, connection)
         origin = f"{quote(schema)}.{quote(table)}"

@@ -63,4 +63,4 @@ def test_missing_cluster_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 3 and "finds no Ray cluster" in done.stderr, done.stderr
-    assert "ray start --head" in done.stderr and not done.stdout
+    assert "ray start --head" in done.stderr
