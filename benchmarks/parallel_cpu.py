@@ -1,12 +1,13 @@
 """Layouts on this machine's CPU processes: speed, memory and saving, each against what it replaces.
 
-    python benchmarks/parallel_cpu.py [--tiny]
+    python benchmarks/parallel_cpu.py [--tiny] [--only ddp]
 
-Everything in one run, as ratios, on whatever two cores there are; `--tiny` only tries the code. Written to
-benchmarks/results/parallel_cpu.json. What is measured:
+Everything in one run, as ratios, on whatever two cores there are; `--tiny` only tries the code, `--only` runs
+one part and prints it. All of it is written to benchmarks/results/parallel_cpu.json. What is measured:
 
     speed    tokens/s of each layout on 2 processes of 1 thread, over 1 process of 2 threads
-    ddp      replicate=2 against torch's DistributedDataParallel on the same model, in turns
+    ddp      replicate=2 against torch's DistributedDataParallel on the same model: the same two processes do
+             a step of one and a step of the other in turns, so that what else runs slows both alike
     memory   peak of a rank's tensors, shard=4, over a quarter of the model's state and two blocks (gathered
              weights and whole gradients)
     pipeline peak of a rank's tensors, pipeline=4, for 4, 8 and 16 micro-batches: 1F1B holds no more
@@ -21,14 +22,17 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
+from operator import truediv
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,6 +62,7 @@ SHAPE = ModelShape(
 TINY = replace(SHAPE, layers=4, hidden=64, heads=4, kv_heads=4, head_dim=16, ffn=160, vocab=256, context=64)
 LAYOUTS = ("replicate=2", "shard=2", "shard=2,reshard=no", "tensor=2", "context=2", "pipeline=2",
            "pipeline=2,schedule=interleaved", "pipeline=2,schedule=zbv")  # fmt: skip
+PARTS = ("speed", "ddp", "memory", "pipeline", "save")
 ROWS = 16  # of a step
 DATE = time.strftime("%F")
 
@@ -155,20 +160,30 @@ def work(task: dict[str, Any]) -> dict[str, Any]:
     """What one worker measures; every rank runs it, the first one's answer counts."""
     shape, layout = ModelShape.from_json(task["shape"]), Layout.from_json(task["layout"])
     rows, micro_batch = task["rows"], task["micro_batch"]
-    step: Any = DdpStep(shape, rows, micro_batch) if task["ddp"] else Step(layout, shape, rows, micro_batch)
+    step = Step(layout, shape, rows, micro_batch)
     if task["memory"]:
         step()
         with TensorMemory(step.engine.model, step.optimizer) as memory:
             step()
         return {"peak_bytes": memory.peak}
-    for _ in range(3):
-        step()
-    times = []
-    for _ in range(task["steps"]):
-        begin_s = time.perf_counter()
-        step()
-        times.append(time.perf_counter() - begin_s)
-    return {"step_s": statistics.median(times)}
+    if task["ddp"]:
+        ours, theirs = times_in_turns([step, DdpStep(shape, rows, micro_batch)], task["steps"])
+        return {"our_step_s": ours, "ddp_step_s": theirs}
+    return {"step_s": statistics.median(times_in_turns([step], task["steps"])[0])}
+
+
+def times_in_turns(steps: Sequence[Callable[[], None]], count: int) -> list[list[float]]:
+    """Seconds of `count` calls of each, after three that do not count. Every rank begins each at once."""
+    times: list[list[float]] = [[] for _ in steps]
+    for number in range(3 + count):
+        for step, own in zip(steps, times, strict=True):
+            if dist.is_initialized():
+                dist.barrier()
+            begin_s = time.perf_counter()
+            step()
+            if number >= 3:
+                own.append(time.perf_counter() - begin_s)
+    return times
 
 
 def measured(task: dict[str, Any], world: int, threads: int) -> dict[str, Any]:
@@ -208,12 +223,15 @@ def speeds(shape: ModelShape, steps: int) -> dict[str, Any]:
 def against_ddp(shape: ModelShape, steps: int, rounds: int) -> dict[str, Any]:
     ours, theirs = [], []
     for _ in range(rounds):
-        layout = parse_layout("replicate=2")
-        ours.append(measured(task(shape, layout, steps=steps), 2, 1)["step_s"])
-        theirs.append(measured(task(shape, layout, steps=steps, ddp=True), 2, 1)["step_s"])
-    ratio = statistics.median(theirs) / statistics.median(ours)
-    say(f"replicate=2: {ratio:.3f} of DistributedDataParallel's speed")
-    return {"our_step_s": ours, "ddp_step_s": theirs, "speed_ratio": ratio}
+        found = measured(task(shape, parse_layout("replicate=2"), steps=steps, ddp=True), 2, 1)
+        ours.append(found["our_step_s"])
+        theirs.append(found["ddp_step_s"])
+    # Of neighbours in time: what else runs on the machine changes more slowly than a step takes.
+    ratios = [statistics.median(map(truediv, theirs[i], ours[i])) for i in range(rounds)]
+    ratio = statistics.median(ratios)
+    each = ", ".join(f"{one:.3f}" for one in ratios)
+    say(f"replicate=2: {ratio:.3f} of DistributedDataParallel's speed (rounds: {each})")
+    return {"our_step_s": ours, "ddp_step_s": theirs, "speed_ratios": ratios, "speed_ratio": ratio}
 
 
 def memory_of_shards(shape: ModelShape) -> dict[str, Any]:
@@ -269,12 +287,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--tiny", action="store_true", help="try the code; figures mean nothing")
+    parser.add_argument("--only", choices=PARTS, help="one part, not recorded")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         worker(args.worker)
         return
     shape, steps, rounds = (TINY, 2, 1) if args.tiny else (SHAPE, 10, 3)
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "speed": lambda: speeds(shape, steps),
+        "ddp": lambda: against_ddp(shape, steps, rounds),
+        "memory": lambda: memory_of_shards(shape),
+        "pipeline": lambda: memory_of_pipeline(shape),
+        "save": lambda: stalls(shape if args.tiny else replace(shape, layers=24)),
+    }
     result = {
         "date": DATE,
         "command": " ".join(["python", "benchmarks/parallel_cpu.py", *sys.argv[1:]]),
@@ -282,13 +308,9 @@ def main() -> None:
         "cpu": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "shape": asdict(shape),
-        "speed": speeds(shape, steps),
-        "ddp": against_ddp(shape, steps, rounds),
-        "memory": memory_of_shards(shape),
-        "pipeline": memory_of_pipeline(shape),
-        "save": stalls(replace(shape, layers=24) if not args.tiny else shape),
+        **{name: part() for name, part in parts.items() if args.only in (None, name)},
     }
-    if not args.tiny:
+    if not (args.tiny or args.only):
         RESULT.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 

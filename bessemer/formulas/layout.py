@@ -44,6 +44,11 @@ class Layout:
         return self.replicate * self.shard
 
     @property
+    def repeats_weights(self) -> bool:
+        """Whether ranks that read different rows hold the same weights, and nobody shards any."""
+        return self.replicate > 1 and self.shard * self.context * self.expert * self.pipeline == 1
+
+    @property
     def stages_per_rank(self) -> int:
         if self.pipeline == 1:
             return 1

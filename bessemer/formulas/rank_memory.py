@@ -2,7 +2,9 @@
 
 - shard and context divide weights, gradients and optimizer (ZeRO-3, arXiv:1910.02054); experts lie apart
   on the expert axis and the rest. While they compute, ranks hold blocks whole: formulas/rank_weights.py.
-  `reshard=no` keeps them (ZeRO-2), and so does a replicate axis alone, whose gathered weights are copies.
+  `reshard=no` keeps them (ZeRO-2), and so do replicas of experts or of a pipeline, whose gathered weights are
+  copies. Replicas of whole weights hold what one process holds: the gradients that travel are copied unit
+  by unit, when more than that is free again.
 - tensor divides matrices, and with sequence parallelism all activations (arXiv:2205.05198); context
   divides tokens.
 - A pipeline rank has its stages' layers; the first stage the embedding, the last the head and the loss

@@ -1,10 +1,12 @@
 """Weights of one rank of a layout: what it holds, what is gathered beside it, what is cast or joined for use.
 
 Blocks' matrices are gathered in the compute type; embedding and head (and norms and routers, which are left
-out) in fp32. Linear layers of a rank whose weights are sharded or repeated, or of a pipeline, cast and join
-them again in the backward pass (model/deferred.py): of those copies there is one at a time. Experts' copies
-are kept until then, but where they are gathered in the compute type already.
-Source: parallel/shard.py, parallel/apply.py.
+out) in fp32. Linear layers of a rank whose weights are sharded, or of a pipeline, cast and join them again in
+the backward pass (model/deferred.py): of those copies there is one at a time. Experts' copies are kept until
+then, but where they are gathered in the compute type already.
+Where ranks hold the same whole weights (`repeats_weights`), nothing is gathered, and copies are kept as in
+one process.
+Source: parallel/shard.py, parallel/replicate.py, parallel/apply.py.
 """
 
 from dataclasses import dataclass, replace
@@ -140,12 +142,13 @@ def _fsdp(layout: Layout) -> int:
 
 
 def _shards_weights(layout: Layout) -> bool:
-    return layout.replicate * _fsdp(layout) > 1
+    """As parallel/mesh.py has it."""
+    return layout.replicate * _fsdp(layout) > 1 and not layout.repeats_weights
 
 
 def _gathers_experts(layout: Layout) -> bool:
-    """Whether other ranks have the same experts, or parts of them."""
-    return layout.replicate * _fsdp(layout) > layout.expert
+    """Whether other ranks have parts of the same experts, or the same ones in a way of FSDP's."""
+    return _shards_weights(layout) and layout.replicate * _fsdp(layout) > layout.expert
 
 
 def _gathered_size(work: Workload, layout: Layout) -> int:

@@ -1,7 +1,8 @@
 """What the ranks exchange of weights and their gradients in a step: the first part of formulas/traffic.py.
 
 FSDP's units, as parallel/shard.py wraps them: each block (its norms and routers apart where its matrices are
-cast), its experts where they lie elsewhere, the embedding, and the rest.
+cast), its experts where they lie elsewhere, the embedding, and the rest. Where ranks hold the same whole
+weights, parallel/replicate.py sums the gradients of the same units, and nothing is cast.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from bessemer.formulas.step_sizes import FP32, Exchange, Step, block_specs, cut,
 
 
 def weight_exchanges(step: Step) -> Iterator[Exchange]:
-    """FSDP's units: each block, its experts where they lie elsewhere, the embedding, and the rest."""
+    """Unit by unit."""
     both = (step.layout.replicate, step.fsdp)
     for layer in step.layers:
         for sizes, over, size in _block_units(step, step.is_routed(layer)):
@@ -36,7 +37,7 @@ def _block_units(step: Step, routed: bool) -> Iterator[tuple[_Sizes, tuple[int, 
     stacks = [[here, *cut(spec, step)] for spec in specs if spec.expert is not None]
     plain = [spec for spec in specs if spec.expert is None]
     # Matrices are cast before they travel; norms and routers, which compute in fp32, travel apart.
-    cast = step.work.dtype != "fp32" and not splits_backward(layout)
+    cast = step.work.dtype != "fp32" and not splits_backward(layout) and not layout.repeats_weights
     size = step.work.size if cast else FP32
     if cast:
         yield [cut(spec, step) for spec in plain if is_fp32(spec)], both, FP32

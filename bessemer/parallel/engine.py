@@ -26,6 +26,7 @@ from bessemer.parallel.gradients import Gradients, clip_gradients
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.pieces import held_pieces
 from bessemer.parallel.pipeline import Pipeline
+from bessemer.parallel.replicate import ReplicaSums
 from bessemer.parallel.shard import before_backward
 
 # Summed loss [nat] of a micro-batch; with hidden states, that of the last stage of a pipeline.
@@ -143,6 +144,8 @@ class Ranks(Engine):
         self.data_rank = mesh.place("replicate") * mesh.layout.shard + mesh.place("shard")
         self.pieces = held_pieces(self.model, shape, mesh)
         self._gradients = Gradients(self.model, shape, self.pieces, mesh)
+        replicas = mesh.group("replicate")
+        self._sums = ReplicaSums(parts[0], replicas) if replicas and mesh.layout.repeats_weights else None
         self._pipeline = Pipeline(parts, mesh, micro_batch, context) if mesh.layout.pipeline > 1 else None
         self.in_turn = (
             4 * mesh.layout.pipeline if self._pipeline else 1
@@ -168,10 +171,15 @@ class Ranks(Engine):
             return loss if self._counts else torch.zeros_like(loss)
         loss = self._zero(torch.float32)
         for number, part in enumerate(ready):
-            before_backward(self.model, self.mesh, last=number == len(ready) - 1)
+            last = number == len(ready) - 1
+            before_backward(self.model, self.mesh, last=last)
             summed = self.loss(self.model, part)
+            if last and self._sums is not None:
+                self._sums.begin()
             summed.backward(scale)
             loss += summed.detach()
+        if self._sums is not None:
+            self._sums.finish()
         return loss if self._counts else torch.zeros_like(loss)
 
     def forward(self, parts: Sequence[MicroBatch]) -> Tensor:

@@ -1,8 +1,8 @@
 """What is left to do with gradients after the backward passes: partial sums, ties, norm, clipping.
 
-Sharded and repeated weights were summed by FSDP already. Here: weights that the tensor axis does not
-split, whose gradients are each rank's share; the head that is tied to an embedding on another stage; and
-the global norm, in which every element counts once.
+Sharded and repeated weights were summed already, by FSDP or parallel/replicate.py. Here: weights that the
+tensor axis does not split, whose gradients are each rank's share; the head that is tied to an embedding on
+another stage; and the global norm, in which every element counts once.
 """
 
 from collections.abc import Sequence

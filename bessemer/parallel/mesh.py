@@ -74,8 +74,9 @@ class Mesh:
 
     @property
     def shards_weights(self) -> bool:
-        """Whether data ranks share or repeat weights, so that FSDP has work."""
-        return self.degree["replicate"] * self.degree["fsdp"] > 1
+        """Whether FSDP has work: data ranks share weights, or repeat them in a way of its own."""
+        data_ranks = self.degree["replicate"] * self.degree["fsdp"]
+        return data_ranks > 1 and not self.layout.repeats_weights
 
     def weights(self) -> DeviceMesh:
         """Over which dense weights are sharded, and repeated where there is a replicate axis."""

@@ -1,10 +1,11 @@
-"""The replicate and shard axes: one path, torch's FSDP2 over a mesh of one dim or two (HSDP).
+"""The shard axis, and replicas of shards: torch's FSDP2 over a mesh of one dim or two (HSDP).
 
 Each block is one unit: its weights are gathered before use and freed after it, its gradients are summed
 and scattered while the block before computes. Gradients are summed, never averaged: the loss was divided
 by the count of all target tokens already.
-`reshard=no` keeps gathered weights from forward to backward (ZeRO-2); a replicate axis alone shards over
-one rank, which is data parallelism with overlapped reduction.
+`reshard=no` keeps gathered weights from forward to backward (ZeRO-2). Replicas of experts or of a pipeline
+shard over one rank; those of whole weights have parallel/replicate.py, as FSDP2 makes and fills a second copy
+of all weights for nothing there.
 Source: arXiv:2304.11277; torch.distributed.fsdp.fully_shard.
 """
 
@@ -75,7 +76,7 @@ def before_backward(model: nn.Module, mesh: Mesh, *, last: bool) -> None:
     """What the coming backward pass does with gradients, by whether it is the step's last.
 
     Sharded gradients are scattered after every micro-batch, so that no rank holds whole ones; over the
-    replicate axis, and where nothing is sharded, they are summed once a step.
+    replicate axis, and where FSDP has one rank, they are summed once a step.
     """
     if not isinstance(model, FSDPModule):
         return

@@ -7,7 +7,7 @@ import pytest
 from making_runs import curve, pretrained, write_recipe
 from making_worlds import TWO_LAYERS, trained
 
-LAYOUTS = {"shard=2,tensor=2": 4, "pipeline=2": 2}
+LAYOUTS = {"shard=2,tensor=2": 4, "pipeline=2": 2, "replicate=2": 2}
 PRETRAIN = ("pretrain", "tiny.toml", "--set", "pretrain.steps=5", "--set")
 
 

@@ -29,16 +29,21 @@ def test_one_process_is_predicted_as_before(shape: ModelShape, recompute: str) -
 
 
 @pytest.mark.parametrize("shape", [SHAPE, ROUTED])
-@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
-def test_replicas_hold_the_whole_model_and_a_gathered_copy_of_it(
-    shape: ModelShape, dtype: str, size: int
-) -> None:
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_replicas_hold_what_they_would_hold_without_each_other(shape: ModelShape, dtype: str) -> None:
     work = replace(WORK, dtype=dtype)
     part, alone = memory(Layout(replicate=2), shape=shape, work=work), device_memory(shape, work)
-    for name in ("weights", "gradients", "optimizer", "activations", "loss"):
+    for name in ("weights", "gradients", "optimizer", "activations", "loss", "gathered"):
         assert getattr(part, name) == getattr(alone, name), name
-    ends = 2 * 256 * 64 + 64
-    assert part.gathered == 4 * ends + size * (total_params(shape) - ends)
+    split = memory(Layout(replicate=2, tensor=2), shape=shape, work=work)
+    assert split == memory(Layout(tensor=2), shape=shape, work=work)
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
+def test_replicas_whose_experts_lie_apart_hold_a_gathered_copy_of_the_rest(dtype: str, size: int) -> None:
+    part = memory(Layout(replicate=2, expert=2), shape=ROUTED, work=replace(WORK, dtype=dtype))
+    ends, experts = 2 * 256 * 64 + 64, 7 * 8 * 3 * 64 * 64
+    assert part.gathered == 4 * ends + size * (total_params(ROUTED) - ends - experts)
 
 
 @pytest.mark.parametrize("shape", [SHAPE, ROUTED])
@@ -153,7 +158,7 @@ def test_interleaving_holds_more_and_every_schedule_holds_what_its_order_says() 
     assert memory(layout, work=work).activations == 2 * (2 * layer + ends)  # a layer on each of two stages
 
 
-@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(replicate=2), Layout(shard=2, tensor=2)])
+@pytest.mark.parametrize("layout", [Layout(pipeline=2), Layout(shard=2), Layout(shard=2, tensor=2)])
 @pytest.mark.parametrize(("dtype", "size"), [("fp32", 4), ("bf16", 2)])
 def test_linear_layers_have_one_copy_at_a_time(layout: Layout, dtype: str, size: int) -> None:
     part = memory(layout, shape=SMALL_HEAD, work=replace(WORK, dtype=dtype))

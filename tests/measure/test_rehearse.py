@@ -47,6 +47,7 @@ def test_rehearsal_of_eight_ranks_is_what_eight_real_ranks_do() -> None:
     [
         (ROUTED, Layout(shard=4, expert=2), "bf16"),
         (ROUTED, Layout(replicate=4, expert=2, tensor=2), "fp32"),
+        (BIASED, Layout(replicate=4, tensor=2), "bf16"),
         (BIASED, Layout(shard=2, expert=2, pipeline=2, schedule="zbv"), "bf16"),
         (DENSE, Layout(context=4, context_kind="ulysses", shard=2), "bf16"),
     ],
@@ -75,6 +76,7 @@ def test_rank_of_4096_is_rehearsed_in_seconds_and_without_its_memory() -> None:
     ("layout", "rank"),
     [
         (Layout(replicate=2), 0),
+        (Layout(replicate=2, tensor=2), 3),
         (Layout(shard=4), 0),
         (Layout(shard=4, reshard=False), 0),
         (Layout(shard=2, tensor=2), 0),
