@@ -41,8 +41,8 @@ class Wanted:
     query: str | None = None
 
 
-# Told before a document is extracted, with its place in the part. Gives the reason if it is to be left out: one
-# that crashed its process, or held it up, is left out the next time.
+# Told before a document is extracted, with its place in the part. Gives the reason if it is to be left out,
+# as one that crashed its process, or held it up, is the next time.
 Begins = Callable[[int], str | None]
 
 
