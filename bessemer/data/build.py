@@ -25,6 +25,7 @@ import xxhash
 
 from bessemer.data.clean.rules import chosen_rules
 from bessemer.data.factory.decide import TRAIN, VALIDATION, Deciding, Decisions, decide
+from bessemer.data.factory.encode import encoded
 from bessemer.data.factory.engines import Engine, Local, Progress, Task, usable_cores
 from bessemer.data.factory.how import How
 from bessemer.data.factory.keys import PartFiles, key, part_files
@@ -128,7 +129,7 @@ def _document_task(source: Source, one: PartFiles, settings: dict[str, Any]) -> 
         "kind": "documents",
         "name": f"{source.name}: {one.part.inputs[0].name}",
         "size_bytes": one.size_bytes,
-        "source": source.model_dump(mode="json"),
+        "source": source.model_dump(mode="json", exclude_unset=True),  # what was said is known by it
         "part": one.part.to_json(),
         "settings": settings,
         "files": {name: str(path) for name, path in one.files.items()},
@@ -217,10 +218,10 @@ def _encode(
                 **about,
             }
         )
-    missing = [task for task in tasks if not Path(task["folder"]).exists()]
+    missing = [task for task in tasks if encoded(Path(task["folder"])) is None]
     if missing:
         engine.run(missing, Progress(work.console, "encoding", missing))
-    return [{"folder": Path(task["folder"]), **_summary(Path(task["folder"]))} for task in tasks]
+    return [{"folder": Path(task["folder"]), **(encoded(Path(task["folder"])) or {})} for task in tasks]
 
 
 @dataclass(frozen=True)
@@ -283,14 +284,6 @@ def _link_file(existing: Path, new: Path) -> None:
 def _plain(name: str) -> str:
     """A source's name as part of a file's."""
     return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)[:40]
-
-
-def _summary(folder: Path) -> dict[str, Any]:
-    from bessemer.rundir import read_object
-
-    summary = read_object(folder / "summary.json")
-    assert summary is not None, f"{folder} has no summary"
-    return summary
 
 
 def _sum(rows: Sequence[dict[str, int]]) -> dict[str, int]:

@@ -140,19 +140,24 @@ def test_licence_header_of_many_files_is_no_leak(tmp_path: Path) -> None:
     assert len(ids(prepared_from(tmp_path, [*documents[:11], (IN[11], TEXTS[0])]), "train")) == 1
 
 
-def test_weight_repeats_training_documents_and_never_held_out_ones(tmp_path: Path) -> None:
-    rows = [{"id": n, "group": f"group {n}", "text": f"Text {n} is like no other text."} for n in range(400)]
-    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    source = 'name = "a"\nkind = "jsonl"\npath = "a.jsonl"\nid = "id"\ngroup = "group"\nweight = '
-    once = build(make(source + "1.0"), tmp_path)
-    assert labels(once, "validation") == labels(build(make(source + "2.5"), tmp_path), "validation")
-    training = ids(once, "train")
-    for weight in (0.5, 2.5):
-        found = ids(build(make(f"{source}{weight}"), tmp_path), "train")
-        counts = np.bincount([found.count(number) for number in training], minlength=4)
-        assert counts[int(weight)] + counts[int(weight) + 1] == len(training)
-        assert abs(len(found) / len(training) - weight) < 0.1
-        assert set(found) <= set(training)
+def test_weight_repeats_training_rows_and_never_held_out_ones(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        rows = [{"group": f"{name} {n}", "text": f"Text {n} of {name} is like no other."} for n in range(400)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    source = 'name = "{0}"\nkind = "jsonl"\npath = "{0}.jsonl"\ngroup = "group"\nweight = {1}'
+    even, uneven = (make(source.format("a", 1.0), source.format("b", weight)) for weight in (1.0, 2.5))
+    prepared = build(even, tmp_path)
+    assert build(uneven, tmp_path).hash == prepared.hash  # rows are mixed when they are read
+    rows_of_a = len(prepared.streams("train")[0].tokens) // 16
+    for recipe, weight in ((even, 1.0), (uneven, 2.5)):
+        a, b = prepared.mixture(recipe.data, 16).counts(1000)
+        assert abs(b / a - weight) < 0.1 * weight and rows_of_a > 100
+    validation = prepared.rows("validation", 16)
+    held_out = sum(len(stream.tokens) for stream in prepared.streams("validation"))
+    assert (
+        sum(end - begin for k in range(len(validation)) for _, begin, end in validation.documents(k))
+        == held_out
+    )
 
 
 def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from making import QUIET, TEXTS, build, make, text_source
 from bessemer.data.folders import building_folder, locked
 from bessemer.data.labels import labels
 from bessemer.data.prepared import open_prepared
-from bessemer.data.tokens.shards import Shard
 from bessemer.errors import DataError, WriteError
 from bessemer.recipe.load import parse
 
@@ -59,7 +58,7 @@ def test_same_recipe_and_files_are_prepared_once(texts: Path) -> None:
     assert first.manifest["hash"] == first.folder.name and len(first.hash) == 32
 
 
-@pytest.mark.parametrize("change", ["content", "name", "validation", "vocab", "weight", "licence", "dedup"])
+@pytest.mark.parametrize("change", ["content", "name", "validation", "vocab", "licence", "dedup"])
 def test_whatever_changes_tokens_changes_the_hash(texts: Path, change: str) -> None:
     before = build(make(text_source()), texts).hash
     path, options, more = texts / "texts" / "00.txt", {}, ""
@@ -70,7 +69,7 @@ def test_whatever_changes_tokens_changes_the_hash(texts: Path, change: str) -> N
     elif change in ("validation", "vocab"):
         options = {"validation": {"validation": 0.3}, "vocab": {"vocab": 301}}[change]
     else:
-        more = {"weight": "weight = 2.0", "licence": 'licence = "MIT"', "dedup": ""}[change]
+        more = {"licence": 'licence = "MIT"', "dedup": ""}[change]
         options = {"more": '[data.clean]\ndedup = "off"\n'} if change == "dedup" else {}
     assert build(make(text_source(more=more), **options), texts).hash != before  # type: ignore[arg-type]
 
@@ -79,7 +78,7 @@ def test_what_changes_no_token_changes_no_hash(texts: Path) -> None:
     before = build(make(text_source()), texts).hash
     os.utime(texts / "texts" / "00.txt", (1, 1))
     more = '[model]\nsize = "1M"\ncontext = 64\n[pretrain]\nlr = 0.1\n'
-    recipe = make(text_source(), more=more)
+    recipe = make(text_source(more="weight = 2.0\nepochs = 3.0"), more=more)
     assert build(recipe, texts).hash == before
     elsewhere = texts / "elsewhere"
     shutil.copytree(texts / "texts", elsewhere / "texts")
@@ -93,7 +92,7 @@ def test_documents_come_back_as_they_were(texts: Path) -> None:
     engine = Tokenizer.from_file(str(prepared.tokenizer_path))
     found = {}
     for split in ("train", "validation"):
-        shard = Shard(prepared.folder / "tokens" / f"{split}-00000")
+        shard = prepared.streams(split)[0]  # type: ignore[arg-type]
         for number, label in enumerate(labels(prepared, split)):  # type: ignore[arg-type]
             ids = shard.document(number).tolist()
             assert ids[0] == prepared.bos_id and ids[-1] == prepared.eos_id
@@ -117,7 +116,9 @@ def test_killed_build_is_never_taken_for_a_whole_one(many: Path) -> None:
     folder = Path(child.communicate()[0].strip())
     assert child.returncode == 0 and folder.name == whole.hash
     assert json.loads((folder / "manifest.json").read_text())["files"] == whole.manifest["files"]
-    assert sorted(path.name for path in (many / "store").iterdir()) == [".locks", whole.hash]
+    assert sorted(path.name for path in (many / "store").iterdir()) == sorted(
+        [".locks", "known", "stages", whole.hash]
+    )
 
 
 def test_two_processes_build_the_same_data_once(many: Path) -> None:
@@ -140,7 +141,7 @@ def test_leftovers_of_dead_builders_go_and_those_of_living_ones_stay(tmp_path: P
 @pytest.mark.parametrize("damage", ["short", "gone"])
 def test_damaged_file_is_named_with_the_way_out(texts: Path, damage: str) -> None:
     prepared = build(make(text_source()), texts)
-    path = prepared.folder / "tokens" / "train-00000.bin"
+    path = prepared.folder / "tokens" / "00-texts" / "train-00000.bin"
     path.write_bytes(path.read_bytes()[:-2]) if damage == "short" else path.unlink()
     with pytest.raises(DataError, match=r"train-00000\.bin") as caught:
         build(make(text_source()), texts)
@@ -182,7 +183,7 @@ def test_ready_tokens_need_their_tokenizer_and_stay_inside_it(texts: Path) -> No
     source = prepared.manifest["sources"][0]
     assert source["kept"] == 2 and source["refused"] == {"empty": 1}
     assert source["errors"] == {"missing": 1, "not_tokens": 3}
-    shard = Shard(prepared.folder / "tokens" / "train-00000")
+    shard = prepared.streams("train")[0]
     found = sorted(shard.document(number).tolist() for number in range(2))
     assert found == [[0, 5, 6, 7, 1], [0, 8, 1]]
     assert prepared.tokenizer_path.read_text() == learnt.tokenizer_path.read_text()

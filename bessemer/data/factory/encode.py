@@ -5,6 +5,7 @@ The folder appears whole or not at all.
 Memory: the tokens of a part, 4 bytes each.
 """
 
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -22,14 +23,16 @@ from bessemer.data.tokens.shards import ShardWriter
 from bessemer.data.tokens.sidecar import write_sidecar
 from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import publish_folder, write_json
+from bessemer.rundir import read_object
 
 _LABELS = ("id", "group", "origin")
 
 
 def encode(task: dict[str, Any], _: Callable[[int | None], None]) -> dict[str, Any]:
     final = Path(task["folder"])
-    if final.exists():
+    if encoded(final) is not None:
         return {}
+    shutil.rmtree(final, ignore_errors=True)
     fates = np.fromfile(task["files"]["mask"], dtype=np.uint8)
     learnt = TextTokenizer.read(Path(task["files"]["tokenizer"]), task["special"])
     encoder = Encoder(learnt, fast=task["fast"])
@@ -40,9 +43,19 @@ def encode(task: dict[str, Any], _: Callable[[int | None], None]) -> dict[str, A
         chosen = np.flatnonzero(rows["fate"] == code)
         chosen = chosen[np.argsort(mixed(rows["low"][chosen]), kind="stable")]
         splits[name] = _write(folder / name, ids, offsets, rows["table"], chosen, learnt.vocab, task)
-    write_json(folder / "summary.json", {"splits": splits})
+    write_json(folder / "summary.json", {"splits": splits, "files": _sizes(folder)})
     publish_folder(folder, final)
     return {}
+
+
+def encoded(folder: Path) -> dict[str, Any] | None:
+    """What a folder of shards says of itself; None: it is not there, or not as it was written."""
+    summary = read_object(folder / "summary.json")
+    return summary if summary is not None and summary["files"] == _sizes(folder) else None
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.iterdir() if path.name != "summary.json"}
 
 
 def _tokens(

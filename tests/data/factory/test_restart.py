@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ from bessemer.data.prepared import Prepared, open_prepared
 
 def stage_files(store: Path) -> dict[str, int]:
     """Every file that a worker wrote, and when."""
-    files = [
-        path for path in (store / "stages").rglob("*") if path.is_file() and ".building" not in str(path)
-    ]
-    return {path.relative_to(store / "stages").as_posix(): path.stat().st_mtime_ns for path in files}
+    stages, found = store / "stages", {}
+    for path in stages.rglob("*"):
+        with suppress(FileNotFoundError):  # a temporary file that has just got its name
+            hidden = any(part.startswith(".") for part in path.relative_to(stages).parts)
+            if not hidden and path.is_file():
+                found[path.relative_to(stages).as_posix()] = path.stat().st_mtime_ns
+    return found
 
 
 def written(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

@@ -10,14 +10,13 @@ import pytest
 from making import MODULES, QUIET
 from tokenizers import Tokenizer
 
-from bessemer.data import store
+from bessemer.data import preparing
 from bessemer.data.gathered.functions import first_sentence, functions_in
 from bessemer.data.gathered.passages import Passages, collapse
 from bessemer.data.gathered.stdlib import gather, library_modules
 from bessemer.data.labels import labels
 from bessemer.data.prepared import Prepared, PreparedTask
 from bessemer.data.store import prepare, prepare_task
-from bessemer.data.tokens.shards import Shard
 from bessemer.recipe.load import load
 
 
@@ -25,7 +24,7 @@ from bessemer.recipe.load import load
 def demo(library: Path) -> tuple[Prepared, PreparedTask]:
     """The shipped demo's data, of a part of the library."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "gather", lambda *_: library)
+        patch.setattr(preparing, "gather", lambda *_: library)
         return demo_data(library.parent / "store", ["data.validation=0.2"])
 
 
@@ -36,9 +35,12 @@ def demo_data(folder: Path, overrides: list[str]) -> tuple[Prepared, PreparedTas
 
 
 def training_texts(prepared: Prepared) -> list[str]:
-    shard = Shard(prepared.folder / "tokens" / "train-00000")
     engine = Tokenizer.from_file(str(prepared.tokenizer_path))
-    ids = [shard.document(number).tolist() for number in range(shard.num_documents)]
+    ids = [
+        stream.document(number).tolist()
+        for stream in prepared.streams("train")
+        for number in range(stream.num_documents)
+    ]
     return [collapse(text) for text in engine.decode_batch(ids, skip_special_tokens=True)]
 
 
