@@ -16,6 +16,7 @@ prove: setup-dev       ## the slow proofs: kills at random moments, long curves
 
 bench: setup-dev       ## benchmarks against peers, each in its own environment
 	$(BIN)/python benchmarks/cpu_pretrain.py
+	$(BIN)/python benchmarks/data.py
 
 lint: setup-dev
 	$(BIN)/ruff check .

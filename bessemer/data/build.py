@@ -31,6 +31,7 @@ from bessemer.data.factory.how import How
 from bessemer.data.factory.keys import PartFiles, key, part_files
 from bessemer.data.factory.settings import shared_settings, stage_settings
 from bessemer.data.factory.told import told_sources, write_samples
+from bessemer.data.folders import in_use
 from bessemer.data.ledger import check_kept
 from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.parts import Input
@@ -72,6 +73,11 @@ class Work:
 
 def build(work: Work) -> dict[str, Any]:
     """Write tokenizer.json and tokens/ into the folder. Returns the manifest's own part."""
+    with in_use(work.stages):
+        return _built(work)
+
+
+def _built(work: Work) -> dict[str, Any]:
     engine = _engine(work)
     try:
         with _timed(work, "documents_s"):

@@ -59,6 +59,26 @@ def unfinished(final: Path) -> Path:
     return building
 
 
+@contextmanager
+def in_use(stages: Path) -> Iterator[None]:
+    """A build works in this folder. The first of several removes what dead ones were writing there."""
+    try:
+        stages.mkdir(parents=True, exist_ok=True)
+        file = open(stages / ".lock", "a+b")  # noqa: SIM115 (closed below; the open file is the lock)
+    except OSError as error:
+        raise cannot_write(stages, error) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # another build is at work: nothing here may be taken for a leftover
+            fcntl.flock(file, fcntl.LOCK_SH)
+        else:
+            for left in [*stages.glob("*/.*"), *stages.glob("*/*/.*")]:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
 def _sweep(final: Path) -> None:
     """Remove half-built folders whose builder is gone: their lock is free."""
     for left in final.parent.glob(_BUILDING + "*"):

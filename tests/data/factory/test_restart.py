@@ -73,6 +73,7 @@ def test_build_whose_driver_is_killed_goes_on_and_ends_in_the_same_bytes(
     before = stage_files(store)
     assert content(build(folder / "recipe.toml", store)) == content(prepared)
     written(before, stage_files(store))
+    assert not [*(store / "stages").glob("*/**/.*")], "what was half written is still there"
 
 
 def test_worker_that_is_killed_costs_nothing_but_time(whole: tuple[Path, Prepared], tmp_path: Path) -> None:
