@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from bessemer.data.clean.rules import chosen_rules
 from bessemer.data.factory.decide import TRAIN, VALIDATION, Deciding, Decisions, decide
 from bessemer.data.factory.encode import encoded
 from bessemer.data.factory.engines import Engine, Local, Progress, Task, usable_cores
@@ -147,7 +146,6 @@ def _decide(work: Work, parts: Sequence[PartFiles]) -> Decisions:
     how = Deciding(
         sources=work.sources,
         clean=clean,
-        rules=chosen_rules(clean.rules, clean.thresholds),
         validation=work.recipe.data.validation,
         vocab=work.ready.vocab if work.ready else None,
         folder=work.folder / "wide",

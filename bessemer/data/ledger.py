@@ -60,12 +60,19 @@ def check_kept(told: dict[str, Any]) -> None:
         f"source {told['name']!r} gave no {'document' if told['rows_in'] else 'row'}",
         found=f"{told['rows_in']} rows" + (f": {', '.join(reasons)}" if reasons else ""),
         wanted="one document or more",
-        fix=_FIXES.get(most, _GENERAL_FIX),
+        fix=_RULE_FIX
+        if most.split(".")[0] in ("gopher", "c4", "fineweb")
+        else _FIXES.get(most, _GENERAL_FIX),
     )
 
 
+_MOST_REASONS = 6
 _GENERAL_FIX = "check its path, query and columns, or remove it"
+_RULE_FIX = 'give the source `rules = "off"` or others, or change data.clean.thresholds'
 _FIXES = {
+    "language": "give the source its own `language`, or [] for any",
+    "dedup.minhash": "remove the source: others hold nearly all of it",
+    "contaminated": "look at data.clean.decontaminate: every document holds a passage of it",
     "missing": "check `text`, `prompt`, `answer`, `id` and `group`: they name columns or fields",
     "not_text": "name a column that holds text",
     "undecodable": "save the files as UTF-8",
@@ -87,7 +94,7 @@ def funnel_lines(sources: Sequence[dict[str, Any]]) -> list[str]:
             f"{row['bytes_in'] / 1e6:,.1f}",
             f"{row['documents']:,}",
             format_count(row["tokens"]),
-            ", ".join(f"{count} {why}" for why, count in {**row["refused"], **row["errors"]}.items()) or "–",
+            _left_out(row),
         ]
         for row in sources
     ]
@@ -101,3 +108,13 @@ def funnel_lines(sources: Sequence[dict[str, Any]]) -> list[str]:
         ).rstrip()
         for line in lines
     ]
+
+
+def _left_out(row: dict[str, Any]) -> str:
+    """The reasons of most rows; `data report` has them all."""
+    reasons = sorted({**row["refused"], **row["errors"]}.items(), key=lambda item: (-item[1], item[0]))
+    told = [f"{count:,} {why}" for why, count in reasons[:_MOST_REASONS]]
+    more = reasons[_MOST_REASONS:]
+    if more:
+        told.append(f"{sum(count for _, count in more):,} for {len(more)} other reasons")
+    return ", ".join(told) or "–"

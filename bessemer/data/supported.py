@@ -1,5 +1,7 @@
 """What can be prepared, checked before anything is read: the rest is refused by name."""
 
+from collections.abc import Sequence
+
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 
@@ -31,7 +33,7 @@ def check_recipe(recipe: Recipe) -> None:
             )
     for index, source in enumerate(recipe.data.source):
         _check_source(source, f"data.source.{index}", recipe)
-    _check_clean(recipe.data.clean)
+    _check_clean(recipe.data.clean, recipe.data.source)
     if recipe.tokenizer.path is None and recipe.tokenizer.vocab < MIN_VOCAB:
         raise RecipeError(
             "tokenizer.vocab is too small",
@@ -93,6 +95,9 @@ def _check_source(source: Source, key: str, recipe: Recipe) -> None:
                 wanted=_GROUPS[named],
                 fix=f'set group = "{named}"',
             )
+    for name in ("rules", "language"):
+        if source.kind == "tokens" and name in source.model_fields_set:
+            raise _no_effect(f"{key}.{name}", 'beside kind = "tokens": it has no text')
     if source.kind != "sql" and source.split_by is not None:
         raise _no_effect(f"{key}.split_by", f'beside kind = "{source.kind}"')
     if source.kind == "tokens" and recipe.tokenizer.path is None and _has_text(recipe):
@@ -133,12 +138,14 @@ def _check_origin(data: Source | FinetuneData, key: str, *, is_sql: bool) -> Non
         )
 
 
-def _check_clean(clean: Clean) -> None:
+def _check_clean(clean: Clean, sources: Sequence[Source]) -> None:
     """Settings that would do nothing without another one."""
     key = "data.clean"
+    has_rules = any(rules not in (None, "off", []) for rules in [clean.rules, *(s.rules for s in sources)])
+    has_language = any([clean.language, *(source.language for source in sources)])
     for name, needs, is_there in (
-        ("thresholds", "rules", clean.rules not in ("off", [])),
-        ("language_score", "language", clean.language is not None),
+        ("thresholds", "rules", has_rules),
+        ("language_score", "language", has_language),
         ("quality_score", "quality", clean.quality is not None),
     ):
         if name in clean.model_fields_set and not is_there:

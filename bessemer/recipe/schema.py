@@ -132,6 +132,12 @@ class Source(Section):
         'documents of one group are held out together: a column or field, or for files "stem"',
     )
     split_by: str | None = key(None, "data", "sql: column of whole numbers by which it is read in parts")
+    rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] | None = key(
+        None, "data", "quality rules of this source; left out: data.clean.rules, but off for code"
+    )
+    language: list[str] | None = key(
+        None, "data", "languages of this source, [] for any; left out: data.clean.language, but any for code"
+    )
     licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
     limit: PositiveInt | None = key(None, "data", "rows read at most: the first ones")
     weight: NonNegativeFloat = key(1.0, "mixture", "times that its documents are read per epoch")

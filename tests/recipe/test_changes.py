@@ -42,7 +42,7 @@ def test_key_of_execution_length_or_name_may_change(override: str) -> None:
         ("pretrain.lr=1e-3", '"auto" in the run, 0.001 now'),
         ("model.size=40M", '"30M" in the run, "40M" now'),
         ("seed=1", "0 in the run, 1 now"),
-        ("data.source.0.weight=2.0", "1.0 in the run, 2.0 now"),
+        ('data.source.0.licence="MIT"', 'nothing in the run, "MIT" now'),
         ("model.context=512", "1024 in the run, 512 now"),
         ("finetune.epochs=3", "2 in the run, 3 now"),
     ],

@@ -22,10 +22,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bessemer.data import holdout
-from bessemer.data.clean.rules import Rule, first_refused
+from bessemer.data.clean.rules import first_refused
 from bessemer.data.factory.columns import read_columns
 from bessemer.data.factory.duplicates import exact_duplicates, near_duplicates
 from bessemer.data.factory.keys import PartFiles
+from bessemer.data.factory.settings import source_languages, source_rules
 from bessemer.recipe.schema import Clean, Source
 
 Fates = np.ndarray[tuple[int], np.dtype[np.uint8]]
@@ -63,7 +64,6 @@ class Decisions:
 class Deciding:
     sources: Sequence[Source]
     clean: Clean
-    rules: Sequence[Rule]
     validation: float
     vocab: int | None  # of the ready tokenizer, which ready tokens must fit
     folder: Path  # for what does not fit into memory
@@ -120,16 +120,18 @@ def _alone(part: PartFiles, how: Deciding, decisions: Decisions, before: int) ->
 
 
 def _measured(part: PartFiles, how: Deciding, decisions: Decisions, fates: Fates) -> None:
-    if how.clean.language is not None:
+    source = how.sources[part.source]
+    spoken, rules = source_languages(source, how.clean), source_rules(source, how.clean)
+    if spoken is not None:
         found = read_columns(part.files["language"])
-        known = pc.is_in(found["language"].cast(pa.string()), pa.array(how.clean.language, pa.string()))
+        known = pc.is_in(found["language"].cast(pa.string()), pa.array(spoken, pa.string()))
         sure = _numpy(found["score"]) >= how.clean.language_score
         _refuse(fates, ~(_numpy(known) & sure), decisions, "language")
-    if how.rules:
+    if rules:
         batch = read_columns(part.files["signals"]).to_batches()
         columns = batch[0] if batch else None
-        first = first_refused(columns, how.rules) if columns is not None else np.zeros(0, dtype=np.int64)
-        for number, rule in enumerate(how.rules):
+        first = first_refused(columns, rules) if columns is not None else np.zeros(0, dtype=np.int64)
+        for number, rule in enumerate(rules):
             _refuse(fates, first == number, decisions, rule.name)
     if how.clean.quality is not None:
         quality = _numpy(read_columns(part.files["quality"])["quality"])

@@ -9,7 +9,7 @@ from typing import Any
 from bessemer.data.clean.code import load_plugin
 from bessemer.data.clean.grams import EvalGrams
 from bessemer.data.clean.quality_training import train_quality
-from bessemer.data.clean.rules import chosen_rules
+from bessemer.data.clean.rules import SETS, Rule, chosen_rules
 from bessemer.data.sources.inputs import find_inputs
 from bessemer.log import Console
 from bessemer.recipe.schema import Clean, Recipe, Source
@@ -20,6 +20,9 @@ _SEED = 0  # of the quality classifier: the same examples give the same one
 def shared_settings(recipe: Recipe, base: Path, stages: Path, console: Console) -> dict[str, dict[str, Any]]:
     """Of the stages that compare with something: the same for all sources."""
     clean, settings = recipe.data.clean, {}
+    chosen = [rule.name for source in recipe.data.source for rule in source_rules(source, clean)]
+    # Refuses a threshold of a rule that is on nowhere.
+    chosen_rules(list(dict.fromkeys(chosen)), clean.thresholds)
     if clean.decontaminate:
         settings["contamination"] = _grams(clean, base, stages, console)
     if clean.quality is not None:
@@ -38,23 +41,39 @@ def stage_settings(
     if clean.code is not None:
         found = load_plugin(clean.code, base, allowed=True)  # else the build would not have come here
         plugin = {"name": clean.code, "base": str(base), "hash": found.hash, "source": source.name}
-    rules = chosen_rules(clean.rules, clean.thresholds)
+    rules, spoken = source_rules(source, clean), source_languages(source, clean)
     settings: dict[str, dict[str, Any]] = {
         "read": {},
         "clean": {
             "text": "off" if clean.text == "off" else "code" if source.kind == "code" else "text",
             "pii": clean.pii,
-            "c4": any(rule.name.startswith("c4.") for rule in rules),
+            "c4": any(rule in SETS["c4"] for rule in chosen_rules([rule.name for rule in rules], {})),
             "plugin": plugin,
         },
     }
-    if clean.language is not None or rules:
+    if spoken is not None or rules:
         settings["language"] = {}
     if rules:
         settings["signals"] = {}
     if clean.dedup == "minhash":
         settings["minhash"] = {}
     return {**settings, **shared}
+
+
+def source_rules(source: Source, clean: Clean) -> list[Rule]:
+    """Those of prose are none for code: nine tenths of it would fail them."""
+    wanted = source.rules
+    if wanted is None:
+        wanted = "off" if source.kind in ("code", "tokens") else clean.rules
+    names = {rule.name for rule in chosen_rules(wanted, {})}
+    return chosen_rules(wanted, {name: value for name, value in clean.thresholds.items() if name in names})
+
+
+def source_languages(source: Source, clean: Clean) -> list[str] | None:
+    """None: any."""
+    if source.language is not None:
+        return source.language or None
+    return None if source.kind in ("code", "tokens") else clean.language
 
 
 def _grams(clean: Clean, base: Path, stages: Path, console: Console) -> dict[str, Any]:

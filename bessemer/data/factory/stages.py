@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from bessemer.data import holdout
+from bessemer.data.clean.c4 import c4_text
 from bessemer.data.clean.code import load_plugin
 from bessemer.data.clean.grams import EvalGrams, contamination
 from bessemer.data.clean.language import languages
@@ -83,6 +84,9 @@ def clean(source: Path, path: Path, settings: dict[str, Any]) -> None:
         texts, error = batch["text"], batch["error"]
         if settings["text"] != "off":
             texts = normal_text(texts, settings["text"])
+        if settings["c4"]:
+            lines = [None if text is None else c4_text(text) for text in texts.to_pylist()]
+            texts = pa.array(lines, texts.type)
         counts: list[tuple[str, pa.Array]] = []
         if settings["pii"] == "redact":
             texts, found = redact(texts)
