@@ -32,11 +32,11 @@ from bessemer.data.factory.settings import shared_settings, stage_settings
 from bessemer.data.factory.told import told_sources, write_samples
 from bessemer.data.folders import in_use
 from bessemer.data.ledger import check_kept
-from bessemer.data.sources.cutting import cut
+from bessemer.data.snapshots import cut_source
 from bessemer.data.sources.parts import Input
 from bessemer.data.tokens.encoder import Encoder
 from bessemer.data.tokens.learn import learn
-from bessemer.data.tokens.tokenizer import TextTokenizer
+from bessemer.data.tokens.tokenizer import TextTokenizer, word_level
 from bessemer.durable import write_bytes, write_text
 from bessemer.errors import DataError
 from bessemer.log import Console
@@ -86,6 +86,7 @@ def _built(work: Work) -> dict[str, Any]:
             sources = told_sources(work.sources, parts, decisions)
             for told in sources:
                 check_kept(told)
+            _check_trained(decisions)
         with _timed(work, "tokenizer_s"):
             learnt = work.ready or _learn(work, engine, parts, decisions)
             write_text(work.folder / "tokenizer.json", learnt.text)
@@ -119,7 +120,7 @@ def _documents(work: Work, engine: Engine) -> list[PartFiles]:
     shared = shared_settings(work.recipe, work.base, work.stages, work.console)
     for number, (source, inputs) in enumerate(zip(work.sources, work.inputs, strict=True)):
         settings = stage_settings(work.recipe, source, work.base, shared)
-        for part in cut(source, inputs):
+        for part in cut_source(source, inputs, work.store):
             one = part_files(number, source, part, settings, work.stages)
             parts.append(one)
             if not all(path.exists() for path in one.files.values()):
@@ -147,15 +148,19 @@ def _decide(work: Work, parts: Sequence[PartFiles]) -> Decisions:
         sources=work.sources,
         clean=clean,
         validation=work.recipe.data.validation,
-        vocab=work.ready.vocab if work.ready else None,
+        vocab=work.ready.vocab if work.ready else work.recipe.tokenizer.vocab,
         folder=work.folder / "wide",
         memory_bytes=_WIDE_BYTES,
     )
     how.folder.mkdir()
     try:
-        decisions = decide(parts, how)
+        return decide(parts, how)
     finally:
         shutil.rmtree(how.folder, ignore_errors=True)
+
+
+def _check_trained(decisions: Decisions) -> None:
+    """Every source kept something; of all that, something must be left to train on."""
     num_held = sum(int((fates == VALIDATION).sum()) for fates in decisions.fates)
     if not any((fates == TRAIN).any() for fates in decisions.fates):
         raise DataError(
@@ -164,14 +169,16 @@ def _decide(work: Work, parts: Sequence[PartFiles]) -> Decisions:
             wanted="documents of two groups or more",
             fix="set data.validation = 0, or give the sources a finer `group`",
         )
-    return decisions
 
 
 def _learn(work: Work, engine: Engine, parts: Sequence[PartFiles], decisions: Decisions) -> TextTokenizer:
     """From all documents that are trained on: memory goes with distinct words, not with the text."""
+    vocab = work.recipe.tokenizer.vocab
+    if all(source.kind == "tokens" for source in work.sources):
+        return word_level(vocab)
     counted, tasks = [], []
     for one, mask in _masked(work, parts, decisions):
-        if work.sources[one.source].kind == "tokens" or not (mask.fates == TRAIN).any():
+        if not (mask.fates == TRAIN).any():
             continue
         known = key("words", one.keys["clean"], mask.hash)
         path = work.stages / "words" / known[:2] / f"{known}.arrow"
@@ -184,7 +191,6 @@ def _learn(work: Work, engine: Engine, parts: Sequence[PartFiles], decisions: De
             tasks.append({**task, "split": TRAIN})
     if tasks:
         engine.run(tasks, Progress(work.console, "counting words", tasks))
-    vocab = work.recipe.tokenizer.vocab
     path = (
         work.stages / "tokenizer" / f"{key('tokenizer', '', [[path.name for path in counted], vocab])}.json"
     )

@@ -10,6 +10,7 @@ passage shared by more than 10 training groups is boilerplate, such as a licence
 Cost: 20 MB/s of text on one core. Not found: text that was re-wrapped; that is for near-duplicates.
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -21,6 +22,7 @@ from bessemer.data.spool import Numbered, Numbers
 TRAIN, VALIDATION, DUPLICATE, LEAK = 0, 1, 2, 3
 REFUSED = {DUPLICATE: "dedup.exact", LEAK: "leak"}
 _LONG_LINE, _VERY_LONG_LINE, _BOILERPLATE_GROUPS = 40, 200, 10
+_OTHER_SPACE = re.compile(r"[\t\r\v\f\x1c-\x1f]")  # of ASCII
 _MASK64 = (1 << 64) - 1
 
 
@@ -107,13 +109,22 @@ class Leaks:
             yield part, np.union1d(certain, rows[common[place] <= _BOILERPLATE_GROUPS])
 
 
-def passages(text: str) -> Iterable[int]:
+def passages(text: str) -> Numbers:
     """Hashes of the text's passages. Lines are compared without margins: ` |  ` of help pages is one."""
-    lines = [" ".join(line.strip(" \t|#*").split()) for line in text.split("\n")]
-    long_lines = [line for line in lines if len(line) >= _LONG_LINE]
-    hashes = [xxhash.xxh3_64_intdigest(line.encode("utf-8", "surrogatepass")) for line in long_lines]
-    for line, one in zip(long_lines, hashes, strict=True):
-        if len(line) >= _VERY_LONG_LINE:
-            yield one
-    for one, two, three in zip(hashes, hashes[1:], hashes[2:], strict=False):
-        yield (one + 3 * two + 5 * three) & _MASK64
+    # Neither margins nor white space make a line longer: short ones are short from the beginning.
+    if text.isascii() and not _OTHER_SPACE.search(text):  # most: then only blanks in a row are to be joined
+        margins = b" |#*"
+        pieces = [line.strip(margins) for line in text.encode().split(b"\n") if len(line) >= _LONG_LINE]
+        lines = [line if b"  " not in line else b" ".join(line.split()) for line in pieces]
+        sizes = list(map(len, lines))
+    else:
+        long_lines = [line for line in text.split("\n") if len(line) >= _LONG_LINE]
+        joined = [" ".join(line.strip(" \t|#*").split()) for line in long_lines]
+        lines = [line.encode("utf-8", "surrogatepass") for line in joined]
+        sizes = list(map(len, joined))
+    lines = [line for line, size in zip(lines, sizes, strict=True) if size >= _LONG_LINE]
+    sizes = [size for size in sizes if size >= _LONG_LINE]
+    hashes = np.array(list(map(xxhash.xxh3_64_intdigest, lines)), dtype=np.uint64)
+    very_long = [number for number, size in enumerate(sizes) if size >= _VERY_LONG_LINE]
+    in_a_row = hashes[:-2] + np.uint64(3) * hashes[1:-1] + np.uint64(5) * hashes[2:]
+    return np.concatenate([hashes[very_long], in_a_row])

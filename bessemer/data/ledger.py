@@ -74,6 +74,7 @@ _FIXES = {
     "dedup.minhash": "remove the source: others hold nearly all of it",
     "contaminated": "look at data.clean.decontaminate: every document holds a passage of it",
     "missing": "check `text`, `prompt`, `answer`, `id` and `group`: they name columns or fields",
+    "not_tokens": "set tokenizer.vocab above every token, or name the right column",
     "not_text": "name a column that holds text",
     "undecodable": "save the files as UTF-8",
     "binary": "name text files: these hold NUL bytes",

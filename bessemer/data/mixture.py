@@ -164,6 +164,8 @@ def followed_stages(
     now = [stage for stage in wanted if stage.begin <= position][-1]
     past = [stage for stage in kept if stage.begin < position]
     later = [stage for stage in wanted if stage.begin > position]
+    if past and (past[-1].weights, past[-1].most) == (now.weights, now.most):
+        return [*past, *later]  # nothing changes here: an extended schedule is as if it had always been so
     return [*past, replace(now, begin=position), *later]
 
 

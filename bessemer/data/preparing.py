@@ -1,19 +1,18 @@
 """Prepared data: a folder per content hash, built once, shared by all runs (prepared.py says what is in it).
 
     data/<hash>/        as prepared.py opens it         data/stages/     what a build goes on from
-    data/gathered/      what `data.gather` rendered     data/snapshots/  which reading of a database is meant
+    data/gathered/      what `data.gather` rendered     data/snapshots/  of databases (snapshots.py)
 
 The hash covers every recipe key that decides tokens, the content of every input and the version of the
 format; neither the context nor the mixture is part of it, as rows are cut and mixed when they are read.
 A folder appears whole or not at all: a build that was killed goes on from data/stages with the same
 command, and two processes never build the same one. data/stages may be removed at any time: only the next
 build of the same sources takes longer.
-A database is read once: what it held then is what its name in the recipe means, until `refresh`.
+A database server is read once: what it held then is what its name in the recipe means, until `refresh`.
 """
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,16 @@ from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
 from bessemer.data.listing import remember
 from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
+from bessemer.data.snapshots import meant_inputs
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
-from bessemer.data.sources.parts import Input
 from bessemer.data.task import WHAT, TaskWork, build_task
 from bessemer.data.tokens import tokenizer
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console
 from bessemer.recipe.keys import leaves
-from bessemer.recipe.schema import Recipe, Source
-from bessemer.rundir import read_object
+from bessemer.recipe.schema import Recipe
 
 
 def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How) -> Prepared:
@@ -46,7 +44,8 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How)
     path = recipe.tokenizer.path
     ready = None if path is None else tokenizer.load(base / path)
     start = _start(recipe, base, store, console)
-    inputs = [_inputs(source, start, store, how) for source in recipe.data.source]
+    listed = [source_inputs(source, start) for source in recipe.data.source]
+    inputs = meant_inputs(recipe.data.source, listed, store, refresh=how.refresh)
     more = [find_inputs(key, name, base) for key, name in supported.other_files(recipe)]
     keys = [key for key in leaves(recipe) if key.path.split(".")[0] in ("tokenizer", "data")]
     about = {key.path: key.value for key in keys if key.affects == "data"}
@@ -116,25 +115,6 @@ def prepare_task(
 def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:
     """The folder that source paths start from."""
     return base if recipe.data.gather is None else gather(store / "gathered", console)
-
-
-def _inputs(source: Source, base: Path, store: Path, how: How) -> list[Input]:
-    inputs = source_inputs(source, base)
-    if source.url_env is None:
-        return inputs
-    return [_snapshot(entry, store, refresh=how.refresh) for entry in inputs]
-
-
-def _snapshot(entry: Input, store: Path, *, refresh: bool) -> Input:
-    """The database as it was read first; with `refresh`, as it is now."""
-    path = store / "snapshots" / f"{entry.xxh3_128}.json"
-    known = read_object(path)
-    number = int(known["number"]) if known else 0
-    if refresh or known is None:
-        number += 1
-        write_json(path, {"what": entry.name, "number": number})
-    digest = xxhash.xxh3_128_hexdigest(f"{entry.xxh3_128} {number}".encode())
-    return replace(entry, xxh3_128=digest)
 
 
 def _hash(

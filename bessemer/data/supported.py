@@ -34,7 +34,7 @@ def check_recipe(recipe: Recipe) -> None:
     for index, source in enumerate(recipe.data.source):
         _check_source(source, f"data.source.{index}", recipe)
     _check_clean(recipe.data.clean, recipe.data.source)
-    if recipe.tokenizer.path is None and recipe.tokenizer.vocab < MIN_VOCAB:
+    if recipe.tokenizer.path is None and _has_text(recipe) and recipe.tokenizer.vocab < MIN_VOCAB:
         raise RecipeError(
             "tokenizer.vocab is too small",
             found=f"vocab = {recipe.tokenizer.vocab}",

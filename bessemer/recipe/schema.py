@@ -148,7 +148,7 @@ class Clean(Section):
     dedup: Literal["off", "exact", "minhash"] = key(
         "exact", "data", "duplicate documents; minhash: near-duplicates too"
     )
-    similarity: Fraction = key(0.75, "data", "minhash: share of common 5-grams that makes duplicates")
+    similarity: Fraction = key(0.8, "data", "minhash: share of common 5-grams that makes duplicates")
     rules: Literal["off", "gopher", "c4", "fineweb"] | list[str] = key(
         "off", "data", "quality rules: a set, several of them, or single rules by name"
     )

@@ -29,28 +29,45 @@ POLICIES = (
     "use of cookies",
     "use cookies",
 )
+_NAMED = ("lorem ipsum", "javascript", "{", *POLICIES)  # what a line may be judged by, and seldom is
 _LEFT_IN_PLACE = ("kept", "lorem_ipsum", "curly_bracket")
+_MAY_END = frozenset((*ENDS, "]"))  # behind a citation the line's own end may stand
 
 
 def c4_text(text: str) -> str:
     """The kept lines, each without white space around it. Empty when none is kept."""
-    kept = [line for line, verdict in map(judge, text.splitlines()) if verdict in _LEFT_IN_PLACE]
+    lower = text.lower()
+    names_something = any(map(lower.__contains__, _NAMED))
+    kept = []
+    for line in map(str.strip, text.splitlines()):
+        if line[-1:] not in _MAY_END:  # most lines have no end, and are seen no closer
+            continue
+        if names_something or "[" in line or len(line) > LONGEST_WORD:
+            line, verdict = judge(line)
+            if verdict in _LEFT_IN_PLACE:
+                kept.append(line)
+        elif line[-1] != "]" and not line.endswith(ELLIPSIS) and _has_words(line):
+            kept.append(line)
     return "\n".join(kept).strip()
 
 
 def judge(line: str) -> tuple[str, Verdict]:
     """The line without citations, and the first rule that refuses it."""
     line = line.strip()
-    words = line.split()
-    if len(line) > LONGEST_WORD and any(len(word) > LONGEST_WORD for word in words):
+    if len(line) > LONGEST_WORD and max(map(len, line.split())) > LONGEST_WORD:
         return line, "long_word"
+    has_words = _has_words(line)  # counted with citations
     if "[" in line:
         line = CITATION.sub("", line)
     if not line.endswith(ENDS) or line.endswith(ELLIPSIS):
         return line, "no_end"
-    if len(words) < FEWEST_WORDS:
+    if not has_words:
         return line, "few_words"
     return line, _judge_phrases(line)
+
+
+def _has_words(line: str) -> bool:
+    return len(line.split(None, FEWEST_WORDS - 1)) == FEWEST_WORDS
 
 
 def _judge_phrases(line: str) -> Verdict:
@@ -61,4 +78,4 @@ def _judge_phrases(line: str) -> Verdict:
         return "javascript"
     if "{" in line:
         return "curly_bracket"
-    return "policy" if any(policy in lower for policy in POLICIES) else "kept"
+    return "policy" if any(map(lower.__contains__, POLICIES)) else "kept"

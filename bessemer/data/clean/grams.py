@@ -111,9 +111,12 @@ class EvalGrams:
         return places[equal], self.files[ranks[equal]]
 
 
-def contamination(texts: pa.Array, evaluations: EvalGrams) -> pa.RecordBatch:
-    """SCHEMA: of each text the share of words in a hit, the hits, and the file of the first (null: none)."""
-    words = word_hashes(texts)
+def contamination(texts: pa.Array, evaluations: EvalGrams, words: Words | None = None) -> pa.RecordBatch:
+    """SCHEMA: of each text the share of words in a hit, the hits, and the file of the first (null: none).
+
+    words: of the texts, where the caller has them already.
+    """
+    words = word_hashes(texts) if words is None else words
     starts, ends, documents, files = _hits(words, evaluations)
     num_hits = np.bincount(documents, minlength=len(texts)).astype(np.int32)
     first_file = np.full(len(texts), -1, dtype=np.int16)
@@ -168,7 +171,7 @@ def _eval_grams(path: Path) -> _Found:
             wanted=f"at least one text of {SHORTEST_WORDS} words",
             fix="name the right file in data.clean.decontaminate, or remove this one",
         )
-    return _Found(np.unique(np.concatenate(hashes)), lengths, num_texts, num_ignored)
+    return _Found(np.concatenate(hashes), lengths, num_texts, num_ignored)
 
 
 def _batches(texts: Iterator[str]) -> Iterator[list[str]]:

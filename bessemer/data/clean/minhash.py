@@ -31,10 +31,15 @@ _ATTEMPTS = 16
 _Minima = NDArray[np.uint32]
 
 
-def signatures(texts: pa.Array, num_bands: int = NUM_BANDS, rows: int = ROWS) -> pa.RecordBatch:
-    """`bands` (list of num_bands uint64) and `sketch` (num_bands * rows bytes) of each text."""
+def signatures(
+    texts: pa.Array, num_bands: int = NUM_BANDS, rows: int = ROWS, words: Words | None = None
+) -> pa.RecordBatch:
+    """`bands` (list of num_bands uint64) and `sketch` (num_bands * rows bytes) of each text.
+
+    words: of the texts, where the caller has them already.
+    """
     assert rows % 2 == 0, f"{rows} rows: they are hashed in pairs"
-    words = word_hashes(texts)
+    words = word_hashes(texts) if words is None else words
     minima = _densify(_smallest(words, num_bands * rows))
     without_words = pa.array(words.counts == 0)
     bands = pa.FixedSizeListArray.from_arrays(

@@ -35,6 +35,7 @@ _LF, _TAB, _SPACE, _DEL = 10, 9, 32, 127
 
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[@-~]")  # terminal colours and the like
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ufeff\u2060]+")
+_ASCII_CONTROLS = bytes((*range(0x09), *range(0x0E, 0x20), 0x7F))
 _PARTS_WORDS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 _ZERO_WIDTH = re.compile(f"(?<=[{_PARTS_WORDS}])(\u200b)\u200b*(?=[{_PARTS_WORDS}])|\u200b+")
 _SOFT_HYPHENS = re.compile("(?<=\\w)\u00ad+(?=\\w)")
@@ -69,23 +70,27 @@ def plain_text(text: str) -> str:
     """One text. Again until nothing changes: what was apart may now compose or overstrike."""
     while True:
         before = text
-        text = code_text(text).replace("\f", "\n").replace("\v", "\n").replace("\xa0", " ")
+        text = lines = code_text(text).replace("\f", "\n").replace("\v", "\n").replace("\xa0", " ")
         # Most texts have none of these, and a character is found 20 times as fast as an expression.
         if "\x1b" in text:
             text = _ESCAPES.sub("", text)
         if "\b" in text:
             text = _without_overstruck(text)
-        text = _CONTROLS.sub("", text)
-        if not text.isascii():
+        if text.isascii():
+            text = text.encode().translate(None, _ASCII_CONTROLS).decode()  # ten times as fast
+        else:
+            text = _CONTROLS.sub("", text)
             text = unicodedata.normalize("NFC", text)
             if "\u200b" in text:
                 text = _ZERO_WIDTH.sub(r"\1", text)
             if "\xad" in text:
                 text = _SOFT_HYPHENS.sub("", text)
-        text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
+        is_last = text == lines  # all that follows leaves nothing to do, here or above
+        if " \n" in text or "\t\n" in text or text[-1:] in (" ", "\t"):
+            text = "\n".join([line.rstrip(" \t") for line in text.split("\n")])
         if "\n\n\n\n" in text:
             text = _EMPTY_LINES.sub("\n\n\n", text)
-        if text == before:
+        if is_last or text == before:
             return text
 
 

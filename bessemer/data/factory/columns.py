@@ -10,6 +10,7 @@ even read from the disk.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,14 @@ READ_SCHEMA = pa.schema(
 )
 
 
-def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+@contextmanager
+def batch_writer(path: Path, schema: pa.Schema) -> Iterator[Any]:
     with atomic_file(path) as file, pa.ipc.new_file(file, schema, options=_COMPRESSED) as writer:
+        yield writer
+
+
+def write_batches(path: Path, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> None:
+    with batch_writer(path, schema) as writer:
         for batch in batches:
             writer.write_batch(batch)
 
@@ -47,7 +54,7 @@ def map_batches(
 ) -> None:
     """Write `function` of each batch. It must give as many rows as it gets. `schema`: of what it gets."""
     empty = pa.RecordBatch.from_pylist([], schema=schema)
-    write_batches(path, (_same_rows(function(batch), batch) for batch in batches), function(empty).schema)
+    write_batches(path, (same_rows(function(batch), batch) for batch in batches), function(empty).schema)
 
 
 def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
@@ -114,6 +121,6 @@ def _batch(rows: Sequence[Document]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=READ_SCHEMA)
 
 
-def _same_rows(made: pa.RecordBatch, given: pa.RecordBatch) -> pa.RecordBatch:
+def same_rows(made: pa.RecordBatch, given: pa.RecordBatch) -> pa.RecordBatch:
     assert made.num_rows == given.num_rows, f"{given.num_rows} rows became {made.num_rows}"
     return made

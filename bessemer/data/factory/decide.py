@@ -65,7 +65,7 @@ class Deciding:
     sources: Sequence[Source]
     clean: Clean
     validation: float
-    vocab: int | None  # of the ready tokenizer, which ready tokens must fit
+    vocab: int  # of the ready tokenizer, or as the recipe says: ready tokens must fit
     folder: Path  # for what does not fit into memory
     memory_bytes: int
 
@@ -104,7 +104,7 @@ def _alone(part: PartFiles, how: Deciding, decisions: Decisions, before: int) ->
     fates = np.zeros(len(error), dtype=np.uint8)
     if source.limit is not None:
         _refuse(fates, np.arange(before, before + len(fates)) >= source.limit, decisions, "limit")
-    if source.kind == "tokens" and how.vocab is not None:
+    if source.kind == "tokens":
         beyond = _numpy(cleaned["max_token"]) >= how.vocab
         error = pc.if_else(pa.array(beyond), pc.coalesce(error, pa.scalar("not_tokens")), error)
     for name in pc.unique(error).to_pylist():

@@ -81,7 +81,8 @@ def _address(source: Source, entry: Input) -> Address:
         check_unchanged(entry, _what(source))
         return file_address(entry.path)
     address = server_address(_what(source), source.url_env)
-    if _server_input(source, address).xxh3_128 != entry.xxh3_128:
+    asked = _server_input(source, address)
+    if (asked.at(entry.reading) if entry.reading else asked).xxh3_128 != entry.xxh3_128:
         raise DataError(
             f"{_what(source)}: another database than when its parts were listed",
             found=f"{source.url_env} names {address.shown}",

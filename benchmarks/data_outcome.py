@@ -1,0 +1,67 @@
+"""From what data.py measured to ratios and goals: the table."""
+
+from typing import Any
+
+from columns import columns
+
+_GB = 1e9
+
+
+def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
+    """(what, ours, the peer's or the bound, goal, reached)."""
+    peer, bytes_of = found["peer"], found["peer"]["bytes"]
+    ours = sum(kind["bytes"] for kind in found["corpus"].values()) / 1e6 / found["whole"]["cpu_s"]
+    theirs = sum(bytes_of[kind] for kind in found["corpus"]) / 1e6 / sum(peer["whole"].values())
+    own_minhash = found["minhash"]["mb"] / sum(found["minhash"]["cpu_s"].values())
+    their_minhash = bytes_of["texts"] / 1e6 / sum(peer["minhash"].values())
+    spent = found["tokenize"]["cpu_s"]
+    mb = found["tokenize"]["mb"]
+    same, wrong = found["duplicates"], found["tokenize"]
+    differing = wrong["differing_documents"] + wrong["differing_fuzz_strings"]
+    loader = found["loader"]["tokens"] / found["loader"]["cpu_s"] / 1e6
+    return [
+        _rate("whole path", ours, theirs, 15),
+        _rate("MinHash path", own_minhash, their_minhash, 20),
+        _rate("tokenizing", mb / spent["ours"], mb / spent["encode_batch_fast"], 20),
+        (
+            f"tokens that differ, of {wrong['tokens'] / 1e6:.1f} M and {wrong['fuzz_strings']:,} strings",
+            f"{differing}", "", "0", differing == 0,
+        ),
+        (
+            "injected near-duplicates refused, whose original stays",
+            f"{same['recall']:.3f}", "", ">= 0.90", same["recall"] >= 0.9,
+        ),
+        (
+            f"precision (share {same['same']} of 5-grams or more)",
+            f"{same['precision']:.4f}", "", ">= 0.99", same["precision"] >= 0.99,
+        ),
+        _peak(f"peak memory, {found['kept']['mb_read']:.0f} MB, all kept", found["kept"], 1.5),
+        _peak(f"peak memory, {found['whole']['mb_read']:.0f} MB, all rules", found["whole"], 1.5),
+        _peak(f"peak memory, {found['large']['mb_read']:.0f} MB, all kept", found["large"], 2.0),
+        _peak(f"peak memory, exact, {found['exact']['rows'] / 1e6:.0f} M rows", found["exact"], 1.0),
+        ("loader, M tokens/s of one core", f"{loader:.1f}", "", ">= 20", loader >= 20),
+        (
+            f"order of {found['order']['rows']:,} samples opened, s",
+            f"{found['order']['open_s']:.3f}", "", "<= 1", found["order"]["open_s"] <= 1,
+        ),
+    ]  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> str:
+    body = [
+        [what, own, other, goal, "yes" if reached else "NO"]
+        for what, own, other, goal, reached in rows(found)
+    ]
+    sizes = ", ".join(f"{kind} {row['bytes'] / 1e6:.0f} MB" for kind, row in found["corpus"].items())
+    head = f"{sizes}; rates in MB read per CPU-second"
+    return "\n".join([head, "", *columns(["", "bessemer", "peer", "goal", "reached"], body)])
+
+
+def _rate(what: str, ours: float, theirs: float, goal: float) -> tuple[str, str, str, str, bool]:
+    ratio = ours / theirs
+    return what, f"{ours:.2f}", f"{theirs:.3f}: {ratio:.1f} x", f">= {goal:.0f} x", ratio >= goal
+
+
+def _peak(what: str, part: dict[str, Any], most_gb: float) -> tuple[str, str, str, str, bool]:
+    peak = part["peak_bytes"] / _GB
+    return what + ", GB", f"{peak:.2f}", "", f"<= {most_gb}", peak <= most_gb

@@ -1,0 +1,3 @@
+"""The servers that builds read from."""
+
+from making_postgres import postgres  # noqa: F401 (a fixture)
