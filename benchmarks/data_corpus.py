@@ -72,11 +72,11 @@ def edited(text: str, words: list[str], generator: random.Random) -> str:
 
 
 def multiply(corpus: Path, folder: Path, times: int) -> None:
-    """The corpus so many times, each of its copies with other words: no document is a duplicate of another's."""
+    """The corpus so many times, each of its copies in other words: none is a duplicate."""
     folder.mkdir(parents=True)
     with open(folder / "man.jsonl", "w", encoding="utf-8") as file:
         for copy in range(times):
-            for line in open(corpus / "man.jsonl", encoding="utf-8"):
+            for line in (corpus / "man.jsonl").read_text(encoding="utf-8").splitlines():
                 row = json.loads(line)
                 row = {"id": f"{copy}:{row['id']}", "text": _other_words(row["text"], copy)}
                 file.write(json.dumps(row) + "\n")
@@ -104,7 +104,7 @@ def sample(corpus: Path, folder: Path, each: int) -> dict[str, int]:
     sizes = {}
     for kind in ("man", "html", "code", "texts"):
         (folder / kind).mkdir(parents=True)
-    everything = open(folder / "texts" / "sample.jsonl", "w", encoding="utf-8")
+    everything = open(folder / "texts" / "sample.jsonl", "w", encoding="utf-8")  # noqa: SIM115
     for kind in ("man", "html", "code"):
         rows = _man_texts(corpus) if kind == "man" else _file_texts(corpus / kind)
         sizes[kind] = 0

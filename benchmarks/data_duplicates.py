@@ -8,7 +8,7 @@ as a near-duplicate of a third, its copy may be all that is left of it. `pairs`:
 which not both stayed.
 Precision is that of all rows refused by dedup.minhash, natural near-duplicates too: the share that truly has
 SAME or more of its 5-grams of words in common (Jaccard) with the row that stayed for it, counted as sets of
-strings, of NUM_PAIRS pairs drawn at random. Beside the recipe's threshold, others are tried on the same files.
+strings, of NUM_PAIRS pairs drawn at random. Other thresholds are tried on the same files.
 """
 
 import json

@@ -1,15 +1,15 @@
-"""datatrove's stock stages on a sample of the corpus: runs in the peer's environment (peers/requirements-data.txt).
+"""datatrove's stock stages on a sample of the corpus: run in its environment (peers/requirements-data.txt).
 
     python data_peer.py SAMPLE TOKENIZER OUT
 
-SAMPLE holds man, html and code as JSON lines ("id", "text"; of html the page itself). As a user would chain them:
+SAMPLE holds man, html and code as JSON lines ("id", "text"; of html the page). As a user would chain them:
 
     man, html   (html: Trafilatura), C4, GopherRepetition, GopherQuality, FineWebQuality, PII
     code        PII only, as Bessemer asks no rules of prose of code either
     all         MinHash signatures, buckets, clusters, filter; tokenizers, shuffled shards
 
 C4 comes first, as it does in Bessemer's path: what it cuts off is then work for neither. Left out on this side,
-all in datatrove's favour: the language filter, whose model is a download, and decontamination, which wants
+in datatrove's favour: the language filter, whose model is a download, and decontamination, which wants
 lighteval. CPU seconds count from behind the imports. Everything in one process: no pool to start.
 """
 

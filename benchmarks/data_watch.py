@@ -1,4 +1,4 @@
-"""Run one command: CPU seconds of it and all that it started, and the most memory that all of them had at once.
+"""Run one command: CPU seconds of it and all it started, and the most memory that all had at once.
 
 Memory is the sum of PSS over the process and its descendants, sampled every SAMPLE_S: what two workers share
 (libraries, a mapped file) counts once. A peak of less than that between two samples is missed.
