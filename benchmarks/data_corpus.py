@@ -76,7 +76,7 @@ def multiply(corpus: Path, folder: Path, times: int) -> None:
     folder.mkdir(parents=True)
     with open(folder / "man.jsonl", "w", encoding="utf-8") as file:
         for copy in range(times):
-            for line in (corpus / "man.jsonl").read_text(encoding="utf-8").splitlines():
+            for line in (corpus / "man.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
                 row = json.loads(line)
                 row = {"id": f"{copy}:{row['id']}", "text": _other_words(row["text"], copy)}
                 file.write(json.dumps(row) + "\n")

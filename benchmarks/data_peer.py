@@ -8,7 +8,7 @@ SAMPLE holds man, html and code as JSON lines ("id", "text"; of html the page). 
     code        PII only, as Bessemer asks no rules of prose of code either
     all         MinHash signatures, buckets, clusters, filter; tokenizers, shuffled shards
 
-C4 comes first, as it does in Bessemer's path: what it cuts off is then work for neither. Left out on this side,
+C4 comes first, as it does in Bessemer's path: what it cuts off is work for neither. Left out on this side,
 in datatrove's favour: the language filter, whose model is a download, and decontamination, which wants
 lighteval. CPU seconds count from behind the imports. Everything in one process: no pool to start.
 """
