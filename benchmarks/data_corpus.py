@@ -104,7 +104,7 @@ def sample(corpus: Path, folder: Path, each: int) -> dict[str, int]:
     sizes = {}
     for kind in ("man", "html", "code", "texts"):
         (folder / kind).mkdir(parents=True)
-    everything = open(folder / "texts" / "sample.jsonl", "w", encoding="utf-8")  # noqa: SIM115
+    texts: list[str] = []
     for kind in ("man", "html", "code"):
         rows = _man_texts(corpus) if kind == "man" else _file_texts(corpus / kind)
         sizes[kind] = 0
@@ -115,9 +115,9 @@ def sample(corpus: Path, folder: Path, each: int) -> dict[str, int]:
                 line = json.dumps({"id": name, "text": text}) + "\n"
                 file.write(line)
                 if kind != "html":
-                    everything.write(line)
+                    texts.append(line)
                 sizes[kind] += len(text.encode())
-    everything.close()
+    (folder / "texts" / "sample.jsonl").write_text("".join(texts), encoding="utf-8")
     return {**sizes, "texts": sizes["man"] + sizes["code"]}
 
 

@@ -10,7 +10,6 @@ passage shared by more than 10 training groups is boilerplate, such as a licence
 Cost: 20 MB/s of text on one core. Not found: text that was re-wrapped; that is for near-duplicates.
 """
 
-import re
 import unicodedata
 from collections.abc import Iterable
 
@@ -22,7 +21,7 @@ from bessemer.data.spool import Numbered, Numbers
 TRAIN, VALIDATION, DUPLICATE, LEAK = 0, 1, 2, 3
 REFUSED = {DUPLICATE: "dedup.exact", LEAK: "leak"}
 _LONG_LINE, _VERY_LONG_LINE, _BOILERPLATE_GROUPS = 40, 200, 10
-_OTHER_SPACE = re.compile(r"[\t\r\v\f\x1c-\x1f]")  # of ASCII
+_OTHER_SPACE = "\t\r\v\f\x1c\x1d\x1e\x1f"  # of ASCII
 _MASK64 = (1 << 64) - 1
 
 
@@ -112,7 +111,9 @@ class Leaks:
 def passages(text: str) -> Numbers:
     """Hashes of the text's passages. Lines are compared without margins: ` |  ` of help pages is one."""
     # Neither margins nor white space make a line longer: short ones are short from the beginning.
-    if text.isascii() and not _OTHER_SPACE.search(text):  # most: then only blanks in a row are to be joined
+    if text.isascii() and not any(
+        map(text.__contains__, _OTHER_SPACE)
+    ):  # most: then only blanks in a row are to be joined
         margins = b" |#*"
         pieces = [line.strip(margins) for line in text.encode().split(b"\n") if len(line) >= _LONG_LINE]
         lines = [line if b"  " not in line else b" ".join(line.split()) for line in pieces]

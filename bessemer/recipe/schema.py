@@ -140,8 +140,10 @@ class Source(Section):
     )
     licence: str | None = key(None, "data", "SPDX identifier, kept with each document")
     limit: PositiveInt | None = key(None, "data", "rows read at most: the first ones")
-    weight: NonNegativeFloat = key(1.0, "mixture", "times that its documents are read per epoch")
-    epochs: PositiveFloat | None = key(None, "mixture", "times that its documents may be read in all")
+    weight: NonNegativeFloat = key(1.0, "mixture", "how often its rows are read, beside those of weight 1")
+    epochs: PositiveFloat | None = key(
+        None, "mixture", "times it may be read in all; then others get its share"
+    )
 
 
 class Clean(Section):
@@ -159,7 +161,7 @@ class Clean(Section):
     language: list[str] | None = key(None, "data", "languages to keep, e.g. en")
     language_score: Fraction = key(0.0, "data", "lowest probability of that language")
     pii: Literal["off", "redact"] = key("off", "data", "personal data and secrets")
-    decontaminate: list[str] = key([], "data", "evaluation files whose 13-grams are refused")
+    decontaminate: list[str] = key([], "data", "evaluation files: documents with 13 words of one are refused")
     quality: str | None = key(
         None, "data", 'labelled examples (JSONL: "text", "label" good or bad) to learn from'
     )
@@ -183,7 +185,7 @@ class MixtureStage(Section):
 
 class Mixture(Section):
     temperature: NonNegativeFloat = key(
-        1.0, "mixture", "a source's share goes with tokens ** temperature: 1 as they are, 0 all alike"
+        1.0, "mixture", "share = weight * tokens ** temperature: 1 by size, 0 all alike"
     )
     schedule: list[MixtureStage] = key([], "mixture", "weights that change while training")
 

@@ -81,6 +81,7 @@ def _source(told: dict[str, Any]) -> dict[str, Any]:
         "kept_share": _ratio(told["kept"], told["rows_in"]),
         "tokens_per_document": _ratio(told["tokens"], told["documents"]),
         "bytes_per_token": _ratio(text_bytes, told["tokens"]) if text_bytes else None,
+        "tokens_per_word": _ratio(told["tokens"], told.get("words") or 0),
         "duplicates": _duplicates(refused, told["rows_in"]),
         "contamination": {name: refused.get(name, 0) for name in CONTAMINATION},
     }
@@ -141,9 +142,9 @@ def _language_tokens(prepared: Prepared | PreparedTask) -> dict[str, Any] | None
     for stems in prepared.stems("train"):
         complete = complete and len(stems) <= _MOST_SHARDS
         for stem in islice(stems, _MOST_SHARDS):
-            table = read_sidecar(stem, ["language", "tokens", "bytes"])
+            table = read_sidecar(stem, ["language", "tokens", "bytes", "words"])
             grouped = table.group_by("language").aggregate(
-                [("tokens", "sum"), ("bytes", "sum"), ([], "count_all")]
+                [("tokens", "sum"), ("bytes", "sum"), ("words", "sum"), ([], "count_all")]
             )
             for row in grouped.to_pylist():
                 if row["language"] is not None:
@@ -151,6 +152,7 @@ def _language_tokens(prepared: Prepared | PreparedTask) -> dict[str, Any] | None
                         "documents": row["count_all"],
                         "tokens": row["tokens_sum"],
                         "bytes": row["bytes_sum"],
+                        "words": row["words_sum"],
                     }
                     found.setdefault(row["language"], Counter()).update(counts)
     if not found:

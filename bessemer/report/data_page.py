@@ -119,10 +119,11 @@ def _tokens(document: dict[str, Any]) -> str:
         row += [_share(source["tokens"] / whole if whole else None)]
         row += [_share(source["mixture_share"])] if mixed else []
         row += [_figure(per_document, "{:,.0f}"), _figure(per_token, "{:.2f}")]
+        row += [_figure(source["tokens_per_word"], "{:.2f}")]
         rows.append([*row, *(f"{split['tokens']:,}" for split in (source.get("splits") or {}).values())])
     names = list(document["sources"][0].get("splits") or {})
     headings = ["source", "documents", "tokens", "share"] + (["read at first"] if mixed else [])
-    headings += ["tokens a document", "bytes a token", *(f"{name} tokens" for name in names)]
+    headings += ["tokens a document", "bytes a token", "tokens a word", *(f"{name} tokens" for name in names)]
     note = "Tokens include those that begin and end documents."
     if mixed:
         note += " Read at first: tokens to the power of the mixture's temperature, times weight."
@@ -146,12 +147,13 @@ def _languages(document: dict[str, Any]) -> str:
             f"{row['tokens']:,}",
             f"{row['tokens'] / row['documents']:,.0f}",
             f"{row['bytes'] / row['tokens']:.2f}",
+            f"{row['tokens'] / row['words']:.2f}" if row["words"] else None,
         ]
         for name, row in measured["languages"].items()
     ]
     note = "" if measured["complete"] else paragraph("Of the first shards of each source.", "note")
-    headings = ["language", "documents", "tokens", "tokens a document", "bytes a token"]
-    return picture + heading("Of those to train on") + note + table(headings, rows, numbers=range(1, 5))
+    headings = ["language", "documents", "tokens", "tokens a document", "bytes a token", "tokens a word"]
+    return picture + heading("Of those to train on") + note + table(headings, rows, numbers=range(1, 6))
 
 
 def _lengths(document: dict[str, Any]) -> str:

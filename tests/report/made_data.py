@@ -114,7 +114,13 @@ def make_data(folder: Path) -> Path:
         stem = folder / source["shards"]["train"][0]
         stem.parent.mkdir(parents=True)
         spoken = pa.array(["en", "en", "de", None] if source["languages"] else [None] * 4, pa.string())
-        rows = pa.table({"language": spoken, "bytes": pa.array([400, 400, 300, 100 + number], pa.int64())})
+        rows = pa.table(
+            {
+                "language": spoken,
+                "bytes": pa.array([400, 400, 300, 100 + number], pa.int64()),
+                "words": pa.array([70, 70, 60, 20], pa.int64()),
+            }
+        )
         write_sidecar(
             stem,
             rows,

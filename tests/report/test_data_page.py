@@ -155,8 +155,8 @@ def test_figures_are_sums_and_ratios_of_the_manifest(prepared: Prepared) -> None
 def test_tokens_of_a_language_are_those_of_its_documents(prepared: Prepared) -> None:
     told = data_document(prepared)["language_tokens"]
     assert told["complete"]
-    assert told["languages"]["en"] == {"documents": 4, "tokens": 400, "bytes": 1600}
-    assert told["languages"]["de"] == {"documents": 2, "tokens": 200, "bytes": 600}
+    assert told["languages"]["en"] == {"documents": 4, "tokens": 400, "bytes": 1600, "words": 280}
+    assert told["languages"]["de"] == {"documents": 2, "tokens": 200, "bytes": 600, "words": 120}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 0.0])

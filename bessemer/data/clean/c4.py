@@ -29,7 +29,7 @@ POLICIES = (
     "use of cookies",
     "use cookies",
 )
-_NAMED = ("lorem ipsum", "javascript", "{", *POLICIES)  # what a line may be judged by, and seldom is
+_TAKEN_OUT = ("javascript", *POLICIES)  # lines that name one of these
 _LEFT_IN_PLACE = ("kept", "lorem_ipsum", "curly_bracket")
 _MAY_END = frozenset((*ENDS, "]"))  # behind a citation the line's own end may stand
 
@@ -37,7 +37,7 @@ _MAY_END = frozenset((*ENDS, "]"))  # behind a citation the line's own end may s
 def c4_text(text: str) -> str:
     """The kept lines, each without white space around it. Empty when none is kept."""
     lower = text.lower()
-    names_something = any(map(lower.__contains__, _NAMED))
+    names_something = any(map(lower.__contains__, _TAKEN_OUT))
     kept = []
     for line in map(str.strip, text.splitlines()):
         if line[-1:] not in _MAY_END:  # most lines have no end, and are seen no closer

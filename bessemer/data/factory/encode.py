@@ -78,7 +78,7 @@ def _tokens(
     lows: list[np.ndarray] = []
     kept_fates: list[np.ndarray] = []
     begin = 0
-    keys = read_batches(clean, ["low", "size_bytes"])
+    keys = read_batches(clean, ["low", "size_bytes", "words"])
     for batch, known in zip(read_texts(read, clean, "tokens", *_LABELS), keys, strict=True):
         fate = fates[begin : begin + batch.num_rows]
         begin += batch.num_rows
@@ -92,9 +92,10 @@ def _tokens(
         lows.append(known["low"].to_numpy(zero_copy_only=False))
         kept_fates.append(fate[fate <= max(task["splits"].values())])
         spoken = pa.nulls(batch.num_rows, pa.string()) if spoken is None else spoken.filter(mask)
-        columns = [*(batch[name] for name in _LABELS), spoken, pa.array(sizes, pa.int64())]
-        tables.append(pa.record_batch(columns, names=[*_LABELS, "language", "bytes"]))
-    schema = pa.schema([*((name, pa.string()) for name in (*_LABELS, "language")), ("bytes", pa.int64())])
+        columns = [*(batch[name] for name in _LABELS), spoken, pa.array(sizes, pa.int64()), known["words"]]
+        tables.append(pa.record_batch(columns, names=[*_LABELS, "language", "bytes", "words"]))
+    texts = ((name, pa.string()) for name in (*_LABELS, "language"))
+    schema = pa.schema([*texts, ("bytes", pa.int64()), ("words", pa.int64())])
     offsets = np.cumsum(np.concatenate([[0], *lengths]), dtype=np.int64)
     known_rows = {
         "fate": np.concatenate([np.zeros(0, np.uint8), *kept_fates]),

@@ -17,6 +17,8 @@ from bessemer.units import format_seconds
 
 Task = dict[str, Any]  # name, kind, size_bytes, and what its function in tasks.py reads
 Outcome = dict[str, Any]
+# A worker tells of every document that it begins with: read at once, that took a second for 9,000 files.
+_BREATH_S = 0.005
 
 
 class Progress:
@@ -69,6 +71,7 @@ class Local(Engine):
                     busy[number] = idle.pop()
                     busy[number].start(tasks[number])
                 select.select(list(busy.values()), [], [], 0.5)
+                time.sleep(_BREATH_S)
                 for number, worker in list(busy.items()):
                     outcome = worker.poll()
                     if outcome is not None:

@@ -17,6 +17,7 @@ from typing import Any, final
 
 import ray
 
+from bessemer import errors
 from bessemer.data.factory.driven import Driven
 from bessemer.data.factory.engines import Engine, Outcome, Progress, Task
 from bessemer.errors import DataError, RefusedError, UserError
@@ -37,7 +38,7 @@ class Actor:
             return json.dumps({"done": self._driven.run(json.loads(line))})
         except UserError as error:
             texts = [str(error.args[0]), error.found, error.wanted, error.fix]
-            return json.dumps({"failed": texts})
+            return json.dumps({"failed": [type(error).__name__, *texts]})
 
 
 @final
@@ -101,7 +102,8 @@ def _outcome(answer: dict[str, Any]) -> Outcome:
             fix="name such a folder: --store /shared/data",
         )
     if "failed" in answer:
-        problem, found, wanted, fix = answer["failed"]
-        raise DataError(problem, found=found, wanted=wanted, fix=fix)
+        name, problem, found, wanted, fix = answer["failed"]
+        kind: type[UserError] = getattr(errors, name)
+        raise kind(problem, found=found, wanted=wanted, fix=fix)
     done: Outcome = answer["done"]
     return done

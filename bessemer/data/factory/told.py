@@ -48,7 +48,7 @@ class _Counts:
     def __init__(self) -> None:
         self.fates = np.zeros(256, dtype=np.int64)
         self.fate_bytes = np.zeros(256, dtype=np.int64)
-        self.bytes_in = 0
+        self.bytes_in = self.words = 0  # words: of kept documents, as white space parts them
         self.lengths = np.zeros(32, dtype=np.int64)  # kept documents of 2**k bytes or more
         self.languages: Counter[str] = Counter()
         self.pii: Counter[str] = Counter()
@@ -62,6 +62,7 @@ class _Counts:
         self.fates += np.bincount(fates, minlength=256)
         self.fate_bytes += np.bincount(fates, weights=sizes, minlength=256).astype(np.int64)
         kept = fates <= VALIDATION
+        self.words += int(cleaned["words"].to_numpy()[kept].sum())
         bins = np.log2(np.maximum(sizes[kept], 1)).astype(np.int64)
         self.lengths += np.bincount(np.minimum(bins, 31), minlength=32)
         for name in cleaned.schema.names:
@@ -83,6 +84,7 @@ class _Counts:
             "refused": dict(sorted(refused.items())),
             "errors": dict(sorted(errors.items())),
             "bytes_in": self.bytes_in,
+            "words": self.words,
             "kept_bytes": int(self.fate_bytes[: VALIDATION + 1].sum()),
             "refused_bytes": {
                 decisions.names[code]: int(self.fate_bytes[code])

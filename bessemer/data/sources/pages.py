@@ -94,8 +94,8 @@ def _is_deep(page: str) -> bool:
 
 def tidy(text: str) -> str:
     """No space at the end of lines, never two empty lines."""
-    lines = [line.replace("\xa0", " ").rstrip() for line in text.split("\n")]
-    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines)).strip("\n")
+    text = "\n".join(map(str.rstrip, text.replace("\xa0", " ").split("\n")))
+    return re.sub(r"\n{3,}", "\n\n", text).strip("\n")
 
 
 def _decoded(content: bytes, declared: str | None) -> str | None:
