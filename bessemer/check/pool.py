@@ -7,8 +7,9 @@ from dataclasses import replace
 from bessemer.check.compare import Trace
 from bessemer.check.worker import Task
 from bessemer.errors import RefusedError, UserError
-from bessemer.launch.local import run_workers, worker_command
+from bessemer.launch.local import run_workers
 from bessemer.log import Console
+from bessemer.processes import worker_command
 from bessemer.rundir import read_rows
 from bessemer.train.stage import read_stage
 

@@ -25,7 +25,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Self
 
-import bessemer
 from bessemer.durable import cannot_write
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.hardware import usable_cores
@@ -78,13 +77,6 @@ def run_workers(
         signal.raise_signal(wishes.first)  # ends this process, or is a KeyboardInterrupt
     if error is not None:
         raise error
-
-
-def worker_command(module: str) -> list[str]:
-    """Run a module of ours in this interpreter. -P: a folder of the user's named `torch` or `data` must not
-    stand in for a package, unless we ourselves were found in the current folder."""
-    path = [] if Path(bessemer.__file__).parents[1] == Path.cwd() else ["-P"]
-    return [sys.executable, *path, "-m", module]
 
 
 def worker_environment(world: int, current: Mapping[str, str], threads: int | None) -> dict[str, str]:

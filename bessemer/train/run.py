@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.errors import DataError, StoppedError, UserError
-from bessemer.launch.local import run_workers, worker_command
+from bessemer.launch.local import run_workers
 from bessemer.launch.world import World, report_failure, world_of_environment
 from bessemer.log import Console
+from bessemer.processes import worker_command
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
 from bessemer.train.build import Machine, build

@@ -18,8 +18,9 @@ import pytest
 from bessemer.errors import DataError, RecipeError, StoppedError, UserError, WorkerError
 from bessemer.hardware import usable_cores
 from bessemer.launch.environment import MARKER
-from bessemer.launch.local import _TETHER, run_workers, worker_command, worker_environment
+from bessemer.launch.local import _TETHER, run_workers, worker_environment
 from bessemer.launch.world import WORKER, held_port
+from bessemer.processes import worker_command
 
 ROOT = Path(__file__).parents[2]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's tie and /proc")

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "bessemer"
 # Floors from the ground up. Rooms of one floor do not import each other, but for the ground floor, whose
 # small modules may, and `formulas`, on which its neighbours stand.
 FLOORS = [
-    ["errors", "units", "log", "durable", "hardware", "rundir"],
+    ["errors", "units", "log", "durable", "hardware", "processes", "rundir"],
     ["recipe"],
     ["formulas"],
     ["energy", "data", "model"],

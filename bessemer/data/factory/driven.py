@@ -9,13 +9,13 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from bessemer import errors
 from bessemer.errors import WorkerError
+from bessemer.processes import worker_command
 
 _MOST_LEFT_OUT = 1000  # documents of one part: more is a source of the wrong kind, not bad luck
 
@@ -80,7 +80,7 @@ class Driven:
 
     def _send(self) -> None:
         if self._process is None:
-            command = [sys.executable, "-m", "bessemer.data.factory.worker", str(self.memory_bytes)]
+            command = [*worker_command("bessemer.data.factory.worker"), str(self.memory_bytes)]
             # A worker a core: a library that starts threads of its own would only be in the others' way.
             alone = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
             popen = subprocess.Popen(

@@ -4,7 +4,6 @@ A task is JSON, writes files under the store and is named by what it depends on;
 to carry but lines of text, and either engine goes on where the other was killed.
 """
 
-import os
 import select
 import time
 from abc import ABC, abstractmethod
@@ -86,7 +85,3 @@ class Local(Engine):
     def close(self) -> None:
         for worker in self._workers:
             worker.close()
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

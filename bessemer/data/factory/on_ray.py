@@ -43,7 +43,7 @@ class Actor:
 
 @final
 class OnRay(Engine):
-    def __init__(self, store: Path, memory_bytes: int, timeout_s: float) -> None:
+    def __init__(self, store: Path, workers: int | None, memory_bytes: int, timeout_s: float) -> None:
         try:
             _probe(os.environ.get("RAY_ADDRESS", ""))
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
@@ -61,7 +61,8 @@ class OnRay(Engine):
         remote: Any = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=_RETRIES)(Actor)
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._actors: list[Any] = [
-            remote.remote(str(store.resolve()), seen, memory_bytes, timeout_s) for _ in range(cores)
+            remote.remote(str(store.resolve()), seen, memory_bytes, timeout_s)
+            for _ in range(min(workers or cores, cores))
         ]
 
     def run(self, tasks: Sequence[Task], progress: Progress) -> list[Outcome]:
