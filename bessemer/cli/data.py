@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.action == "inspect":
         from bessemer.data.inspect import inspect_row
 
-        row = inspect_row(folder, args.split or "train", args.row or 0, args.context)
+        context = args.context or _context_of_run(Path(args.target))
+        row = inspect_row(folder, args.split or "train", args.row or 0, context)
         return {"action": "inspect", **row}
     if args.action == "search":
         return {"action": "search", **_search(args, folder)}
@@ -91,6 +92,15 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _context_of_run(path: Path) -> int | None:
+    """Tokens in a row that a run trains on; None: it is no run."""
+    from bessemer.rundir import find_stage, read_object
+
+    if (path / "manifest.json").is_file():
+        return None
+    return (read_object(find_stage(path) / "stage.json") or {}).get("context")
+
+
 def _report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The figures, and a page of them beside the data or where --out says."""
     from bessemer.data.prepared import open_prepared
@@ -106,8 +116,9 @@ def _report(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         recipe = load(str(find_stage(Path(args.target)).parent / "recipe.toml"), []).recipe
     data = None if recipe is None else recipe.data
     page = args.out or folder / "report.html"
-    write_text(page, data_page(prepared, data))
-    return {**_told(prepared), **data_document(prepared, data), "page": str(page)}
+    document = data_document(prepared, data)
+    write_text(page, data_page(prepared, document))
+    return {**_told(prepared), **document, "page": str(page)}
 
 
 def _search(args: argparse.Namespace, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.cli.columns import text_table
-from bessemer.data.listing import gathered_base, list_sources, remembered
+from bessemer.data.listing import Place, gathered_base, list_sources, remembered
 from bessemer.formulas.repeated_data import MANY_EPOCHS
 from bessemer.hardware import machine
 from bessemer.planner.enough import advice, enough_of_listed, enough_of_prepared
@@ -22,7 +22,7 @@ class KnownData:
         start = gathered_base(recipe, base, store)
         self._recipe = recipe
         self._listings = list_sources(recipe, start)
-        self._manifest = remembered(store, recipe, start, self._listings)
+        self._manifest = remembered(store, recipe, Place(base, start), self._listings)
 
     def known(self, facts: Facts) -> Facts:
         """With what training will find, where the data is there: length and vocabulary follow from it."""

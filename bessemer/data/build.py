@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from bessemer.data.factory.columns import read_texts
 from bessemer.data.factory.decide import TRAIN, VALIDATION, Deciding, Decisions, decide
 from bessemer.data.factory.encode import encoded
-from bessemer.data.factory.engines import Engine, Local, Progress, Task, usable_cores
+from bessemer.data.factory.engines import Engine, Local, Progress, Task
 from bessemer.data.factory.how import How
 from bessemer.data.factory.keys import PartFiles, key, part_files
 from bessemer.data.factory.settings import shared_settings, stage_settings
@@ -39,11 +40,13 @@ from bessemer.data.tokens.learn import learn
 from bessemer.data.tokens.tokenizer import TextTokenizer, word_level
 from bessemer.durable import write_bytes, write_text
 from bessemer.errors import DataError
+from bessemer.hardware import usable_cores
 from bessemer.log import Console
 from bessemer.recipe.schema import Recipe, Source
 
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 _WORKER_BYTES = 3 << 30  # private memory that a worker may take: more is a document that unfolds
+_SAMPLE_TEXTS = 100  # of each source, for the comparison of encoders
 _WIDE_BYTES = 512 << 20  # for duplicates, beyond which they spill to disk
 
 
@@ -110,7 +113,7 @@ def _engine(work: Work) -> Engine:
         # Ray is the user's own; who has none needs none.
         from bessemer.data.factory.on_ray import OnRay
 
-        return OnRay(work.stages, _WORKER_BYTES, work.how.timeout_s)
+        return OnRay(work.stages, work.how.workers, _WORKER_BYTES, work.how.timeout_s)
     return Local(work.how.workers or usable_cores(), _WORKER_BYTES, work.how.timeout_s)
 
 
@@ -203,17 +206,15 @@ def _encode(
     work: Work, engine: Engine, parts: Sequence[PartFiles], decisions: Decisions, learnt: TextTokenizer
 ) -> list[dict[str, Any]]:
     """A folder of shards for each part. Returns what each says of itself, with its `folder`."""
-    encoder = Encoder.proven(learnt)
-    if encoder.slow_because is not None:
-        work.console.line(f"data: encoding with `tokenizers`, as the fast encoder {encoder.slow_because}")
-    tokenizer_path = work.stages / "tokenizer" / f"{learnt.xxh3_128}.json"
+    special = learnt.description()
+    tokenizer_path = work.stages / "tokenizer" / f"{special['xxh3_128']}.json"
     if not tokenizer_path.exists():
         write_text(tokenizer_path, learnt.text)
     tasks: list[Task] = []
     for one, mask in _masked(work, parts, decisions):
         source = work.sources[one.source]
-        about = {"source": source.name, "licence": source.licence, "language": "language" in one.files}
-        known = key("tokens", one.keys["clean"], [mask.hash, learnt.xxh3_128, about])
+        about = {"source": source.name, "licence": source.licence, "language": one.keys.get("language")}
+        known = key("tokens", one.keys["clean"], [mask.hash, special, about])
         files = {name: str(path) for name, path in one.files.items() if name in ("read", "clean", "language")}
         tasks.append(
             {
@@ -222,16 +223,31 @@ def _encode(
                 "size_bytes": one.size_bytes,
                 "files": {**files, "mask": str(mask.path), "tokenizer": str(tokenizer_path)},
                 "folder": str(work.stages / "tokens" / known[:2] / known),
-                "fast": encoder.slow_because is None,
-                "special": learnt.description(),
+                "special": special,
                 "splits": SPLITS,
                 **about,
             }
         )
     missing = [task for task in tasks if encoded(Path(task["folder"])) is None]
     if missing:
-        engine.run(missing, Progress(work.console, "encoding", missing))
+        fast = _may_be_fast(work, parts, learnt)
+        engine.run([{**task, "fast": fast} for task in missing], Progress(work.console, "encoding", missing))
     return [{"folder": Path(task["folder"]), **(encoded(Path(task["folder"])) or {})} for task in tasks]
+
+
+def _may_be_fast(work: Work, parts: Sequence[PartFiles], learnt: TextTokenizer) -> bool:
+    """Whether the fast encoder stands the comparison, on the first texts of each source and on odd ones."""
+    firsts = {one.source: one for one in reversed(parts) if work.sources[one.source].kind != "tokens"}
+    samples: list[str] = []
+    for one in firsts.values():
+        batch = next(read_texts(one.files["read"], one.files["clean"]), None)
+        samples += [] if batch is None else batch["text"][:_SAMPLE_TEXTS].drop_null().to_pylist()
+    if not firsts:
+        return False  # there is no text to encode
+    encoder = Encoder.proven(learnt, samples)
+    if encoder.slow_because is not None:
+        work.console.line(f"data: encoding with `tokenizers`, as the fast encoder {encoder.slow_because}")
+    return encoder.slow_because is None
 
 
 @dataclass(frozen=True)

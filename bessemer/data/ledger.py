@@ -113,7 +113,7 @@ def funnel_lines(sources: Sequence[dict[str, Any]]) -> list[str]:
 
 def _left_out(row: dict[str, Any]) -> str:
     """The reasons of most rows; `data report` has them all."""
-    reasons = sorted({**row["refused"], **row["errors"]}.items(), key=lambda item: (-item[1], item[0]))
+    reasons = sorted([*row["refused"].items(), *row["errors"].items()], key=lambda item: (-item[1], item[0]))
     told = [f"{count:,} {why}" for why, count in reasons[:_MOST_REASONS]]
     more = reasons[_MOST_REASONS:]
     if more:

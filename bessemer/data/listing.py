@@ -19,6 +19,7 @@ from typing import Any
 import xxhash
 
 from bessemer.data.prepared import FORMAT
+from bessemer.data.supported import other_files
 from bessemer.durable import write_json
 from bessemer.recipe.keys import leaves
 from bessemer.recipe.schema import Recipe, Source
@@ -49,6 +50,14 @@ class Listing:
     @property
     def num_bytes(self) -> float:
         return sum(file.size_bytes for file in self.files)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where paths start from."""
+
+    recipe: Path  # those of the recipe itself
+    sources: Path | None  # those of its sources; None: nowhere yet, as data.gather makes it when it is built
 
 
 def list_sources(recipe: Recipe, base: Path | None) -> list[Listing]:
@@ -83,21 +92,25 @@ def list_path(path: str, base: Path) -> Listing:
     return Listing(tuple(files), len(names) if apart > 1 else len(files), complete, apart > 1)
 
 
-def remember(store: Path, recipe: Recipe, base: Path | None, folder: Path) -> None:
-    """For a plan to find: `folder` of the store is the data of this recipe, with inputs as they are now."""
-    key = _key(recipe, base, list_sources(recipe, base))
+def listing_key(recipe: Recipe, place: Place) -> str | None:
+    """Of the inputs as they are now; for `remember`, once their data is there. None: not all can be seen."""
+    return _key(recipe, place, list_sources(recipe, place.sources))
+
+
+def remember(store: Path, key: str | None, folder: Path) -> None:
+    """For a plan to find: `folder` of the store is the data of the inputs that had this key."""
     if key is not None:
         write_json(store / "known" / f"{key}.json", {"hash": folder.name})
 
 
 def remembered(
-    store: Path, recipe: Recipe, base: Path | None, listings: Sequence[Listing]
+    store: Path, recipe: Recipe, place: Place, listings: Sequence[Listing]
 ) -> dict[str, Any] | None:
     """The manifest of this recipe's data, where a build has made it of the same inputs.
 
     listings: as list_sources has them now.
     """
-    key = _key(recipe, base, listings)
+    key = _key(recipe, place, listings)
     known = None if key is None else read_object(store / "known" / f"{key}.json")
     if known is None:
         return None
@@ -113,18 +126,21 @@ def gathered_base(recipe: Recipe, base: Path, store: Path) -> Path | None:
     return max(made, key=lambda path: path.stat().st_mtime_ns).parent if made else None
 
 
-def _key(recipe: Recipe, base: Path | None, listings: Sequence[Listing]) -> str | None:
+def _key(recipe: Recipe, place: Place, listings: Sequence[Listing]) -> str | None:
     """Of all that decides tokens, but for what is inside the files. None: not all of it can be seen."""
     if not listings or any(
         one.unknown or one.sampled or not one.complete or not one.files for one in listings
     ):
         return None
-    assert base is not None, "a listing without a base is unknown"
-    clean = recipe.data.clean
-    others = [*clean.decontaminate, clean.quality, recipe.tokenizer.path]
+    assert place.sources is not None, "a listing without a base is unknown"
+    others = [path for _, path in other_files(recipe, place.recipe)]
+    if recipe.tokenizer.path is not None:
+        others.append(recipe.tokenizer.path)
+        others.append(str(Path(recipe.tokenizer.path).with_name("tokenizer_config.json")))
     # SQLite may keep what was written last in a file beside it.
-    others += [f"{source.path}-wal" for source in recipe.data.source if source.kind == "sql"]
-    seen = [*listings, *(list_path(path, base) for path in others if path is not None)]
+    beside = [f"{source.path}-wal" for source in recipe.data.source if source.kind == "sql"]
+    seen = [*listings, *(list_path(path, place.recipe) for path in others)]
+    seen += [list_path(path, place.sources) for path in beside]
     files = [[(file.name, file.size_bytes, file.modified_ns) for file in one.files] for one in seen]
     about = [
         (leaf.path, leaf.value)

@@ -11,7 +11,7 @@ Source: the split is Bresenham's line, IBM Systems Journal 4(1), 1965.
 """
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -124,6 +124,7 @@ def planned_stages(
 
     Raises RecipeError for a schedule that names no source, or none with a weight.
     """
+    check_schedule(data)
     mixture, names = data.mixture, [source.name for source in data.source]
     sizes = [float(count) ** mixture.temperature if count else 0.0 for count in tokens]
     most = tuple(
@@ -133,7 +134,6 @@ def planned_stages(
     weights = {source.name: source.weight for source in data.source}
     stages: list[MixtureStage] = []
     for begin, changed in [(0, {}), *((int(stage.tokens), stage.weights) for stage in mixture.schedule)]:
-        _check_names(changed, names)
         weights = {**weights, **changed}
         sized = tuple(weights[name] * size for name, size in zip(names, sizes, strict=True))
         if not any(sized):
@@ -173,8 +173,10 @@ def _stage_from(row: dict[str, Any]) -> MixtureStage:
     return MixtureStage(row["begin"], tuple(row["weights"]), tuple(row["most"]))
 
 
-def _check_names(weights: Mapping[str, float], names: Sequence[str]) -> None:
-    for name in weights:
+def check_schedule(data: Data) -> None:
+    """Raises RecipeError for a weight of a source that is not there."""
+    names = [source.name for source in data.source]
+    for name in (name for stage in data.mixture.schedule for name in stage.weights):
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             raise RecipeError(

@@ -24,13 +24,14 @@ from bessemer.data.factory.how import How
 from bessemer.data.folders import building_folder, locked
 from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
-from bessemer.data.listing import remember
+from bessemer.data.listing import Place, listing_key, remember
 from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
 from bessemer.data.snapshots import meant_inputs
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.task import WHAT, TaskWork, build_task
 from bessemer.data.tokens import tokenizer
+from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console
@@ -44,20 +45,21 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How)
     path = recipe.tokenizer.path
     ready = None if path is None else tokenizer.load(base / path)
     start = _start(recipe, base, store, console)
+    seen = listing_key(recipe, Place(base, start))  # before anything is read: what changes later is another
     listed = [source_inputs(source, start) for source in recipe.data.source]
     inputs = meant_inputs(recipe.data.source, listed, store, refresh=how.refresh)
-    more = [find_inputs(key, name, base) for key, name in supported.other_files(recipe)]
+    more = [find_inputs(key, name, base) for key, name in supported.other_files(recipe, base)]
     keys = [key for key in leaves(recipe) if key.path.split(".")[0] in ("tokenizer", "data")]
     about = {key.path: key.value for key in keys if key.affects == "data"}
     content = [[(entry.name, entry.xxh3_128) for entry in files] for files in [*inputs, *more]]
-    final = store / _hash("pretrain", about, content, ready.xxh3_128 if ready else None)
+    final = store / _hash("pretrain", about, content, ready)
 
     def fill(folder: Path) -> dict[str, Any]:
         supported.check_code(recipe, allowed=how.allow_code)
         return build(Work(recipe, base, inputs, ready, store, folder, how, console))
 
     _publish(final, "pretrain", fill, console)
-    remember(store, recipe, start, final)
+    remember(store, seen, final)
     prepared = open_prepared(final)
     assert isinstance(prepared, Prepared), f"{final} is of another kind"
     if how.strict:
@@ -101,7 +103,7 @@ def prepare_task(
     about = {key.path: key.value for key in leaves(recipe) if key.path.startswith("finetune.data.")}
     about |= {"validation": recipe.data.validation, "dedup": recipe.data.clean.dedup, "context": context}
     content = [[(entry.name, entry.xxh3_128) for entry in inputs]]
-    final = store / _hash("finetune", about, content, learnt.xxh3_128)
+    final = store / _hash("finetune", about, content, learnt)
 
     def fill(folder: Path) -> dict[str, Any]:
         return build_task(TaskWork(recipe, data, inputs, learnt, context, folder, console))
@@ -118,9 +120,13 @@ def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:
 
 
 def _hash(
-    kind: str, about: dict[str, Any], inputs: Sequence[Sequence[tuple[str, str]]], tokenizer_hash: str | None
+    kind: str,
+    about: dict[str, Any],
+    inputs: Sequence[Sequence[tuple[str, str]]],
+    learnt: TextTokenizer | None,
 ) -> str:
-    rows = [FORMAT, kind, about, inputs, tokenizer_hash]
+    """Of a ready tokenizer also which tokens begin and end documents: a file beside it may say so."""
+    rows = [FORMAT, kind, about, inputs, learnt.description() if learnt else None]
     return xxhash.xxh3_128_hexdigest(json.dumps(rows, sort_keys=True, allow_nan=False).encode())
 
 

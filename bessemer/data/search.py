@@ -20,7 +20,7 @@ from bessemer.data.mixed_rows import MixedRows
 from bessemer.data.mixture import Mixing, Mixture
 from bessemer.data.prepared import Prepared, Split
 from bessemer.data.tokens.shards import Shard, Tokens
-from bessemer.data.tokens.sidecar import read_sidecar
+from bessemer.data.tokens.sidecar import read_row
 from bessemer.errors import RecipeError
 
 _MOST = 100  # finds that are told
@@ -56,7 +56,7 @@ def search(prepared: Prepared, text: str, training: Training | None) -> dict[str
             for stem in stems:
                 shard = Shard(stem)
                 for number, begin, end in _places(shard, wanted, engine):
-                    row = read_sidecar(stem).slice(number, 1).to_pylist()[0]
+                    row = read_row(stem, number)
                     place = {"split": split, "shard": str(stem), "document": number, "token": begin}
                     read = steps.of(source, before + begin, before + end) if steps is not None else None
                     known = {name: row[name] for name in ("source", "id", "origin", "licence")}

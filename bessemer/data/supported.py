@@ -1,7 +1,9 @@
 """What can be prepared, checked before anything is read: the rest is refused by name."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from bessemer.data.mixture import check_schedule
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 
@@ -34,6 +36,7 @@ def check_recipe(recipe: Recipe) -> None:
     for index, source in enumerate(recipe.data.source):
         _check_source(source, f"data.source.{index}", recipe)
     _check_clean(recipe.data.clean, recipe.data.source)
+    check_schedule(recipe.data)
     if recipe.tokenizer.path is None and _has_text(recipe) and recipe.tokenizer.vocab < MIN_VOCAB:
         raise RecipeError(
             "tokenizer.vocab is too small",
@@ -65,11 +68,19 @@ def check_code(recipe: Recipe, *, allowed: bool) -> None:
         )
 
 
-def other_files(recipe: Recipe) -> list[tuple[str, str]]:
-    """(key, path) of files on which the data depends beside its sources."""
+def other_files(recipe: Recipe, base: Path) -> list[tuple[str, str]]:
+    """(key, path) of files on which the data depends beside its sources and the tokenizer.
+
+    base: the recipe's folder. A function of an installed module is none: only its version tells it apart.
+    """
     clean = recipe.data.clean
     named = [("data.clean.decontaminate", path) for path in clean.decontaminate]
-    return [*named, *([("data.clean.quality", clean.quality)] if clean.quality else [])]
+    if clean.quality is not None:
+        named.append(("data.clean.quality", clean.quality))
+    if clean.code is not None:
+        own = clean.code.partition(":")[0].replace(".", "/") + ".py"
+        named += [("data.clean.code", own)] if (base / own).is_file() else []
+    return named
 
 
 def later(key: str, value: object, instead: str) -> RecipeError:

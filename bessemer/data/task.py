@@ -116,7 +116,7 @@ def _example(
 
 def _decide(work: TaskWork, numbers: Numbered, prompts: list[int], count: SourceCount) -> Numbers:
     parts = holdout.split(numbers.holdout, work.recipe.data.validation)
-    if work.recipe.data.clean.dedup == "exact":
+    if work.recipe.data.clean.dedup != "off":
         holdout.refuse_duplicates(parts, numbers)
     asked = np.array(prompts, dtype=np.uint64)
     held_out = asked[parts == holdout.VALIDATION]

@@ -11,8 +11,7 @@ from typing import Any
 
 from bessemer import __version__
 from bessemer.data.prepared import Prepared, PreparedTask
-from bessemer.recipe.schema import Data
-from bessemer.report.data_figures import CONTAMINATION, data_document
+from bessemer.report.data_figures import CONTAMINATION
 from bessemer.report.data_funnel import funnel, refusals
 from bessemer.report.data_pictures import NUM_COLOURS, OTHER, columns, power_label, ranked
 from bessemer.report.data_samples import samples
@@ -22,9 +21,8 @@ from bessemer.units import format_count, format_seconds
 _MOST_LANGUAGES = 12
 
 
-def data_page(prepared: Prepared | PreparedTask, data: Data | None = None) -> str:
-    """data: the recipe's section, if it is known: for the shares of its mixture."""
-    document = data_document(prepared, data)
+def data_page(prepared: Prepared | PreparedTask, document: dict[str, Any]) -> str:
+    """document: what data_document tells of it."""
     rows = prepared.samples() if isinstance(prepared, Prepared) else []
     sections = [
         Section("next", "What to do next", _next(document)),

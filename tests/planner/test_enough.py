@@ -10,7 +10,15 @@ import pytest
 
 from bessemer.cli.plan_data import show_data
 from bessemer.data import listing
-from bessemer.data.listing import gathered_base, list_path, list_sources, remember, remembered
+from bessemer.data.listing import (
+    Place,
+    gathered_base,
+    list_path,
+    list_sources,
+    listing_key,
+    remember,
+    remembered,
+)
 from bessemer.data.prepared import FORMAT
 from bessemer.formulas.repeated_data import effective_tokens
 from bessemer.planner.data_estimate import source_estimate
@@ -194,21 +202,21 @@ def test_a_build_is_remembered_until_an_input_or_a_key_changes(base: Path) -> No
     store, recipe = base / "data", recipe_of(base)
     (store / "abc").mkdir(parents=True)
     (store / "abc" / "manifest.json").write_text(json.dumps(manifest()))
-    assert remembered(store, recipe, base, list_sources(recipe, base)) is None
-    remember(store, recipe, base, store / "abc")
-    assert remembered(store, recipe, base, list_sources(recipe, base)) == manifest()
+    assert remembered(store, recipe, Place(base, base), list_sources(recipe, base)) is None
+    remember(store, listing_key(recipe, Place(base, base)), store / "abc")
+    assert remembered(store, recipe, Place(base, base), list_sources(recipe, base)) == manifest()
     other = recipe_of(base, "data.source.1.weight=3.0", "pretrain.steps=7")  # decide no token
-    assert remembered(store, other, base, list_sources(other, base)) == manifest()
+    assert remembered(store, other, Place(base, base), list_sources(other, base)) == manifest()
     changed = recipe_of(base, "tokenizer.vocab=512")
-    assert remembered(store, changed, base, list_sources(changed, base)) is None
+    assert remembered(store, changed, Place(base, base), list_sources(changed, base)) is None
     os.utime(base / "texts" / "a.txt", ns=(1, 1))
-    assert remembered(store, recipe, base, list_sources(recipe, base)) is None
+    assert remembered(store, recipe, Place(base, base), list_sources(recipe, base)) is None
 
 
 def test_data_that_was_removed_is_not_remembered(base: Path) -> None:
     store, recipe = base / "data", recipe_of(base)
-    remember(store, recipe, base, store / "abc")
-    assert remembered(store, recipe, base, list_sources(recipe, base)) is None
+    remember(store, listing_key(recipe, Place(base, base)), store / "abc")
+    assert remembered(store, recipe, Place(base, base), list_sources(recipe, base)) is None
 
 
 def test_rendered_library_is_found_where_it_was_rendered(base: Path) -> None:

@@ -55,7 +55,7 @@ def recipe_data(temperature: float = 1.0) -> Data:
 
 
 def test_page_stands_alone_and_is_well_formed(prepared: Prepared) -> None:
-    page = data_page(prepared)
+    page = data_page(prepared, data_document(prepared))
     balance = Balance()
     balance.feed(page)
     assert not balance.open
@@ -66,7 +66,7 @@ def test_page_stands_alone_and_is_well_formed(prepared: Prepared) -> None:
 
 
 def test_page_has_every_source_rule_and_sample_escaped(prepared: Prepared) -> None:
-    page = data_page(prepared)
+    page = data_page(prepared, data_document(prepared))
     for source in made_sources():
         for told in (source["name"], *source["refused"], *source["errors"]):
             assert html.escape(told) in page
@@ -81,7 +81,7 @@ def test_page_has_every_source_rule_and_sample_escaped(prepared: Prepared) -> No
 
 
 def test_page_shows_pictures_with_a_bar_for_each_source(prepared: Prepared) -> None:
-    page = data_page(prepared)
+    page = data_page(prepared, data_document(prepared))
     assert page.count("<svg") >= 6  # rows, bytes, cascade of all and of each, languages, lengths
     rows = re.search(r"Rows of each source.*?</figure>", page, re.S)
     assert rows is not None
@@ -91,7 +91,7 @@ def test_page_shows_pictures_with_a_bar_for_each_source(prepared: Prepared) -> N
 
 
 def test_pieces_of_a_bar_are_as_wide_as_their_shares(prepared: Prepared) -> None:
-    figure = re.search(r"Rows of each source.*?</figure>", data_page(prepared), re.S)
+    figure = re.search(r"Rows of each source.*?</figure>", data_page(prepared, data_document(prepared)), re.S)
     assert figure is not None
     boxes = re.findall(r'<rect class="fill [^"]*" x="([\d.]+)" y="(\d+)" width="([\d.]+)"', figure[0])
     first = [(float(x), float(width)) for x, y, width in boxes if y == "0"]
@@ -106,7 +106,7 @@ def test_rows_add_up_in_every_row_of_the_table(prepared: Prepared) -> None:
     for told in (*document["sources"], document["total"]):
         assert told["rows_in"] == told["kept"] + told["refused_rows"] + told["error_rows"]
         assert told["missing_rows"] == 0
-    page = data_page(prepared)
+    page = data_page(prepared, data_document(prepared))
     assert page.count('<span class="good">yes</span>') == 4 and "unaccounted" not in page
 
 
@@ -115,7 +115,8 @@ def test_rows_that_are_nowhere_are_told_aloud(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["sources"][1]["kept"] -= 7
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    page = data_page(open_prepared(folder))
+    opened = open_prepared(folder)
+    page = data_page(opened, data_document(opened))
     assert "7 missing" in page and "books: 7 rows are unaccounted for" in page
 
 
@@ -165,13 +166,13 @@ def test_mixture_shares_follow_tokens_temperature_and_weight(prepared: Prepared,
     shares = [source["mixture_share"] for source in document["sources"]]
     wanted = [10_600_000**temperature, 2 * 22_400_000**temperature, 7_000_000**temperature]
     assert shares == pytest.approx([part / sum(wanted) for part in wanted])
-    assert "read at first" in data_page(prepared, recipe_data(temperature))
+    assert "read at first" in data_page(prepared, data_document(prepared, recipe_data(temperature)))
 
 
 def test_shares_of_another_recipe_are_not_shown(prepared: Prepared) -> None:
     other = Data(source=[Source(name="other", kind="text", path="x")])
     assert [source["mixture_share"] for source in data_document(prepared, other)["sources"]] == [None] * 3
-    assert "read at first" not in data_page(prepared)
+    assert "read at first" not in data_page(prepared, data_document(prepared))
 
 
 def test_next_steps_name_what_stands_out_and_nothing_else(prepared: Prepared) -> None:
@@ -200,6 +201,7 @@ def test_text_that_html_cannot_hold_is_written_out(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["files"]["samples.jsonl"]
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    page = data_page(open_prepared(folder))
+    opened = open_prepared(folder)
+    page = data_page(opened, data_document(opened))
     assert r"a\x00b\ud800c" + "\td" in page
     page.encode("utf-8")

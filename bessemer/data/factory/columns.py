@@ -71,12 +71,20 @@ def read_batches(path: Path, columns: Sequence[str] | None = None) -> Iterator[p
             yield reader.get_batch(number)
 
 
+def column_names(path: Path) -> list[str]:
+    return list(_schema(path).names)
+
+
+def _schema(path: Path) -> pa.Schema:
+    with pa.OSFile(str(path)) as file:
+        return pa.ipc.open_file(file).schema
+
+
 def read_columns(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Whole columns of a file: for those of few bytes a row."""
     batches = list(read_batches(path, columns))
     if not batches:
-        with pa.OSFile(str(path)) as file:
-            schema = pa.ipc.open_file(file).schema
+        schema = _schema(path)
         names = schema.names if columns is None else columns
         return schema.empty_table().select(list(names))
     return pa.Table.from_batches(batches).combine_chunks()

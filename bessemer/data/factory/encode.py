@@ -25,6 +25,7 @@ from bessemer.data.tokens.shards import ShardWriter
 from bessemer.data.tokens.sidecar import write_sidecar
 from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import publish_folder, write_json
+from bessemer.errors import WriteError
 from bessemer.rundir import read_object
 
 _LABELS = ("id", "group", "origin")
@@ -34,7 +35,6 @@ def encode(task: dict[str, Any], _: Callable[[int | None], None]) -> dict[str, A
     final = Path(task["folder"])
     if encoded(final) is not None:
         return {}
-    shutil.rmtree(final, ignore_errors=True)
     fates = np.fromfile(task["files"]["mask"], dtype=np.uint8)
     learnt, encoder = _engines(task["files"]["tokenizer"], json.dumps(task["special"]), task["fast"])
     folder = unfinished(final)
@@ -45,7 +45,7 @@ def encode(task: dict[str, Any], _: Callable[[int | None], None]) -> dict[str, A
         chosen = chosen[np.argsort(mixed(rows["low"][chosen]), kind="stable")]
         splits[name] = _write(folder / name, ids, offsets, rows["table"], chosen, learnt.vocab, task)
     write_json(folder / "summary.json", {"splits": splits, "files": _sizes(folder)})
-    publish_folder(folder, final)
+    _publish(folder, final)
     return {}
 
 
@@ -54,6 +54,18 @@ def _engines(path: str, special: str, fast: bool) -> tuple[TextTokenizer, Encode
     """0.25 s for 32,768 tokens: as much as encoding a part, so once a process."""
     learnt = TextTokenizer.read(Path(path), json.loads(special))
     return learnt, Encoder(learnt, fast=fast)
+
+
+def _publish(folder: Path, final: Path) -> None:
+    """Another build may have written the same shards meanwhile: they are as good."""
+    if encoded(final) is None:
+        shutil.rmtree(final, ignore_errors=True)
+    try:
+        publish_folder(folder, final)
+    except WriteError:
+        if encoded(final) is None:
+            raise
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def encoded(folder: Path) -> dict[str, Any] | None:

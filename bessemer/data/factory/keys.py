@@ -56,7 +56,7 @@ def _content(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def key(stage: str, above: str, settings: Any) -> str:
-    text = json.dumps([stage, VERSIONS.get(stage, 1), above, settings], sort_keys=True)
+    text = json.dumps([stage, VERSIONS[stage], above, settings], sort_keys=True)
     return xxhash.xxh3_128_hexdigest(text.encode())
 
 

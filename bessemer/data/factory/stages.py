@@ -49,6 +49,9 @@ VERSIONS = {
     "minhash": 1,
     "contamination": 1,
     "quality": 1,
+    "words": 1,
+    "tokenizer": 1,
+    "tokens": 1,
 }
 Announce = Callable[[int | None], None]
 Measure = Callable[[pa.Array, Words | None], pa.RecordBatch]  # of texts, and of their words

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bessemer.data.factory.columns import read_batches, read_columns, read_texts
+from bessemer.data.factory.columns import column_names, read_batches, read_columns, read_texts
 from bessemer.data.factory.decide import VALIDATION, Decisions, Fates
 from bessemer.data.factory.keys import PartFiles
 from bessemer.durable import write_bytes
@@ -57,7 +57,8 @@ class _Counts:
         self.bytes_in += int(
             pc.sum(read_columns(part.files["read"], ["num_bytes"])["num_bytes"]).as_py() or 0
         )
-        cleaned = read_columns(part.files["clean"])
+        pii = [name for name in column_names(part.files["clean"]) if name.startswith("pii.")]
+        cleaned = read_columns(part.files["clean"], ["size_bytes", "words", *pii])
         sizes = cleaned["size_bytes"].to_numpy()
         self.fates += np.bincount(fates, minlength=256)
         self.fate_bytes += np.bincount(fates, weights=sizes, minlength=256).astype(np.int64)
@@ -65,9 +66,8 @@ class _Counts:
         self.words += int(cleaned["words"].to_numpy()[kept].sum())
         bins = np.log2(np.maximum(sizes[kept], 1)).astype(np.int64)
         self.lengths += np.bincount(np.minimum(bins, 31), minlength=32)
-        for name in cleaned.schema.names:
-            if name.startswith("pii."):
-                self.pii[name.removeprefix("pii.")] += int(cleaned[name].to_numpy()[kept].sum())
+        for name in pii:
+            self.pii[name.removeprefix("pii.")] += int(cleaned[name].to_numpy()[kept].sum())
         if "language" in part.files:
             found = read_columns(part.files["language"], ["language"])["language"].filter(pa.array(kept))
             for row in pc.value_counts(found.cast(pa.string())).to_pylist():
