@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bessemer.data.clean.signals import COLUMNS
 from bessemer.errors import RecipeError
 
 
@@ -86,9 +85,7 @@ _SINGLE_RULES = [
     Rule("c4.policy", "c4_policy", "above", 0, _C4),
 ]
 SETS: dict[str, list[Rule]] = {"gopher": _GOPHER_RULES, "c4": _C4_RULES, "fineweb": _FINEWEB_RULES}
-RULES: dict[str, Rule] = {
-    rule.name: rule for rules in (*SETS.values(), _SINGLE_RULES) for rule in rules if rule.signal in COLUMNS
-}
+RULES: dict[str, Rule] = {rule.name: rule for rules in (*SETS.values(), _SINGLE_RULES) for rule in rules}
 
 
 def chosen_rules(rules: str | Iterable[str], thresholds: Mapping[str, float]) -> list[Rule]:

@@ -15,8 +15,6 @@ DuckDB writes into the folder given and nowhere else, and neither loads extensio
 a killed process left there is removed by the next call.
 """
 
-import errno
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -30,10 +28,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bessemer.data.clean.minhash import similarity as similarity_of
-from bessemer.durable import cannot_write, guard_write
-from bessemer.errors import RefusedError, UserError
+from bessemer.data.duck import configure, explained
+from bessemer.durable import guard_write
 
 PAIRS = pa.schema([("number", pa.int64()), ("stays", pa.int64())])
+_FIX = "allow the build more memory, or set data.clean.dedup to off"
 _INSERT_ROWS = 1 << 17
 _BLOCK_ROWS = 1 << 14  # pairs compared at once: at worst 4 KiB of file for each side are in memory, 128 MiB
 # A rank is the priority above 56 bits of the number: one whole number to sort by.
@@ -182,10 +181,13 @@ def _database(folder: Path, memory_bytes: int) -> Iterator[Any]:
     guard_write(folder, partial(folder.mkdir, parents=True))
     try:
         with duckdb.connect(str(folder / "rows.duckdb")) as database:
-            _configure(database, folder, memory_bytes)
+            configure(database, folder, memory_bytes, threads=2)
+            database.execute("SET preserve_insertion_order = false")
+            database.execute("SET enable_external_access = false")  # no file but those here; from here on
+            database.execute("SET lock_configuration = true")
             yield database
     except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
-        raise _explained(error, folder, memory_bytes) from error
+        raise explained(error, folder, memory_bytes, "find duplicates", _FIX) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -195,37 +197,4 @@ def _streamed(query: Any, num_rows: int, folder: Path, memory_bytes: int) -> Ite
     try:
         yield from query.to_arrow_reader(num_rows)
     except (pa.ArrowException, OSError) as error:
-        raise _explained(error, folder, memory_bytes) from error
-
-
-def _configure(database: Any, folder: Path, memory_bytes: int) -> None:
-    settings: dict[str, Any] = {
-        "memory_limit": f"{memory_bytes // 1024}KiB",
-        "threads": 2,
-        "temp_directory": str(folder / "spill"),
-        "extension_directory": str(folder),
-        "autoinstall_known_extensions": False,
-        "autoload_known_extensions": False,
-        "python_enable_replacements": False,  # a misspelt table is no variable of ours
-        "preserve_insertion_order": False,
-        "enable_progress_bar": False,  # after two seconds it would write into our output
-        "enable_external_access": False,  # no file but those here, no network; from here on
-        "lock_configuration": True,
-    }
-    for name, value in settings.items():
-        database.execute(f"SET {name} = ?", [value])
-
-
-def _explained(error: Exception, folder: Path, memory_bytes: int) -> UserError:
-    """DuckDB says in words what the system said in a number."""
-    text = str(error)
-    if "Out of Memory" in text and "max_temp_directory_size" not in text:
-        return RefusedError(
-            "too little memory to find duplicates",
-            found=f"{memory_bytes / 2**20:.0f} MiB: {text.splitlines()[0]}",
-            wanted="256 MiB or more",
-            fix="allow the build more memory, or set data.clean.dedup to off",
-        )
-    known = (errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
-    number = next((one for one in known if os.strerror(one) in text), errno.ENOSPC)
-    return cannot_write(folder, OSError(number, os.strerror(number)))
+        raise explained(error, folder, memory_bytes, "find duplicates", _FIX) from error

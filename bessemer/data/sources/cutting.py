@@ -19,7 +19,7 @@ import xxhash
 
 from bessemer.data.sources import megatron
 from bessemer.data.sources.arrow_rows import UNREADABLE, check_schema, open_parquet, wanted_bytes
-from bessemer.data.sources.inputs import WrongColumns
+from bessemer.data.sources.inputs import WrongColumns, open_input, unfinished
 from bessemer.data.sources.parts import PART_BYTES, Input, Part, Wanted
 from bessemer.data.sources.records import format_of
 from bessemer.data.sources.rows_csv import check_columns
@@ -133,7 +133,7 @@ def _pieces(source: Source, inputs: Sequence[Input], part_bytes: int) -> Iterato
             elif kind in ("jsonl", "csv", "warc"):
                 if kind == "csv" and not is_right:
                     check_columns(wanted, entry)
-                pieces += _lines(entry, part_bytes)
+                pieces += _lines(_with_records(source, entry, part_bytes), part_bytes)
             else:
                 pieces.append(_whole(entry, 1))
             is_right = True
@@ -149,6 +149,19 @@ def _whole(entry: Input, num_rows: int | None, num_bytes: int | None = None) -> 
     if num_bytes is None:
         num_bytes = entry.size_bytes * (_UNPACKED_TIMES if entry.name.endswith(_PACKED) else 1)
     return _Piece(Part((entry,)), num_rows, num_bytes)
+
+
+def _with_records(source: Source, entry: Input, part_bytes: int) -> Input:
+    """A crawl with its cuts. Only a walk through all of it tells them, so small files are left whole."""
+    if source.kind != "warc" or entry.url is not None or entry.size_bytes < 2 * part_bytes:
+        return entry
+    from bessemer.data.sources.warc import warc_cuts
+
+    with open_input(entry, what(source)) as file:
+        try:
+            return replace(entry, cuts=warc_cuts(file, part_bytes))
+        except OSError as error:
+            raise unfinished(what(source), entry, error) from error
 
 
 def _lines(entry: Input, part_bytes: int) -> Iterator[_Piece]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from bessemer.data.sources.cutting import cut, wanted_columns, what
 from bessemer.data.sources.huggingface import find_dataset
-from bessemer.data.sources.inputs import WrongColumns, find_inputs, open_input, unfinished
+from bessemer.data.sources.inputs import WrongColumns, find_inputs
 from bessemer.data.sources.megatron import index_path, with_tokens
 from bessemer.data.sources.pages import html_text, page_text
 from bessemer.data.sources.parts import (
@@ -72,8 +72,7 @@ def source_inputs(source: Source, base: Path, cut_bytes: int = PART_BYTES) -> li
     if source.kind == "tokens":
         found = find_inputs(what(source), index_path(path, base), base, "jsonl", cut_bytes)
         return with_tokens(what(source), found)
-    found = find_inputs(what(source), path, base, source.kind, cut_bytes)
-    return [_with_records(source, entry, cut_bytes) for entry in found] if source.kind == "warc" else found
+    return find_inputs(what(source), path, base, source.kind, cut_bytes)
 
 
 def documents(source: Source, inputs: Sequence[Input]) -> Iterator[Document]:
@@ -100,28 +99,17 @@ def read(source: Source, part: Part, begins: Begins = none_left_out) -> Iterator
 
 
 def _file_by_file(source: Source, part: Part, begins: Begins) -> Iterator[Document]:
-    from bessemer.data.sources.books import read_books
+    reader = _read_files
+    if source.kind == "books":
+        from bessemer.data.sources.books import read_books
 
-    reader = read_books if source.kind == "books" else _read_files
+        reader = read_books
     for place, entry in enumerate(part.inputs):
         reason = begins(place)
         if reason is not None:
             yield Document(entry.name, None, entry.size_bytes, error=reason)
         else:
             yield from reader(source, replace(part, inputs=(entry,)))
-
-
-def _with_records(source: Source, entry: Input, cut_bytes: int) -> Input:
-    """A crawl with its cuts. Only a walk through all of it tells them, so small files are left whole."""
-    if entry.url is not None or entry.size_bytes < 2 * cut_bytes:
-        return entry
-    from bessemer.data.sources.warc import warc_cuts
-
-    with open_input(entry, what(source)) as file:
-        try:
-            return replace(entry, cuts=warc_cuts(file, cut_bytes))
-        except OSError as error:
-            raise unfinished(what(source), entry, error) from error
 
 
 def label(fields: dict[str, Any], column: str | None) -> tuple[str | None, str | None]:

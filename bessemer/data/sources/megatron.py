@@ -12,7 +12,6 @@ Source: megatron/core/datasets/indexed_dataset.py.
 """
 
 import io
-import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,15 +21,11 @@ import numpy as np
 from bessemer.data.sources import remote
 from bessemer.data.sources.inputs import file_input, no_column, place_of
 from bessemer.data.sources.parts import LARGEST_BYTES, Input, Part, Record, Wanted
-from bessemer.data.sources.streams import open_stream
+from bessemer.data.sources.streams import open_plain
+from bessemer.data.tokens.shards import HEADER, MAGIC, TYPES
 from bessemer.errors import DataError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_TYPES: dict[int, Any] = {
-    1: np.uint8, 2: np.int8, 3: np.int16, 4: np.int32,
-    5: np.int64, 6: np.float64, 7: np.float32, 8: np.uint16,
-}  # fmt: skip
+_TYPES: dict[int, Any] = {**TYPES, 6: np.float64, 7: np.float32}
 
 
 class Index(NamedTuple):
@@ -59,16 +54,16 @@ def with_tokens(what: str, inputs: Sequence[Input]) -> list[Input]:
 
 def read_head(what: str, index: Input, tokens: Input) -> Index:
     """Checked against the sizes of both files."""
-    with open_stream(index, what) as stream:
-        head = stream.read(_HEADER.size)
-    if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+    with open_plain(index, what) as stream:
+        head = stream.read(HEADER.size)
+    if len(head) < HEADER.size or not head.startswith(MAGIC):
         raise _broken(what, index, "it does not begin like one", "Megatron's MMIDIDX, version 1")
-    _, version, code, num_sequences, num_entries = _HEADER.unpack(head)
+    _, version, code, num_sequences, num_entries = HEADER.unpack(head)
     if version != 1 or code not in _TYPES:
         raise _broken(
             what, index, f"version {version}, type {code}", f"version 1, a type of {sorted(_TYPES)}"
         )
-    size = _HEADER.size + 12 * num_sequences + 8 * num_entries
+    size = HEADER.size + 12 * num_sequences + 8 * num_entries
     if num_entries < 1 or index.size_bytes not in (size, size + num_sequences):  # modes may stand behind
         found = f"{index.size_bytes} bytes for {num_sequences} sequences and {num_entries} entries"
         raise _broken(what, index, found, f"{size} bytes")
@@ -87,7 +82,7 @@ def read_megatron(wanted: Wanted, part: Part) -> Iterator[Record]:
     index, tokens = part.inputs
     head = read_head(wanted.what, index, tokens)
     end = head.num_documents if part.end is None else part.end
-    with open_stream(index, wanted.what) as stream:
+    with open_plain(index, wanted.what) as stream:
         borders = _numbers(stream, 12 * head.num_sequences + 8 * part.begin, np.int64, end - part.begin + 1)
         first, last = int(borders[0]), int(borders[-1])
         if first < 0 or last > head.num_sequences or (np.diff(borders) < 0).any():
@@ -101,7 +96,7 @@ def read_megatron(wanted: Wanted, part: Part) -> Iterator[Record]:
     if outside.any():
         found = f"{tokens.size_bytes} bytes, and an index that points beyond them"
         raise _broken(wanted.what, tokens, found, "the .bin that this .idx was written with")
-    with open_stream(tokens, wanted.what) as stream:
+    with open_plain(tokens, wanted.what) as stream:
         for number, (begin, stop) in enumerate(zip(borders[:-1] - first, borders[1:] - first, strict=True)):
             place = f"{index.name}:{part.first_row + number}"
             size = int(lengths[begin:stop].sum()) * width
@@ -117,7 +112,7 @@ def read_megatron(wanted: Wanted, part: Part) -> Iterator[Record]:
 
 def _numbers(stream: io.BufferedReader, place: int, item: Any, count: int) -> Any:
     """Of the index, behind its head."""
-    return _read_at(stream, _HEADER.size + place, count, item)
+    return _read_at(stream, HEADER.size + place, count, item)
 
 
 def _read_at(stream: io.BufferedReader, place: int, count: int, item: Any) -> Any:

@@ -88,6 +88,11 @@ class _Unpacked(io.RawIOBase):
         super().close()
 
 
+def open_plain(entry: Input, what: str) -> io.BufferedReader:
+    """The bytes as they are, whatever they begin with. It can seek where the file can."""
+    return io.BufferedReader(_Source(open_input(entry, what), entry, what), _BLOCK_BYTES)
+
+
 def open_stream(entry: Input, what: str, begin: int = 0) -> io.BufferedReader:
     """From byte `begin`, which only a file that is not packed may have."""
     file = open_input(entry, what)

@@ -24,9 +24,9 @@ import numpy as np
 from bessemer.durable import cannot_write
 from bessemer.errors import DataError
 
-_MAGIC = b"MMIDIDX\x00\x00"
-_HEADER = struct.Struct("<9sQBQQ")
-_TYPES: dict[int, type[np.integer[Any]]] = {
+MAGIC = b"MMIDIDX\x00\x00"
+HEADER = struct.Struct("<9sQBQQ")
+TYPES: dict[int, type[np.integer[Any]]] = {
     1: np.uint8,
     2: np.int8,
     3: np.int16,
@@ -57,7 +57,7 @@ class ShardWriter:
 
     def add_many(self, tokens: Tokens, offsets: Offsets) -> None:
         """Documents on end: document k is tokens[offsets[k] : offsets[k + 1]]."""
-        whole = tokens[offsets[0] : offsets[-1]].astype(_TYPES[self._code], copy=False)
+        whole = tokens[offsets[0] : offsets[-1]].astype(TYPES[self._code], copy=False)
         try:
             self._file.write(np.ascontiguousarray(whole).data)
         except OSError as error:
@@ -78,8 +78,8 @@ class ShardWriter:
         sizes = np.frombuffer(self._sizes, dtype=np.int32)
         pointers = np.zeros(len(sizes), dtype=np.int64)
         np.cumsum(sizes[:-1], out=pointers[1:])
-        pointers *= np.dtype(_TYPES[self._code]).itemsize
-        header = _HEADER.pack(_MAGIC, 1, self._code, len(sizes), len(sizes) + 1)
+        pointers *= np.dtype(TYPES[self._code]).itemsize
+        header = HEADER.pack(MAGIC, 1, self._code, len(sizes), len(sizes) + 1)
         entries = np.arange(len(sizes) + 1, dtype=np.int64)
         try:
             self._index.write_bytes(header + sizes.tobytes() + pointers.tobytes() + entries.tobytes())
@@ -181,26 +181,26 @@ def _read_index(index: Path) -> tuple[Offsets, type[np.integer[Any]], int]:
         content = index.read_bytes()
     except OSError as error:
         raise _damaged(index, str(error)) from error
-    magic, version, code, sequences, entries = _HEADER.unpack_from(content.ljust(_HEADER.size, b"\0"))
-    if magic != _MAGIC or version != 1 or code not in _TYPES:
+    magic, version, code, sequences, entries = HEADER.unpack_from(content.ljust(HEADER.size, b"\0"))
+    if magic != MAGIC or version != 1 or code not in TYPES:
         raise DataError(
             f"{index} is not an index of tokens",
             found=f"magic {magic!r}, version {version}, type {code}",
             wanted="Megatron's MMIDIDX, version 1, integers",
             fix=_FIX,
         )
-    if len(content) < _HEADER.size + 12 * sequences + 8 * entries:
+    if len(content) < HEADER.size + 12 * sequences + 8 * entries:
         raise _damaged(index, f"{len(content)} bytes for {sequences} sequences and {entries} entries")
-    sizes = np.frombuffer(content, np.int32, sequences, _HEADER.size)
-    places = np.frombuffer(content, np.int64, sequences, _HEADER.size + 4 * sequences)
-    documents = np.frombuffer(content, np.int64, entries, _HEADER.size + 12 * sequences)
-    begins, width = _begins(sizes), np.dtype(_TYPES[code]).itemsize
+    sizes = np.frombuffer(content, np.int32, sequences, HEADER.size)
+    places = np.frombuffer(content, np.int64, sequences, HEADER.size + 4 * sequences)
+    documents = np.frombuffer(content, np.int64, entries, HEADER.size + 12 * sequences)
+    begins, width = _begins(sizes), np.dtype(TYPES[code]).itemsize
     if (sizes < 0).any() or not np.array_equal(places, begins[:-1] * width):
         raise _damaged(index, "sequences that do not lie on end")
     ends = [int(documents[0]), int(documents[-1])] if entries else []
     if ends != [0, sequences] or (np.diff(documents) < 0).any():
         raise _damaged(index, f"documents {ends} of {sequences} sequences, or out of order")
-    return begins[documents], _TYPES[code], int(begins[-1]) * width
+    return begins[documents], TYPES[code], int(begins[-1]) * width
 
 
 def _begins(sizes: Sequence[int] | np.ndarray[Any, np.dtype[Any]]) -> Offsets:

@@ -24,6 +24,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Regex, normalizers
 
+from bessemer.data.duck import configure, explained
 from bessemer.durable import atomic_file
 
 SPLIT = (
@@ -80,21 +81,20 @@ def merge_counts(
     """
     if not paths:
         return SCHEMA.empty_table()
-    settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{memory_bytes}B",
-        "temp_directory": str(temporary),
-        "threads": 1,
-    }
     merged = temporary / "words.parquet"
     temporary.mkdir(parents=True, exist_ok=True)
     try:
-        with duckdb.connect(config=settings) as database:
+        with duckdb.connect() as database:
+            configure(database, temporary, memory_bytes, threads=1)
             database.execute(
                 "COPY (SELECT word, sum(count)::BIGINT AS count FROM read_parquet(?) GROUP BY word"
                 " ORDER BY count DESC, word LIMIT ?) TO ? (FORMAT parquet)",
                 [[str(path) for path in paths], max_words, str(merged)],
             )
         kept = list(_first_bytes(merged, max_bytes))
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        fix = "allow the build more memory, or name a ready tokenizer: tokenizer.path"
+        raise explained(error, temporary, memory_bytes, "count words", fix) from error
     finally:
         merged.unlink(missing_ok=True)
     return pa.concat_tables([SCHEMA.empty_table(), *kept]).sort_by("word").combine_chunks()

@@ -1,7 +1,6 @@
 """What changes the data is never answered with the old data; and what may stand in for us does not."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +95,15 @@ def test_two_builds_at_once_that_share_a_source_both_end(texts: Path) -> None:
 @pytest.mark.parametrize("name", ["xxhash", "tokenize", "numpy"])
 def test_file_in_the_current_folder_is_never_taken_for_a_package(texts: Path, name: str) -> None:
     (texts / f"{name}.py").write_text("raise SystemExit('taken')\n")
+    (texts / "r.toml").write_text(f"{RECIPE}{text_source()}")
+    bessemer = str(Path(sys.executable).with_name("bessemer"))
+    done = subprocess.run([bessemer, "data", "build", "r.toml"], cwd=texts, capture_output=True, text=True)
+    assert done.returncode == 0 and "taken" not in done.stderr, done.stderr
+
+
+def test_near_duplicates_ask_for_exact_ones_of_a_task_too(texts: Path) -> None:
+    rows = [{"prompt": f"What is {n % 10}?", "answer": f"A number, {n % 10}."} for n in range(30)]
+    (texts / "task.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     (texts / "r.toml").write_text(f'{RECIPE}{text_source()}[data.clean]\ndedup = "minhash"\n{TASK}')
     loaded = load(str(texts / "r.toml"), [])
     prepared = build(loaded.recipe, texts)

@@ -104,3 +104,11 @@ def test_pair_has_no_column_for_an_id(tmp_path: Path) -> None:
     write(tmp_path / "a", 8, DOCUMENTS)
     with pytest.raises(DataError, match="has no column 'n'"):
         read_all(tmp_path, "tokens", "a.idx", 'id = "n"')
+
+
+@pytest.mark.parametrize(
+    ("code", "first"), [(8, 0x8B1F), (4, 0x8B1F), (4, 0x7D2FB528 & 0x7FFFFFFF), (8, 0xB528)]
+)
+def test_tokens_that_begin_as_packed_files_do_are_tokens(tmp_path: Path, code: int, first: int) -> None:
+    write(tmp_path / "a", code, [[[first, 5]], [[6]]])
+    assert outcome(read_all(tmp_path, "tokens", "a.idx")) == [[first, 5], [6]]

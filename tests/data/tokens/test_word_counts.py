@@ -12,6 +12,7 @@ from tokenizers import Regex, pre_tokenizers
 from bessemer.data.tokens import words
 from bessemer.data.tokens.encoder import fuzz
 from bessemer.data.tokens.words import SPLIT, count_words, merge_counts, read_counts, write_counts
+from bessemer.errors import RefusedError
 
 ORACLE = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
 # What the rules of SPLIT turn on.
@@ -161,3 +162,11 @@ def test_written_counts_come_back_and_are_the_same_bytes(tmp_path: Path) -> None
         write_counts(tmp_path / name, counts)
     assert read_counts(tmp_path / "a").equals(counts)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_too_little_memory_to_count_is_refused_in_words(tmp_path: Path) -> None:
+    words = pa.array([f"word{number}" for number in range(200_000)])
+    write_counts(tmp_path / "counts", count_words([words]))
+    with pytest.raises(RefusedError, match="too little memory to count words") as caught:
+        merge_counts([tmp_path / "counts"], tmp_path / "spill", memory_bytes=2 * 2**20)
+    assert "tokenizer.path" in caught.value.fix
