@@ -80,11 +80,13 @@ def test_run_leads_to_its_data(recipe: Path, texts: Path) -> None:
     stage = texts / "runs" / "made" / "pretrain"
     (stage / "checkpoints").mkdir(parents=True)
     folder = {"folder": str(Path(built["manifest"]).parent)}
-    (stage / "stage.json").write_text(json.dumps({"data": folder}), encoding="utf-8")
+    (stage / "stage.json").write_text(json.dumps({"data": folder, "context": 64}), encoding="utf-8")
     (stage / "metrics.jsonl").write_text("", encoding="utf-8")
     shutil.copy(recipe, texts / "runs" / "made" / "recipe.toml")
     told, _ = call("report", str(texts / "runs" / "made"), store=texts)
     assert told["manifest"] == built["manifest"] and told["sources"][0]["kept"] == 15
+    row, _ = call("inspect", str(texts / "runs" / "made"), store=texts)
+    assert row["context"] == 64  # as the model gets it
 
 
 def test_options_without_effect_are_refused(recipe: Path, texts: Path) -> None:

@@ -83,6 +83,8 @@ class Driven:
             command = [*worker_command("bessemer.data.factory.worker"), str(self.memory_bytes)]
             # A worker a core: a library that starts threads of its own would only be in the others' way.
             alone = dict.fromkeys(("RAYON_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            # Arrow's own pool keeps what it once had: 1.37 GB for a build that takes 1.30 without.
+            alone["ARROW_DEFAULT_MEMORY_POOL"] = "system"
             popen = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, **alone}
             )

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class How:
-    """How to build, where there is something to build. None of it changes a byte of the result."""
+    """How to build, where there is something to build.
+
+    None of it changes a byte of the result, but for what a time-out leaves out, and what a database holds
+    when it is read anew.
+    """
 
     engine: str = "local"  # or "ray"
     workers: int | None = None  # processes; None: one a core
