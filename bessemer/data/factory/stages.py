@@ -49,6 +49,7 @@ VERSIONS = {
     "minhash": 1,
     "contamination": 1,
     "quality": 1,
+    "parts": 1,
     "words": 1,
     "tokenizer": 1,
     "tokens": 1,
