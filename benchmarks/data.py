@@ -5,7 +5,8 @@
 One run on real text of this machine (data_corpus.py). All rates are per CPU-second, of all processes, start
 included for ours, imports left out for the peer; MB are those that a stage or a path was given to read.
 The peer gets every EACH-th document of the same corpus: all would take ten minutes.
-Cost: about 5 minutes; the first time one more to install the peer.
+The whole path is run in three rounds, ours and the peer's in turns; the middle ratio counts.
+Cost: about 7 minutes; the first time one more to install the peer.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from environments import HERE, python_of
 from bessemer.hardware import machine
 
 EACH, TIMES, ROWS, SAMPLES = 25, 4, 24_000_000, 1_000_000_000
+ROUNDS = 3
 _SOURCES = """
 [[data.source]]
 name = "man"
@@ -105,8 +107,7 @@ def _measure(folder: Path, scale: float) -> dict[str, Any]:
     found["kept"], kept = _build(folder, "kept", "corpus", "vocab = 32768", "")
     tokenizer = f'path = "{kept.relative_to(folder)}/tokenizer.json"'
     found["whole"], _ = _build(folder, "whole", "corpus", tokenizer, _RULES)
-    # Alone, as the peer: two processes on two halves of one core would each look slower.
-    found["alone"], _ = _build(folder, "alone", "corpus", tokenizer, _RULES, "--workers", "1")
+    found["rounds"] = _rounds(folder, tokenizer, kept)
     found["duplicates"] = _part(folder, "data_duplicates.py", "kept.toml", "store-kept")[0]
     for name, given in {
         "tokenize": ["corpus", str(kept / "tokenizer.json")],
@@ -117,11 +118,24 @@ def _measure(folder: Path, scale: float) -> dict[str, Any]:
     }.items():
         found[name], watched = _part(folder, "data_parts.py", name, *given)
         found[name]["peak_bytes"] = watched.peak_bytes
-    found["peer"] = _peer(folder, kept / "tokenizer.json")
     _say(f"{TIMES} times the text")
     multiply(folder / "corpus", folder / "corpus4", TIMES)
     found["large"], _ = _build(folder, "large", "corpus4", tokenizer, "")
     return found
+
+
+def _rounds(folder: Path, tokenizer: str, kept: Path) -> list[dict[str, Any]]:
+    """The whole path, ours and the peer's in turns: a machine is not as fast at one time as at another.
+
+    Ours with one process, as the peer: two on two halves of one core would each look slower.
+    """
+    sizes = sample(folder / "corpus", folder / "sample", EACH)
+    rounds = []
+    for number in range(ROUNDS):
+        ours, _ = _build(folder, f"alone{number}", "corpus", tokenizer, _RULES, "--workers", "1")
+        peer = _peer(folder, kept / "tokenizer.json", f"peer{number}")
+        rounds.append({"alone": ours, "peer": {**peer, "bytes": sizes}})
+    return rounds
 
 
 def _build(
@@ -162,13 +176,12 @@ def _part(folder: Path, script: str, *given: str) -> tuple[dict[str, Any], Watch
     return json.loads(watched.output), watched
 
 
-def _peer(folder: Path, tokenizer: Path) -> dict[str, Any]:
-    sizes = sample(folder / "corpus", folder / "sample", EACH)
+def _peer(folder: Path, tokenizer: Path, name: str) -> dict[str, Any]:
     python = python_of("data")
-    _say("datatrove, on a sample")
-    command = [str(python), str(HERE / "data_peer.py"), "sample", str(tokenizer), "peer"]
-    watched = watch(command, folder, folder / "peer.log")
-    return {**json.loads(watched.output), **_taken(watched), "bytes": sizes}
+    _say(f"datatrove, on a sample, {name}")
+    command = [str(python), str(HERE / "data_peer.py"), "sample", str(tokenizer), name]
+    watched = watch(command, folder, folder / f"{name}.log")
+    return {**json.loads(watched.output), **_taken(watched)}
 
 
 def _say(text: str) -> None:

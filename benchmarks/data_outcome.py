@@ -9,9 +9,9 @@ _GB = 1e9
 
 def rows(found: dict[str, Any]) -> list[tuple[str, str, str, str, bool]]:
     """(what, ours, the peer's or the bound, goal, reached)."""
-    peer, bytes_of = found["peer"], found["peer"]["bytes"]
-    ours = sum(kind["bytes"] for kind in found["corpus"].values()) / 1e6 / found["alone"]["cpu_s"]
-    theirs = peer_rate(found)
+    middle = middle_round(found)
+    peer, bytes_of = middle["peer"], middle["peer"]["bytes"]
+    ours, theirs = own_rate(found, middle), peer_rate(found, middle)
     own_minhash = found["minhash"]["mb"] / sum(found["minhash"]["cpu_s"].values())
     their_minhash = bytes_of["texts"] / 1e6 / sum(peer["minhash"].values())
     spent = found["tokenize"]["cpu_s"]
@@ -54,16 +54,31 @@ def table(found: dict[str, Any]) -> str:
     ]
     sizes = ", ".join(f"{kind} {row['bytes'] / 1e6:.0f} MB" for kind, row in found["corpus"].items())
     head = f"{sizes}; rates in MB read per CPU-second"
-    return "\n".join([head, "", *columns(["", "bessemer", "peer", "goal", "reached"], body)])
+    ratios = sorted(own_rate(found, each) / peer_rate(found, each) for each in found["rounds"])
+    foot = "whole path, all rounds: " + ", ".join(f"{ratio:.1f} x" for ratio in ratios)
+    return "\n".join([head, "", *columns(["", "bessemer", "peer", "goal", "reached"], body), "", foot])
 
 
-def peer_rate(found: dict[str, Any]) -> float:
+def middle_round(found: dict[str, Any]) -> dict[str, Any]:
+    """Of the rounds of the whole path, the one whose ratio is neither the best nor the worst."""
+    by_ratio = sorted(found["rounds"], key=lambda each: own_rate(found, each) / peer_rate(found, each))
+    middle: dict[str, Any] = by_ratio[len(by_ratio) // 2]
+    return middle
+
+
+def own_rate(found: dict[str, Any], each: dict[str, Any]) -> float:
+    """MB of the whole corpus per CPU-second."""
+    size = sum(kind["bytes"] for kind in found["corpus"].values())
+    return float(size / 1e6 / each["alone"]["cpu_s"])
+
+
+def peer_rate(found: dict[str, Any], each: dict[str, Any]) -> float:
     """MB per CPU-second of the whole path, had the peer been given all of the corpus.
 
     Kinds cost differently, and the sample has not the corpus' share of each: a large page is in it or not.
     What comes behind the filters sees texts only, hardly any of which was HTML.
     """
-    whole, sampled = found["peer"]["whole"], found["peer"]["bytes"]
+    whole, sampled = each["peer"]["whole"], each["peer"]["bytes"]
     sizes = {kind: row["bytes"] for kind, row in found["corpus"].items()}
     filters_s = sum(whole[f"filters: {kind}"] * size / sampled[kind] for kind, size in sizes.items())
     behind_s = sum(cpu_s for name, cpu_s in whole.items() if not name.startswith("filters"))

@@ -159,7 +159,7 @@ def test_killed_in_any_stage_the_whole_run_ends_the_same(tmp_path: Path) -> None
     command = Killed(tmp_path, tmp_path / "run/pretrain", "run", *PRETRAIN[1:], "--run", "run")
     moments, kills = dice(), 0
     for _ in range(12):
-        kills += command.after(2.0 + moments.random() * 6.0)
+        kills += command.after(0.5 + moments.random() * 4.0)
     command.to_the_end()
     assert kills >= 3
     steps = json.loads(out)["finetune"]["step"]

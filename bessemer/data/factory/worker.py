@@ -13,6 +13,7 @@ The process ends with its driver, also when that is killed: the kernel tells it 
 """
 
 import ctypes
+import gc
 import json
 import os
 import resource
@@ -26,12 +27,17 @@ import pyarrow as pa
 from bessemer.data.factory.tasks import run_task
 from bessemer.errors import UserError
 
+_OBJECTS_BETWEEN_SEARCHES = 100_000
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> None:
     _end_with_driver()
     pa.set_cpu_count(1)
+    # Trees of pages make and drop millions of objects, hardly any in circles: looking for those less often
+    # saves 2 to 3 % of a build.
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_SEARCHES, 20, 50)
     memory_bytes = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
     # What libraries print must not be taken for an answer.
