@@ -17,12 +17,15 @@ class Tolerance:
 
     first_loss: float  # of the first step, before any update
     loss: float  # of every step, and of held-out rows after the last
-    grad_norm: float  # of every step, before clipping
+    first_grad_norm: float  # of the first step, before clipping
+    grad_norm: float  # of every step
 
 
 TOLERANCES = {
-    "fp32": Tolerance(first_loss=1e-6, loss=1e-4, grad_norm=1e-3),
-    "bf16": Tolerance(first_loss=1e-3, loss=1e-3, grad_norm=2e-2),  # bf16 keeps 8 bits: 4e-3 a number
+    "fp32": Tolerance(first_loss=1e-6, loss=1e-4, first_grad_norm=1e-4, grad_norm=1e-3),
+    # bf16 keeps 8 bits: 4e-3 a number. Rounding alone moves later norms that far: one process with
+    # micro-batches of 8 rows and of 1 differs by 2.7e-2 within 50 steps of 512 tokens (4 experts of 24).
+    "bf16": Tolerance(first_loss=1e-3, loss=1e-3, first_grad_norm=2e-2, grad_norm=5e-2),
 }
 
 
@@ -52,6 +55,7 @@ def compared(trace: Trace, reference: Trace, tolerance: Tolerance) -> Row:
     passed = (
         losses[0] <= tolerance.first_loss
         and max(losses) <= tolerance.loss
+        and norms[0] <= tolerance.first_grad_norm
         and max(norms) <= tolerance.grad_norm
     )
     return {
