@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError
@@ -176,6 +177,26 @@ def store_ceilings(ceilings: Ceilings) -> Path:
 
 def _ceilings_file(device: str, threads: int) -> Path:
     return cache_folder() / f"ceilings-{_plain(device) or 'cpu'}-{threads}.json"
+
+
+def stored_document(kind: str, device: str) -> dict[str, Any] | None:
+    """What else is kept of a device ("calibration", "steps"), or None: absent, torn, or no object."""
+    try:
+        values = json.loads(_read_text(_document_file(kind, device)) or "null")
+    except json.JSONDecodeError:
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def write_document(kind: str, device: str, values: dict[str, Any]) -> Path:
+    """Beside the ceilings. WriteError where the cache folder cannot be written."""
+    path = _document_file(kind, device)
+    write_json(path, values)
+    return path
+
+
+def _document_file(kind: str, device: str) -> Path:
+    return cache_folder() / f"{kind}-{_plain(device) or 'cpu'}.json"
 
 
 @cache

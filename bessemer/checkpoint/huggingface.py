@@ -6,11 +6,10 @@ headers, so a folder that does not fit is refused after reading kilobytes. fp32,
 to our fp32 parameters exactly, so loading never changes a weight. Memory: one tensor.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface import shape_from_config
+from bessemer.formulas.huggingface_keys import config_path, read_json
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import tensor_table
 from bessemer.model.pieces import Piece, Pieces, local, stored, whole_pieces
@@ -44,8 +44,7 @@ def read_shape(folder: Path, *, context: int | None = None) -> ModelShape:
 
     context: tokens in a training row; None: 1024, or all positions where the model has fewer.
     """
-    path = folder if folder.is_file() else folder / "config.json"
-    shape = shape_from_config(_read_json(path), context=context)
+    shape = shape_from_config(read_json(config_path(folder)), context=context)
     return shape if context is not None else replace(shape, context=min(_DEFAULT_CONTEXT, shape.context))
 
 
@@ -117,7 +116,7 @@ def _files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
-        names = sorted(set(_read_json(folder / _INDEX)["weight_map"].values()))
+        names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
         # Only names, never paths: an index must not lead out of its folder.
         return [folder / Path(name).name for name in names]
     pickled = sorted(file.name for file in folder.glob("*.bin"))
@@ -143,21 +142,6 @@ def _redundant(name: str, inventory: dict[str, _Stored], shape: ModelShape) -> b
 def _read(inventory: dict[str, _Stored], name: str) -> Tensor:
     with safe_open(inventory[name].file, framework="pt") as tensors:
         return tensors.get_tensor(name)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"holds a {type(content).__name__} instead of an object")
-    except (OSError, ValueError) as error:
-        raise RecipeError(
-            f"cannot read {path}",
-            found=str(error),
-            wanted="a folder as Hugging Face's save_pretrained writes it",
-            fix="check the path in model.from (relative to the recipe's folder) or --from",
-        ) from error
-    return content
 
 
 def _names(names: list[str]) -> str:

@@ -18,7 +18,11 @@ _OPTIONAL = (
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calibrate", action="store_true", help="measure the ceilings anew")
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="measure, in half a minute, how fast this machine does each part of a training step",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -32,6 +36,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     here, accelerators = machine(), _accelerators()
     devices = _devices([torch.device("cpu"), *accelerators], args.calibrate)
+    calibrations = _calibrations([torch.device("cpu"), *accelerators], args.calibrate)
     meter = PowerMeter(cores=here.cores, accelerators=[meter_name(device) for device in accelerators])
     document: dict[str, Any] = {
         "python": platform.python_version(),
@@ -40,6 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "memory": {"bytes": here.memory_bytes, "available_bytes": here.memory_available_bytes},
         "disk_free_bytes": disk_free_bytes(Path.cwd()),
         "devices": devices,
+        "calibrations": calibrations,
         "ceilings_stored_in": str(cache_folder()),
         "meters": meter.parts,
         "compiler": _compiler("gpu" if accelerators else "cpu"),
@@ -61,7 +67,7 @@ def show(document: dict[str, Any]) -> str:
         "optional  "
         + ", ".join(f"{part['name']} {part['version'] or 'absent'}" for part in document["optional"]),
     ]
-    parts = ["\n".join(lines), _ceilings(document["devices"])]
+    parts = ["\n".join(lines), _ceilings(document["devices"]), *_speeds(document["calibrations"])]
     if document["missing"]:
         rows = [[row["what"], row["why"], row["get"]] for row in document["missing"]]
         parts.append("\n".join(text_table(["Missing", "what it is for", "how to get it"], rows, left=3)))
@@ -122,6 +128,31 @@ def _devices(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _calibrations(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
+    """Of each name: measured now, or what is stored. As planner/calibration.py has them."""
+    from bessemer.measure import calibrate as measure
+    from bessemer.measure.ceiling import device_name
+    from bessemer.planner.calibration import stored_calibration
+
+    by_name = {device_name(device): device for device in reversed(devices)}
+    found = [
+        measure.calibrate(device) if calibrate else stored_calibration(name)
+        for name, device in by_name.items()
+    ]
+    return [each.to_json() for each in reversed(found) if each is not None]
+
+
+def _speeds(calibrations: list[dict[str, Any]]) -> list[str]:
+    from bessemer.cli.doctor_speeds import calibration_text
+    from bessemer.planner.calibration import Calibration
+
+    if not calibrations:
+        return [
+            "Not calibrated: `bessemer doctor --calibrate` lets the planner predict this machine closely."
+        ]
+    return [calibration_text(Calibration.from_json(values)) for values in calibrations]
 
 
 def _compiler(kind: str) -> dict[str, str | None]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from bessemer.cli.columns import text_table
 from bessemer.errors import RecipeError
-from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.units import format_bytes, format_count, format_seconds
+from bessemer.formulas.layout import Layout
+from bessemer.units import format_count, format_seconds
 
 HELP = "predict memory, time, energy and money of a recipe, with the rule behind each derived value"
 
@@ -30,37 +30,48 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.cli.plan_data import KnownData
     from bessemer.cli.rehearsal import rehearsed
+    from bessemer.planner.cluster import cluster_of
     from bessemer.planner.layout import WHERE
-    from bessemer.planner.resolve import check_recipe, resolve
+    from bessemer.planner.predict import devices_of
+    from bessemer.planner.resolve import check_recipe, resolve_searched
     from bessemer.recipe.load import load
     from bessemer.recipe.schema import Parallel
 
-    _refuse_what_is_not_built(args)
+    _refuse_contradictions(args)
+    if _is_validation(args):
+        from bessemer.cli.plan_validate import validated
+
+        return validated(args)
     loaded = load(args.recipe, args.set)
     recipe, layout_from = loaded.recipe, WHERE
     if args.layout is not None:
         recipe = recipe.model_copy(update={"parallel": Parallel(layout=args.layout)})
         layout_from = "--layout"
     check_recipe(recipe, layout_from=layout_from)  # before the machine is measured
-    facts = _facts(args, recipe, loaded.base)
+    recipe, facts = _facts(args, recipe, loaded.base)
     data = KnownData(recipe, loaded.base, getattr(args, "store", Path("data")))
     facts = data.known(facts)
-    plan = resolve(recipe, facts, layout_from=layout_from)
-    document = {**_document(recipe, plan, facts, args.top), "data": data.told(plan)}
+    plan, chosen = resolve_searched(recipe, facts, layout_from=layout_from)
+    cluster = cluster_of(recipe, devices_of(plan.pretrain.layout, facts))
+    document = {**_document(recipe, plan, facts, cluster), "data": data.told(plan)}
+    document |= _layouts(recipe, plan, facts, cluster, chosen, args.top)
     return {**document, "rehearsal": rehearsed(plan, facts, args.rank)} if args.rehearse else document
 
 
 def show(document: dict[str, Any]) -> str:
+    if "groups" in document:
+        from bessemer.cli.plan_validate import show_validation
+
+        return show_validation(document)
     parts = [_model(document), _training(document), _predicted(document)]
     if document["data"]:
         from bessemer.cli.plan_data import show_data
 
         parts.append(show_data(document["data"]))
-    if document["memory_parts"]:
-        parts.append(_memory(document))
+    parts += _of_the_layout(document)
     if document["derived"]:
         parts.append(_derived(document))
-    notes = [f"Layouts: {row['reason']}" for row in document["rejected"]]
+    notes = [f"Outside what was validated, so the band is wide: {text}" for text in document["caveats"]]
     if document.get("rehearsal"):
         from bessemer.cli.rehearsal import show_rehearsal
 
@@ -70,92 +81,110 @@ def show(document: dict[str, Any]) -> str:
     return "\n\n".join([*parts, *notes])
 
 
-def _refuse_what_is_not_built(args: argparse.Namespace) -> None:
-    validate = args.recipe == "validate" and not Path("validate").is_file()
+def _of_the_layout(document: dict[str, Any]) -> list[str]:
+    """Step, memory, and what else there was."""
+    from bessemer.cli import plan_search
+    from bessemer.cli.plan_memory import show_memory
+
+    parts = []
+    if document["step"]:
+        parts.append(plan_search.show_step(document["step"]))
+    if document["memory"]:
+        parts.append(show_memory(document))
+    if document["reliability"]:
+        parts.append(plan_search.show_reliability(document["reliability"]))
+    if document["place"]:
+        parts.append(plan_search.show_place(document["place"]))
+    if document["search"]:
+        parts.append(plan_search.show_candidates(document["candidates"]))
+        parts.append(plan_search.show_front(document["front"]))
+    if document["rejected"]:
+        parts.append(plan_search.show_rejected(document["rejected"]))
+    return parts
+
+
+def _is_validation(args: argparse.Namespace) -> bool:
+    """Whether it is `plan validate ROWS.csv`; a recipe of that name in this folder is a recipe."""
+    return args.recipe == "validate" and not Path("validate").is_file()
+
+
+def _refuse_contradictions(args: argparse.Namespace) -> None:
     if args.rank and not args.rehearse:
         raise RecipeError(
             "--rank has no effect", found=f"--rank {args.rank}", wanted="--rehearse", fix="add it"
         )
-    if not (validate or args.rows or args.top < 1):
-        return
     if args.top < 1:
         raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
-    if args.rows and not validate:
+    if args.rows and not _is_validation(args):
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
-    raise RecipeError(
-        "`bessemer plan validate` is not built yet in this version",
-        found="plan validate",
-        wanted="`bessemer plan RECIPE`",
-        fix="plan one device, or the ideal time of a cluster with --cluster 64xH100",
-    )
 
 
-def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> Any:
-    from dataclasses import replace
+def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> tuple[Any, Any]:
+    """The recipe with what a cluster file says in [cluster], and the facts to plan with."""
+    from bessemer.planner.facts import planned_facts
+    from bessemer.planner.source import with_files
 
-    from bessemer.planner.facts import cluster_facts, parse_cluster, planned_cluster
-
-    planned = cluster_facts(*parse_cluster(args.cluster)) if args.cluster else planned_cluster(recipe.cluster)
-    if planned is not None and recipe.model.from_ is None:
-        return planned
-    from bessemer.measure.facts import gather, source_shape
+    recipe, planned = planned_facts(args.cluster, recipe, base)
+    if planned is not None:
+        return recipe, with_files(planned, recipe, base)
+    from bessemer.measure.facts import gather
     from bessemer.model.device import this_device
 
-    if planned is not None:
-        return replace(planned, source_shape=source_shape(recipe, base))
-    return gather(recipe, base, this_device())
+    alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"from_": None})})
+    return recipe, with_files(gather(alone, base, this_device()), recipe, base)
 
 
-def _document(recipe: Any, plan: Any, facts: Any, top: int) -> dict[str, Any]:
+def _document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any]:
+    from bessemer.cli.plan_memory import rank_documents
+    from bessemer.cli.plan_search import caveats, reliability_document, step_document
     from bessemer.formulas.flops import CONVENTION, train_flops_per_token
     from bessemer.hardware import GIB
 
-    values, known = plan.to_json(), facts.devices == 1 or plan.pretrain.layout.world > 1
-    layout = values["layout"] if known else None
+    values, known = plan.to_json(), cluster.devices == plan.pretrain.layout.world or cluster.devices == 1
     per_token = train_flops_per_token(plan.shape, plan.pretrain.context)
     tokens = plan.pretrain.steps * plan.pretrain.batch_tokens
-    several = "the best layout over several devices is not searched yet in this version; time and money "
-    several += "are those of a typical share of the peak, memory needs a layout"
-    memories = _memories(plan, facts) if known else []
+    memories = rank_documents(plan, facts, cluster) if known else []
+    fullest = max(memories, key=lambda row: row["total"]) if memories else None
     return {
         "name": plan.name,
         "model": {"params": plan.params, "params_active": plan.params_active, **values["shape"]},
         "cluster": {
             "device": facts.device,
-            "devices": facts.devices,
+            "devices": cluster.devices,
             "memory_gib": facts.memory_bytes / GIB if facts.memory_bytes else None,
             "ceilings": asdict(facts.ceilings) if facts.ceilings else None,
         },
-        "layout": layout,
+        "layout": {**values["layout"], "words": str(plan.pretrain.layout)} if known else None,
         "training": {**values["pretrain"], "batch_tokens": plan.pretrain.batch_tokens, "tokens": tokens},
         "flops": {"per_token": per_token, "total": per_token * tokens, "convention": CONVENTION},
         "predicted": values["predicted"],
-        "memory_parts": max(memories, key=lambda row: row["total"])["parts"] if memories else None,
+        "step": step_document(plan, cluster),
+        "reliability": reliability_document(plan, cluster),
+        "memory": fullest["memory"] if fullest else None,
+        "memory_parts": fullest["parts"] if fullest else None,
         "memory_by_pipeline_rank": memories,
         "derived": values["derived"],
-        "candidates": [{"layout": layout, "predicted": values["predicted"]}][:top] if known else [],
-        "rejected": [] if known else [{"layout": None, "reason": several}],
+        "caveats": caveats(plan, cluster),
         "refused_because": _refusal(recipe, plan, facts),
     }
 
 
-def _memories(plan: Any, facts: Any) -> list[dict[str, Any]]:
-    """Of a rank at each place in the pipeline."""
-    from bessemer.formulas.layout import layers_of_stages
-    from bessemer.planner.predict import rank_memories
+def _layouts(recipe: Any, plan: Any, facts: Any, cluster: Any, chosen: Any, top: int) -> dict[str, Any]:
+    """What else there was. A layout that the recipe gives is set beside the search's best."""
+    from bessemer.cli.plan_search import place_document, search_document
 
-    layout = plan.pretrain.layout
-    stages = [list(stage) for stage in layers_of_stages(plan.shape, layout)]
-    memories = rank_memories(plan.shape, plan.pretrain, facts, compiled=plan.pretrain.compile is not False)
-    return [
-        {
-            "pipeline_rank": rank,
-            "layers": [layer for stage in layout.stages_of(rank) for layer in stages[stage]],
-            "total": memory.total,
-            "parts": asdict(memory),
-        }
-        for rank, memory in enumerate(memories)
-    ]
+    if chosen is not None:
+        return {**search_document(chosen.search, plan, top), "place": None}
+    own = {"layout": {**plan.to_json()["layout"], "words": str(plan.pretrain.layout)}}
+    several = cluster.devices > 1 and plan.pretrain.layout.world == 1
+    why = "the layout of several CPUs is not searched: give one with --layout"
+    return {
+        "candidates": [] if several else [{**own, "predicted": plan.to_json()["predicted"]}],
+        "front": [],
+        "rejected": [{"layout": None, "reason": why, "candidates": 0}] if several else [],
+        "search": None,
+        "place": place_document(plan, recipe, facts, cluster),
+    }
 
 
 def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
@@ -213,23 +242,6 @@ def _predicted(document: dict[str, Any]) -> str:
     if hours:
         days = f"{hours / 24:,.1f} days" if hours >= 48 else format_seconds(hours * 3600)
         lines.append(f"that is {days}")
-    return "\n".join(lines)
-
-
-def _memory(document: dict[str, Any]) -> str:
-    ranks = document["memory_by_pipeline_rank"]
-    what = (
-        "Memory of a device"
-        if document["training"]["layout"] == ONE_PROCESS.to_json()
-        else "Memory of a rank"
-    )
-    parts = [[name, format_bytes(value)] for name, value in document["memory_parts"].items() if value]
-    lines = text_table([what if len(ranks) == 1 else f"{what}, the fullest", ""], parts)
-    if len(ranks) > 1:
-        rows = [
-            [str(row["pipeline_rank"]), str(len(row["layers"])), format_bytes(row["total"])] for row in ranks
-        ]
-        lines += ["", *text_table(["Pipeline rank", "layers", "memory"], rows)]
     return "\n".join(lines)
 
 

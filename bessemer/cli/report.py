@@ -13,6 +13,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.report.build import write_report
+    from bessemer.report.grades import grades
     from bessemer.report.overview import result_sentence
 
     path, record = write_report(args.target)
@@ -21,6 +22,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "report": str(path),
         "bytes": path.stat().st_size,
         "result": result_sentence(record),
+        "predictions": [grade.to_json() for grade in grades(record)],
     }
 
 

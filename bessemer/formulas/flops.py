@@ -24,16 +24,25 @@ def attention_flops_per_token(shape: ModelShape, mean_keys: float) -> float:
         width = shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim
     else:
         width = 2 * shape.head_dim
-    return 2.0 * shape.layers * shape.heads * width * mean_keys
+    return 2.0 * (shape.layers + shape.mtp_layers) * shape.heads * width * mean_keys
 
 
 def mean_causal_keys(shape: ModelShape, context: int) -> float:
-    """Keys that a token sees on average in a row of one document: half of it, less with a window.
+    """Keys that a token sees in a row of one document, averaged over tokens and layers.
 
-    Window w of s tokens: a triangle of w² / 2 and a band of w (s - w), over s queries.
+    Half of the row; window w of s tokens: a triangle of w² / 2 and a band of w (s - w), over s queries.
     """
     window = min(shape.sliding_window or context, context)
-    return window * (2 * context - window) / (2.0 * context)
+    windowed = window * (2 * context - window) / (2.0 * context)
+    full = full_attention_layers(shape) / shape.layers
+    return full * context / 2.0 + (1.0 - full) * windowed
+
+
+def full_attention_layers(shape: ModelShape) -> int:
+    """Layers that see all tokens of the row."""
+    if shape.sliding_window is None:
+        return shape.layers
+    return shape.layers // shape.full_every if shape.full_every else 0
 
 
 def packed_keys(document_tokens: list[int]) -> float:

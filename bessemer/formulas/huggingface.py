@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bessemer.errors import RecipeError
-from bessemer.formulas.huggingface_keys import count, get, token_id, unsupported
+from bessemer.formulas.huggingface_keys import count, get, row_length, token_id, unsupported
 from bessemer.formulas.huggingface_moe import expert_conditions, read_experts, write_experts
 from bessemer.formulas.shape import ModelShape
 
@@ -82,7 +82,7 @@ def shape_from_config(config: dict[str, Any], *, context: int | None = None) -> 
         head_dim=int(get(config, "head_dim", family.head_dim or hidden // heads)),
         ffn=count(config, "intermediate_size"),
         vocab=count(config, "vocab_size"),
-        context=_context(context, longest),
+        context=row_length(context, longest),
         max_positions=longest,
         tie_embeddings=bool(get(config, "tie_word_embeddings", False)),
         qk_norm=qk_norm,
@@ -191,17 +191,6 @@ def _rope(config: dict[str, Any], family: _Family) -> tuple[float, dict[str, Any
     if missing:
         raise unsupported("rope_parameters", settings, f"rope_type {kind!r} with {', '.join(missing)}")
     return theta, {"rope_type": kind, **{key: settings[key] for key in _ROPE_KEYS[kind]}}
-
-
-def _context(context: int | None, longest: int) -> int:
-    if context is None or context <= longest:
-        return context or longest
-    raise RecipeError(
-        "training rows are longer than this model's positions",
-        found=f"model.context = {context}, max_position_embeddings = {longest}",
-        wanted=f"model.context of at most {longest}",
-        fix=f"set --set model.context={longest}, or take a model made for longer rows",
-    )
 
 
 def _refuse_inexpressible(shape: ModelShape) -> None:

@@ -1,8 +1,43 @@
-"""How keys of a Hugging Face `config.json` are read, and the error when one cannot be."""
+"""How a Hugging Face `config.json` and its keys are read, and the error when one cannot be."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 from bessemer.errors import RecipeError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a Hugging Face folder. RecipeError: no such file, or another content."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"holds a {type(content).__name__} instead of an object")
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"cannot read {path}",
+            found=str(error),
+            wanted="a folder as Hugging Face's save_pretrained writes it",
+            fix="check the path in model.from (relative to the recipe's folder) or --from",
+        ) from error
+    return content
+
+
+def config_path(folder: Path) -> Path:
+    """Of a Hugging Face folder, or of a `config.json` itself."""
+    return folder if folder.is_file() else folder / "config.json"
+
+
+def row_length(context: int | None, longest: int) -> int:
+    """Tokens in a training row; None: all positions that the model has."""
+    if context is None or context <= longest:
+        return context or longest
+    raise RecipeError(
+        "training rows are longer than this model's positions",
+        found=f"model.context = {context}, max_position_embeddings = {longest}",
+        wanted=f"model.context of at most {longest}",
+        fix=f"set --set model.context={longest}, or take a model made for longer rows",
+    )
 
 
 def get(config: dict[str, Any], key: str, default: Any) -> Any:

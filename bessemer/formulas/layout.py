@@ -6,6 +6,7 @@ Words: DESIGN.md; grammar of the text: planner/layout.py.
 """
 
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from math import ceil
 from typing import Any
 
@@ -113,7 +114,7 @@ def layers_of_stages(shape: ModelShape, layout: Layout) -> list[range]:
     if layout.split is not None:
         ends = [sum(layout.split[:stage]) for stage in range(layout.num_stages + 1)]
         return [range(ends[stage], ends[stage + 1]) for stage in range(layout.num_stages)]
-    return _balanced(shape, layout.num_stages)
+    return list(_balanced(shape.layers, _head_in_layers(shape), layout.num_stages))
 
 
 def num_micro_batches(layout: Layout, batch_rows: int, micro_batch: int) -> int:
@@ -121,18 +122,20 @@ def num_micro_batches(layout: Layout, batch_rows: int, micro_batch: int) -> int:
     return ceil(ceil(batch_rows / layout.data) / micro_batch)
 
 
-def _balanced(shape: ModelShape, stages: int) -> list[range]:
-    """At least one layer a stage, and the heaviest stage as light as can be, the last with the head."""
-    assert stages <= shape.layers, f"{stages} stages of {shape.layers} layers"
+@cache
+def _balanced(layers: int, head: float, stages: int) -> tuple[range, ...]:
+    """At least one layer a stage, and the heaviest stage as light as can be, the last with the head, which
+    weighs as much as so many layers."""
+    assert stages <= layers, f"{stages} stages of {layers} layers"
     if stages == 1:
-        return [range(shape.layers)]
-    head, most = _head_in_layers(shape), shape.layers - stages + 1
+        return (range(layers),)
+    most = layers - stages + 1
     # A layer more on the last stage lightens the others; until it would itself be the heaviest.
     last = 1
-    while last < most and last + 1 + head <= len(split_evenly(shape.layers - last, stages - 1)[0]):
+    while last < most and last + 1 + head <= len(split_evenly(layers - last, stages - 1)[0]):
         last += 1
-    rest = shape.layers - last
-    return [*split_evenly(rest, stages - 1), range(rest, shape.layers)]
+    rest = layers - last
+    return (*split_evenly(rest, stages - 1), range(rest, layers))
 
 
 def _head_in_layers(shape: ModelShape) -> float:

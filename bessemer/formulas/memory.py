@@ -16,9 +16,11 @@ from bessemer.formulas.parameters import matmul_params, num_dense_layers, total_
 from bessemer.formulas.shape import ModelShape
 
 _GIB = 2**30
-# Logits of one chunk in the loss: model/loss.py takes 8 Mi elements, in fp32 twice and in bf16 twice.
+# Logits of one chunk in the loss: model/loss.py takes 8 Mi elements, not compiled four times in fp32 (logits,
+# their exponentials, the targets and what is between) and once as a mask.
 _LOSS_CHUNK_ELEMENTS = 8 * 2**20
-_LOSS_BYTES_PER_ELEMENT = 14
+_LOSS_BYTES_PER_ELEMENT = 17
+_LEAST_LOSS_ROWS = 128
 STATE_BYTES = 12  # of a parameter in a checkpoint: fp32 weight and AdamW's two moments
 # Of one block's activations. Fitted to peak resident sets of four models (docs/planner.md), within 7 %
 # but for the smallest.
@@ -175,12 +177,16 @@ def selective_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> 
 def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, routed: bool) -> int:
     """One block. Compiled, the norms and the SwiGLU product are made again in the backward pass."""
     norms = (4 * size if compiled else 16 + 2 * size) * shape.hidden + 8
+    if shape.qk_norm and not compiled:
+        norms += (8 if size == 2 else 4) * (shape.heads + shape.kv_heads) * shape.head_dim
     feed_forward = (3 if compiled else 4) * size
     if not routed:
         inner = feed_forward * shape.ffn
     else:
-        experts = shape.experts_per_token * (size * shape.hidden + feed_forward * shape.expert_ffn)
-        inner = experts + feed_forward * shape.shared_ffn + 8 * shape.experts
+        # The rows of each choice twice: sorted for the experts, and as they come from them.
+        experts = shape.experts_per_token * (2 * size * shape.hidden + feed_forward * shape.expert_ffn)
+        router = 4 * shape.hidden if size == 2 and not compiled else 0  # its input in fp32
+        inner = experts + feed_forward * shape.shared_ffn + 8 * shape.experts + router
     return norms + _attention_bytes_per_token(shape, size) + inner
 
 
@@ -200,17 +206,33 @@ def joined_matrices(shape: ModelShape) -> int:
 
 
 def _attention_bytes_per_token(shape: ModelShape, size: int) -> int:
-    """Projections (e·(a+2k)·d, V inside), rotated q and k, output and its copy, log-sum-exp."""
+    """Projections (e·(a+2k)·d, V inside), rotated q and k, output, log-sum-exp."""
     if not shape.mla_kv_rank:
         a, k, d = shape.heads, shape.kv_heads, shape.head_dim
-        return size * ((a + k) * d + (a + 2 * k) * d + 2 * a * d) + 4 * a
+        return size * ((a + k) * d + (a + 2 * k) * d + a * d) + 4 * a
     head = 2 * (shape.mla_nope_dim + shape.mla_rope_dim) + 2 * shape.mla_v_dim
     latents = 2 * shape.mla_q_rank + 2 * shape.mla_kv_rank + shape.mla_rope_dim
     return size * (latents + shape.heads * head) + 4 * shape.heads
 
 
 def loss_bytes(shape: ModelShape, work: Workload) -> int:
-    """Head weight cast, its gradient (sum and chunk), one chunk of logits, gradient of the hidden states."""
-    head = 8 * shape.vocab * shape.hidden
-    chunk = min(_LOSS_CHUNK_ELEMENTS, work.tokens * shape.vocab) * _LOSS_BYTES_PER_ELEMENT
-    return head + chunk + 4 * work.tokens * shape.hidden
+    """Gradient of the head, one chunk of logits, gradient of the hidden states. The head's cast is a cast."""
+    rows = max(_LEAST_LOSS_ROWS, 1 << max(0, (_LOSS_CHUNK_ELEMENTS // shape.vocab).bit_length() - 1))
+    chunk = min(rows, work.tokens) * shape.vocab * _LOSS_BYTES_PER_ELEMENT
+    return 4 * shape.vocab * shape.hidden + chunk + work.size * work.tokens * shape.hidden
+
+
+def whole_rows_bytes(shape: ModelShape, work: Workload) -> int:
+    """Of a routed layer and token, what each tensor rank holds whole: rows of experts, the router's input."""
+    if work.recompute == "selective":
+        return work.size * shape.experts_per_token * shape.hidden
+    router = 4 * shape.hidden if work.size == 2 and not work.compiled else 0
+    return 2 * work.size * shape.experts_per_token * shape.hidden + router
+
+
+def back_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> int:
+    """Gradients at the fullest place in a block that is taken back, in SwiGLU, beside all that was kept."""
+    if not routed:
+        return size * (2 * shape.ffn + 2 * shape.hidden)
+    width = shape.experts_per_token * (2 * shape.expert_ffn + 2 * shape.hidden)
+    return size * (width + 2 * shape.hidden) + 4 * shape.experts_per_token * shape.hidden

@@ -3,7 +3,8 @@
 Independent of the tensor table (formulas/tensors.py), which lists every weight; tests hold the two
 equal on every shipped recipe. FLOPs need the third count, which no list of tensors gives.
 Source: the layer definitions themselves; latent attention: arXiv:2405.04434 section 2.1.
-Not counted anywhere: the router's balancing bias (it is a state, not a weight).
+Not counted anywhere: the router's balancing bias (it is a state, not a weight); and biases of matrices and
+layer norms (0.1 % of a GPT-2, less of larger ones) unless `other_params` of the shape says how many.
 """
 
 from bessemer.formulas.shape import ModelShape
@@ -12,7 +13,8 @@ from bessemer.formulas.shape import ModelShape
 def total_params(shape: ModelShape) -> int:
     """All trained weights; a tied embedding counts once."""
     head = 0 if shape.tie_embeddings else shape.vocab * shape.hidden
-    return shape.vocab * shape.hidden + head + shape.hidden + _blocks(shape, shape.experts)
+    table = (shape.vocab + shape.positions) * shape.hidden
+    return table + head + shape.hidden + _blocks(shape, shape.experts) + shape.other_params
 
 
 def active_params(shape: ModelShape) -> int:
@@ -25,8 +27,9 @@ def matmul_params(shape: ModelShape) -> int:
 
     This is the N of 6 N FLOPs per token.
     """
-    norms = shape.layers * _norms(shape)
-    return shape.vocab * shape.hidden + _blocks(shape, shape.experts_per_token) - norms
+    norms = (shape.layers + shape.mtp_layers) * _norms(shape) + 2 * shape.mtp_layers * shape.hidden
+    heads = (1 + shape.mtp_layers) * shape.vocab * shape.hidden
+    return heads + _blocks(shape, shape.experts_per_token) - norms
 
 
 def attention_params(shape: ModelShape) -> int:
@@ -47,15 +50,32 @@ def num_dense_layers(shape: ModelShape) -> int:
     return shape.dense_layers if shape.experts else shape.layers
 
 
+def ffn_matrices(shape: ModelShape) -> int:
+    """Matrices of hidden x width in a feed-forward block."""
+    return 3 if shape.gated else 2
+
+
 def _blocks(shape: ModelShape, num_experts: int) -> int:
     """Every layer, with `num_experts` experts in each layer that has any."""
-    dense = num_dense_layers(shape)
-    feed_forward = dense * 3 * shape.hidden * shape.ffn
+    dense, routed = num_dense_layers(shape), shape.layers - num_dense_layers(shape)
+    attention = (shape.layers + shape.mtp_layers) * (attention_params(shape) + _norms(shape))
+    feed_forward = dense * ffn_matrices(shape) * shape.hidden * shape.ffn
     if shape.experts:
-        width = num_experts * shape.expert_ffn + shape.shared_ffn
-        router = shape.hidden * shape.experts
-        feed_forward += (shape.layers - dense) * (3 * shape.hidden * width + router)
-    return shape.layers * (attention_params(shape) + _norms(shape)) + feed_forward
+        feed_forward += (routed + shape.mtp_layers) * _routed(shape, num_experts)
+    else:
+        feed_forward += shape.mtp_layers * ffn_matrices(shape) * shape.hidden * shape.ffn
+    return attention + feed_forward + shape.mtp_layers * _joins(shape)
+
+
+def _routed(shape: ModelShape, num_experts: int) -> int:
+    """Router and experts of one layer."""
+    width = num_experts * shape.expert_ffn + shape.shared_ffn
+    return ffn_matrices(shape) * shape.hidden * width + shape.hidden * shape.experts
+
+
+def _joins(shape: ModelShape) -> int:
+    """What joins a later token's embedding to the hidden state: two norms and a matrix (2412.19437, 2.2)."""
+    return 2 * shape.hidden * shape.hidden + 2 * shape.hidden
 
 
 def _norms(shape: ModelShape) -> int:

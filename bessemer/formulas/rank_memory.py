@@ -11,13 +11,13 @@
   (both where they are tied). It holds the activations of every micro-batch that the schedule keeps on its
   way. Gradient reduction and freeing of gathered weights wait for a stage's last backward pass
   (parallel/shard.py), so that a sharded stage is there whole, weights and gradients.
-The peak is at one of two moments: in the loss, or in the block that is taken back first.
+The peak is in the loss or in the block that is taken back first, of any micro-batch: formulas/rank_moments.py
+lists where a rank may be fullest.
 A test compares the sum without `base` with rehearsed ranks (measure/rehearse.py), for fp32 and bf16, whose
 numbers are in docs/planner.md.
 """
 
 from dataclasses import replace
-from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
@@ -26,30 +26,29 @@ from bessemer.formulas.memory import (
     Memory,
     Workload,
     activation_bytes,
+    back_bytes_per_token,
     base_bytes,
     device_memory,
     ends_per_token,
     kept_per_token,
     loss_bytes,
     made_again_per_token,
+    whole_rows_bytes,
     working_bytes,
 )
+from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.rank_moments import Moment, rank_moments
 from bessemer.formulas.rank_weights import (
     block_bytes,
     gathered_bytes,
     held_weights,
     kept_copies,
+    left_over,
     one_copy,
     rejoins,
     whole_gradients,
 )
-from bessemer.formulas.schedule import pipeline_order
 from bessemer.formulas.shape import ModelShape
-
-_MOST_MICRO_BATCHES = 256  # whose order is made
-# Of memory.working_bytes, which is fitted to resident sets: what tensors take. As a block is taken back its
-# activations go while their gradients come; the rest is what allocators keep, and counts with the base.
-_TENSORS_SHARE = 1 / 3
 
 
 def rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int = 0) -> Memory:
@@ -59,34 +58,106 @@ def rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank
     """
     if layout.world == 1:
         return device_memory(shape, work)
-    held = held_weights(shape, layout, pipeline_rank)
-    local = held.local(layout)
-    spread = layout.tensor * layout.context
-    kept, again = _activations(shape, work, layout, pipeline_rank)
-    working = ceil(working_bytes(shape, work) / spread)
-    tensors = ceil(_TENSORS_SHARE * working)
-    saved = local - _second_table(shape, layout, pipeline_rank)
-    in_block = Memory(
-        weights=4 * local,
-        gradients=4 * local,
-        optimizer=8 * local,
-        casts=_casts(shape, work, layout, pipeline_rank),
-        activations=kept + again,
-        working=tensors,
-        loss=0,
-        base=base_bytes(work.kind) + working - tensors,
-        gathered=gathered_bytes(held, work, layout) + whole_gradients(held, layout),
-        saving=STATE_BYTES * saved if work.saves_async else 0,
-    )
-    in_loss = in_block
-    if layout.num_stages - 1 in layout.stages_of(pipeline_rank):
-        loss, head = _loss(shape, work, layout)
-        in_loss = replace(in_block, loss=loss, activations=kept, working=0)
-        in_block = replace(in_block, loss=head)
-    one = one_copy(shape, work, layout) if rejoins(layout) else 0
-    gathered = in_block.gathered + block_bytes(held, work, layout)
-    in_block = replace(in_block, casts=in_block.casts + one, gathered=gathered)
-    return max(in_block, in_loss, key=lambda moment: moment.total)
+    rank = _Rank(shape, work, layout, pipeline_rank)
+    moments = rank_moments(layout, pipeline_rank, work.micro_batches)
+    return max((rank.at(moment) for moment in moments), key=lambda memory: memory.total)
+
+
+class _Rank:
+    """A rank's sizes, and what of them is there at a moment."""
+
+    def __init__(self, shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int) -> None:
+        self.shape, self.work, self.layout = shape, work, layout
+        self.table = layers_of_stages(shape, layout)
+        self.held = held_weights(shape, layout, pipeline_rank)
+        self.spread = layout.tensor * layout.context
+        local = self.held.local(layout)
+        # What allocators keep, by resident sets, is in the base.
+        working = ceil(working_bytes(shape, work) / self.spread)
+        self.tensors = ceil(work.tokens * self._back_bytes() / self.spread)
+        saved = local - _second_table(shape, layout, pipeline_rank)
+        self.always = Memory(
+            weights=4 * local,
+            gradients=4 * local,
+            optimizer=8 * local,
+            casts=0,
+            activations=0,
+            working=0,
+            loss=0,
+            base=base_bytes(work.kind) + max(0, working - self.tensors),
+            gathered=gathered_bytes(self.held, work, layout) + whole_gradients(self.held, layout),
+            saving=STATE_BYTES * saved if work.saves_async else 0,
+        )
+        self.has_last = layout.num_stages - 1 in layout.stages_of(pipeline_rank)
+
+    def at(self, moment: Moment) -> Memory:
+        kept = ceil(self.work.tokens / self.spread * sum(self._kept(*part) for part in moment.held))
+        casts = self._casts(moment)
+        late = round(self._late_gradients(moment) * 4 * self.held.local(self.layout) / self.held.whole)
+        now = replace(self.always, casts=casts, activations=kept, gradients=self.always.gradients - late)
+        if moment.kind == "F":
+            return self._in_loss(now, moment.stage)
+        return self._in_block(now, moment)
+
+    def _in_loss(self, now: Memory, stage: int) -> Memory:
+        if stage != self.layout.num_stages - 1:
+            return now
+        loss, head = _loss(self.shape, self.work, self.layout)
+        return replace(
+            now, loss=loss, casts=now.casts + head, working=left_over(self.held, self.work, self.layout)
+        )
+
+    def _in_block(self, now: Memory, moment: Moment) -> Memory:
+        """In the first block of the stage that is taken back."""
+        full = self.work.recomputed_of(self.table[moment.stage])
+        again = made_again_per_token(self.shape, self.work, any_full=full > 0)
+        again = ceil(self.work.tokens / self.spread * again)
+        copy = one_copy(self.shape, self.work, self.layout) if rejoins(self.layout) else 0
+        if self.work.recompute != "none" and not rejoins(self.layout):
+            copy = kept_copies(self.shape, self.work, self.layout, 1)
+        head = 4 * ceil(self.shape.vocab / self.layout.tensor) * self.shape.hidden
+        return replace(
+            now,
+            activations=now.activations + again,
+            casts=now.casts + copy,
+            working=self.tensors,
+            loss=head if moment.stage == self.layout.num_stages - 1 else 0,
+            gathered=now.gathered + block_bytes(self.held, self.work, self.layout),
+        )
+
+    def _kept(self, stage: int, count: int) -> int:
+        """Of so many micro-batches on a stage, per token."""
+        layers, full = self.table[stage], self.work.recomputed_of(self.table[stage])
+        kept = kept_per_token(self.shape, self.work, layers)
+        kept += (len(layers) - full) * _received(self.shape, self.work, self.layout)
+        rest = range(layers.start + full, layers.stop)
+        routed = sum(layer >= num_dense_layers(self.shape) for layer in rest)
+        kept += routed * (self.layout.tensor - 1) * whole_rows_bytes(self.shape, self.work)
+        is_last = stage == self.layout.num_stages - 1
+        return count * (
+            kept + (ends_per_token(self.shape) if is_last else self.work.size * self.shape.hidden)
+        )
+
+    def _casts(self, moment: Moment) -> int:
+        """Copies of matrices that autograd keeps of each micro-batch on its way, if nothing is made again."""
+        if self.work.recompute != "none" and self.work.recompute_layers is None:
+            return 0
+        layers = sum(
+            count * (len(self.table[stage]) - self.work.recomputed_of(self.table[stage]))
+            for stage, count in moment.held
+        )
+        return kept_copies(self.shape, self.work, self.layout, layers)
+
+    def _late_gradients(self, moment: Moment) -> float:
+        """Parameters of stages that no weight gradient was made for yet in this step."""
+        shares = {stage: len(self.table[stage]) for stage, _ in moment.held}
+        late = sum(shares[stage] for stage in shares if stage not in moment.begun)
+        blocks = self.held.whole - self.held.ends
+        return blocks * late / max(1, sum(shares.values()))
+
+    def _back_bytes(self) -> int:
+        kinds = {layer >= num_dense_layers(self.shape) for layer in range(self.shape.layers)}
+        return max(back_bytes_per_token(self.shape, self.work.size, routed=routed) for routed in kinds)
 
 
 def layout_memory(shape: ModelShape, work: Workload, layout: Layout) -> list[Memory]:
@@ -98,73 +169,31 @@ def rank_activation_bytes(shape: ModelShape, work: Workload, layout: Layout) -> 
     """Activations on the rank that holds most of them."""
     if layout.world == 1:
         return activation_bytes(shape, work)
-    return max(sum(_activations(shape, work, layout, rank)) for rank in range(layout.pipeline))
-
-
-def _activations(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int) -> tuple[int, int]:
-    """Bytes (kept from forward to backward, made again for one block)."""
-    table, held, any_full = layers_of_stages(shape, layout), 0, False
-    for stage, count in _in_flight(layout, pipeline_rank, work.micro_batches):
-        layers, full = table[stage], work.recomputed_of(table[stage])
-        kept = kept_per_token(shape, work, layers)
-        kept += (len(layers) - full) * _received(shape, work, layout)
-        ends = ends_per_token(shape) if stage == layout.num_stages - 1 else work.size * shape.hidden
-        held, any_full = held + count * (kept + ends), any_full or full > 0
-    again = made_again_per_token(shape, work, any_full=any_full)
-    tokens = work.tokens / (layout.tensor * layout.context)
-    return ceil(tokens * held), ceil(tokens * again)
-
-
-def _in_flight(layout: Layout, pipeline_rank: int, micro_batches: int) -> list[tuple[int, int]]:
-    """(stage, micro-batches whose activations it holds) when the rank holds most of them."""
-    return list(
-        zip(layout.stages_of(pipeline_rank), _most(layout, pipeline_rank, micro_batches), strict=True)
-    )
-
-
-def _most(layout: Layout, pipeline_rank: int, micro_batches: int) -> tuple[int, ...]:
-    if layout.pipeline == 1:
-        return (1,)
-    # More would repeat the same, and an order of thousands takes a second to make.
-    return _peaks(layout, min(micro_batches, _MOST_MICRO_BATCHES))[pipeline_rank]
-
-
-@cache
-def _peaks(layout: Layout, micro_batches: int) -> list[tuple[int, ...]]:
-    """By rank of the pipeline: micro-batches held of each of its stages at the peak.
-
-    Held until its weights have their gradient: a backward pass that leaves them for later keeps what
-    they need, the inputs and output gradients of its matmuls, about as much.
-    """
-    peaks = []
-    for rank, order in enumerate(pipeline_order(layout, micro_batches)):
-        held = dict.fromkeys(layout.stages_of(rank), 0)
-        most = tuple(held.values())
-        for action in order:
-            held[action.stage] += (action.kind == "F") - (action.kind == "W")
-            most = max(most, tuple(held.values()), key=sum)
-        peaks.append(most)
-    return peaks
+    found = 0
+    for place in range(layout.pipeline):
+        rank = _Rank(shape, work, layout, place)
+        for moment in rank_moments(layout, place, work.micro_batches):
+            found = max(found, rank.at(moment).activations)
+    return found
 
 
 def _received(shape: ModelShape, work: Workload, layout: Layout) -> int:
     """Of one layer and own token: what other ranks sent and autograd keeps. With tensor the inputs of
-    attention and feed-forward, whole along the sequence; with context keys and values of all tokens."""
+    attention and feed-forward, whole along the sequence; with context keys and values of all tokens, in
+    place of the rank's own."""
     kept = 2 * (layout.tensor - 1) * work.size * shape.hidden
-    if layout.context_kind != "gather":
+    if layout.context_kind != "gather" or layout.context == 1:
         return kept
     width = 2 * shape.kv_heads * shape.head_dim
+    own = shape.kv_heads * shape.head_dim
     if shape.mla_kv_rank:
         width = shape.heads * (shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim)
-    return kept + (layout.context - 1) * work.size * width
-
-
-def _casts(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int) -> int:
-    """Copies of matrices: autograd keeps those of each micro-batch on its way, but for recomputed blocks."""
-    table, layers = layers_of_stages(shape, layout), 0
-    for stage, count in _in_flight(layout, pipeline_rank, work.micro_batches):
-        layers += len(table[stage]) * (1 if work.recompute == "full" else count)
-    return kept_copies(shape, work, layout, layers)
+        own = 0
+    if work.recompute == "selective":  # which keeps the rank's own, too
+        return kept + layout.context * work.size * width
+    # The joined projections (of which the values are a part) go, once rotated and gathered.
+    joined = 0 if shape.mla_kv_rank else (shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    return kept + work.size * (layout.context * width - own - joined)
 
 
 def _second_table(shape: ModelShape, layout: Layout, pipeline_rank: int) -> int:
@@ -176,7 +205,8 @@ def _second_table(shape: ModelShape, layout: Layout, pipeline_rank: int) -> int:
 
 
 def _loss(shape: ModelShape, work: Workload, layout: Layout) -> tuple[int, int]:
-    """Bytes (in the loss, of the head's gradient after it) for the rank's tokens and part of the head."""
+    """Bytes (in the loss, of the head's cast) for the rank's tokens and part of the head."""
     part = replace(shape, vocab=ceil(shape.vocab / layout.tensor))
     tokens = ceil(work.tokens / layout.context)
-    return loss_bytes(part, replace(work, tokens=tokens)), 4 * part.vocab * shape.hidden
+    cast = 2 * part.vocab * shape.hidden if work.dtype == "bf16" else 0
+    return loss_bytes(part, replace(work, tokens=tokens)), cast

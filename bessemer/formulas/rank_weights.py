@@ -10,6 +10,7 @@ Source: parallel/shard.py, parallel/replicate.py, parallel/apply.py.
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
@@ -67,6 +68,14 @@ def block_bytes(held: Held, work: Workload, layout: Layout) -> int:
     return (size + max(2 * size, size + on_its_way)) * held.largest_block
 
 
+def left_over(held: Held, work: Workload, layout: Layout) -> int:
+    """The last gradients of the micro-batch before, in fp32 as they were sent: FSDP lets go of them when it
+    sends the next ones."""
+    if _fsdp(layout) == 1 or layout.pipeline > 1 or work.micro_batches == 1:
+        return 0
+    return 4 * (held.ends - held.root or held.root)
+
+
 def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) -> int:
     """Bytes of copies of matrices that autograd keeps. layers: the rank's, one time for each micro-batch that
     is on its way, but once where they are recomputed."""
@@ -103,9 +112,7 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
     ordinary = experts = block = 0
     for is_routed, count in counts.items():
         if count:
-            specs = _block_specs(shape, is_routed)
-            plain = sum(_split(spec, layout.tensor) for spec in specs if spec.expert is None)
-            of_experts = sum(_split(spec, layout.tensor) for spec in specs if spec.expert is not None)
+            plain, of_experts = block_elements(shape, layout.tensor, routed=is_routed)
             of_experts = ceil(of_experts / layout.expert)
             ordinary, experts = ordinary + count * plain, experts + count * of_experts
             block = max(block, plain + of_experts)
@@ -115,6 +122,19 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
     ends = matrix * (1 if one else first + last) + (shape.hidden if last else 0)
     root = matrix + shape.hidden if last else 0
     return Held(ordinary + ends, experts, block, ends, root)
+
+
+def block_elements(shape: ModelShape, tensor: int, *, routed: bool) -> tuple[int, int]:
+    """Of one layer on the tensor rank with the largest part: (all but experts, all experts together)."""
+    return _block_elements(replace(shape, rope_scaling=None), tensor, routed)  # of which no tensor depends
+
+
+@cache
+def _block_elements(shape: ModelShape, tensor: int, routed: bool) -> tuple[int, int]:
+    """A table of 256 experts takes milliseconds to make."""
+    specs = _block_specs(shape, routed)
+    plain = sum(_split(spec, tensor) for spec in specs if spec.expert is None)
+    return plain, sum(_split(spec, tensor) for spec in specs if spec.expert is not None)
 
 
 def ranks_of_experts(layout: Layout) -> int:

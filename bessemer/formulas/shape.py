@@ -24,6 +24,11 @@ class ModelShape:
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     sliding_window: int | None = None
+    full_every: int = 0  # with a window, each layer of this number sees all tokens; 0: no layer does
+    gated: bool = True  # SwiGLU, three feed-forward matrices; False: GELU or ReLU², two
+    positions: int = 0  # rows of a trained table of positions; 0: none (rotary, ALiBi)
+    mtp_layers: int = 0  # further layers that predict later tokens, each with the head again
+    other_params: int = 0  # biases and further norms of all layers, where a config says that there are any
     bos_id: int | None = None
     eos_id: int | None = None
     max_positions: int | None = None  # longest row that a loaded model was made for; None: context

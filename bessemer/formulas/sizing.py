@@ -6,7 +6,7 @@ at width 4096 (Llama 3: 128 at 1B and at 8B, 102 at 70B, 130 at 405B; narrower o
 their width but train slower on every device).
 Batch and learning rate: fits of DeepSeek LLM, arXiv:2401.02954 section 3.1.
 Length: where a model of this size is compute-optimal by the re-fit of Hoffmann's law,
-arXiv:2404.10102, about 20 tokens per parameter; repeated data is worth it up to 4 epochs,
+arXiv:2404.10102 (scaling_law.py), about 20 tokens per parameter; repeated data is worth it up to 4 epochs,
 arXiv:2305.16264.
 """
 
@@ -14,12 +14,11 @@ import math
 from dataclasses import replace
 
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 
 HEAD_DIM = 64
 MAX_EPOCHS = 4
-# Besiroglu et al., arXiv:2404.10102, table 1: L = E + A / N^alpha + B / D^beta.
-_A, _ALPHA, _B, _BETA = 482.01, 0.3478, 2085.43, 0.3658
 
 
 def pad_vocab(vocab: int) -> int:
@@ -48,7 +47,8 @@ def shape_of_size(params: int, base: ModelShape) -> ModelShape:
 
     `base` gives everything that does not follow from the size: family, vocabulary, context, norms.
     """
-    candidates = (_shape(hidden, layers, base) for hidden in _widths() for layers in _depths(hidden))
+    near = [hidden for hidden in _widths() if _may_be(params, hidden, base)]
+    candidates = (_shape(hidden, layers, base) for hidden in near or _widths() for layers in _depths(hidden))
     return min(candidates, key=lambda shape: _distance(shape, params))
 
 
@@ -72,16 +72,12 @@ def learning_rate_for(flops: float) -> float:
 
 def optimal_tokens(params: int) -> float:
     """Training tokens for which a model of this size is the best use of the compute."""
-    share = _BETA / (_ALPHA + _BETA)
-    scale = (_ALPHA * _A / (_BETA * _B)) ** (1.0 / (_ALPHA + _BETA))
-    return float((params / scale) ** (1.0 / share) / params)
+    return BESIROGLU.best_tokens(params)
 
 
 def optimal_params(flops: float) -> float:
     """Size of the model that is the best use of this compute (C = 6 N D)."""
-    share = _BETA / (_ALPHA + _BETA)
-    scale = (_ALPHA * _A / (_BETA * _B)) ** (1.0 / (_ALPHA + _BETA))
-    return float(scale * (flops / 6.0) ** share)
+    return BESIROGLU.best_params(flops)
 
 
 def usual_ratio(hidden: int) -> float:
@@ -100,6 +96,13 @@ def _depths(hidden: int) -> range:
     return range(max(2, math.floor(0.7 * usual)), max(3, math.ceil(1.4 * usual)) + 1)
 
 
+def _may_be(params: int, hidden: int, base: ModelShape) -> bool:
+    """Whether a shape of this width can be near: a model half as large or twice as large is not."""
+    depths = _depths(hidden)
+    least, most = (total_params(_shape(hidden, layers, base)) for layers in (depths[0], depths[-1]))
+    return 0.6 * least <= params <= 1.6 * most
+
+
 def _shape(hidden: int, layers: int, base: ModelShape) -> ModelShape:
     heads = hidden // HEAD_DIM
     return replace(
@@ -109,7 +112,7 @@ def _shape(hidden: int, layers: int, base: ModelShape) -> ModelShape:
         heads=heads,
         kv_heads=kv_heads_for(heads),
         head_dim=HEAD_DIM,
-        ffn=ffn_width(hidden),
+        ffn=ffn_width(hidden) if base.gated else 4 * hidden,
     )
 
 

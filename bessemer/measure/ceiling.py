@@ -58,15 +58,15 @@ def _measure(device: torch.device, name: str, threads: int) -> Ceilings:
 
 def _busy_share() -> float:
     """How much of the machine's cores is used while this process sleeps; 0 where nobody tells."""
-    before = _core_ticks()
+    before = core_ticks()
     time.sleep(_LISTEN_S)
-    after = _core_ticks()
+    after = core_ticks()
     if before is None or after is None or after[1] == before[1]:
         return 0.0
     return 1.0 - (after[0] - before[0]) / (after[1] - before[1])
 
 
-def _core_ticks() -> tuple[int, int] | None:
+def core_ticks() -> tuple[int, int] | None:
     """(idle, all) ticks of all cores so far."""
     try:
         ticks = [int(word) for word in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]

@@ -8,7 +8,10 @@ from bessemer.checkpoint.huggingface import read_shape
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import find, machine, process_bytes
 from bessemer.measure.ceiling import ceilings, device_name
+from bessemer.planner.calibration import stored_calibration
 from bessemer.planner.facts import Facts
+from bessemer.planner.own_runs import law_for
+from bessemer.planner.taught import stored_taught
 from bessemer.recipe.schema import Recipe
 
 
@@ -39,6 +42,9 @@ def gather(
         bos_id=special_ids[0],
         eos_id=special_ids[1],
         source_shape=source_shape(recipe, base),
+        law=law_for(recipe, base),
+        calibration=stored_calibration(name),
+        taught=stored_taught(name),
     )
 
 

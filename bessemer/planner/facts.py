@@ -6,11 +6,18 @@ them; for a cluster that is only planned for they come from the catalogue.
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.scaling_law import Law
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings, lookup
-from bessemer.recipe.schema import Cluster
+from bessemer.planner.calibration import Calibration
+from bessemer.planner.cluster import Cluster, catalogue_cluster, cluster_from_file
+from bessemer.planner.taught import Taught
+from bessemer.recipe.cluster_file import ClusterFile, read_cluster_file
+from bessemer.recipe.schema import Cluster as ClusterKeys
+from bessemer.recipe.schema import Recipe
 
 # Share of the matmul ceiling that a training step reaches, by width of the model; on a CPU as measured
 # with AMX at 1 TFLOP/s a core (predict.cpu_share turns it to slower cores).
@@ -37,7 +44,12 @@ class Facts:
     bos_id: int | None = None
     eos_id: int | None = None
     source_shape: ModelShape | None = None  # read from model.from
+    source_refused: str | None = None  # why it can be planned but not trained
     efficiency: Curve | None = None  # None: the curve of the kind
+    calibration: Calibration | None = None  # of this machine, by `bessemer doctor --calibrate`
+    taught: Taught | None = None  # by earlier runs on this machine
+    cluster: Cluster | None = None  # that is planned for; None: this machine
+    law: Law | None = None  # of own runs; None: the published one
 
     @property
     def curve(self) -> Curve:
@@ -62,23 +74,52 @@ def parse_cluster(text: str) -> tuple[str, int]:
 
 def cluster_facts(name: str, devices: int) -> Facts:
     """A cluster that is not here: everything from the catalogue, nothing measured."""
-    device = lookup(name)
-    memory = device.memory_gib_usable
+    return _facts_of(catalogue_cluster(lookup(name), devices))
+
+
+def planned_facts(asked: str | None, recipe: Recipe, base: Path) -> tuple[Recipe, Facts | None]:
+    """The cluster to plan for, and the recipe with what a cluster file says of price and place in [cluster].
+
+    asked: --cluster, `64xH100` or a file; it overrides [cluster], whose keys override [cluster] file.
+    None where neither names a device: then the plan is for this machine.
+    """
+    keys = recipe.cluster
+    if asked is not None and (asked.endswith(".toml") or Path(asked).is_file()):
+        file = read_cluster_file(Path(asked))
+        cluster = cluster_from_file(file, asked)
+        return _with_keys(recipe, file, cluster, overrides=True), _facts_of(cluster)
+    if asked is not None:
+        return recipe, cluster_facts(*parse_cluster(asked))
+    if keys.file is not None:
+        file = _overridden(read_cluster_file(base / keys.file), keys)
+        cluster = cluster_from_file(file, keys.file)
+        return _with_keys(recipe, file, cluster, overrides=False), _facts_of(cluster)
+    return recipe, cluster_facts(keys.device, keys.devices or 1) if keys.device else None
+
+
+def _overridden(file: ClusterFile, keys: ClusterKeys) -> ClusterFile:
+    """The file with what the recipe says otherwise of device and number; the rest is left to [cluster]."""
+    given = {"device": keys.device, "devices": keys.devices, "per_node": keys.per_node}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return file.model_copy(update={**({"nodes": None} if keys.devices else {}), **changes})
+
+
+def _with_keys(recipe: Recipe, file: ClusterFile, cluster: Cluster, *, overrides: bool) -> Recipe:
+    """[cluster] filled from a file. overrides: of the file over the keys that are there."""
+    keys = recipe.cluster
+    names = {"usd_per_device_hour", "region", "pue", "device_hours_per_failure"}
+    told = file.model_dump(include=names, exclude_none=True)
+    kept = {} if overrides else keys.model_dump(include=names, exclude_none=True)
+    places = {"device": cluster.device.name, "devices": cluster.devices, "per_node": cluster.per_node}
+    return recipe.model_copy(update={"cluster": keys.model_copy(update={**places, **told, **kept})})
+
+
+def _facts_of(cluster: Cluster) -> Facts:
+    memory = cluster.device.memory_gib_usable
     return Facts(
-        device=device.name,
-        kind=device.kind,
-        devices=devices,
+        device=cluster.device.name,
+        kind=cluster.device.kind,
+        devices=cluster.devices,
         memory_bytes=round(memory * GIB) if memory else None,
+        cluster=cluster,
     )
-
-
-def planned_cluster(cluster: Cluster) -> Facts | None:
-    """The cluster of the recipe; None when the recipe names no device."""
-    if cluster.file is not None:
-        raise RecipeError(
-            "cluster.file is not read in this version",
-            found=f'cluster.file = "{cluster.file}"',
-            wanted="cluster.device and cluster.devices",
-            fix="name the device and the number of them in [cluster]",
-        )
-    return cluster_facts(cluster.device, cluster.devices or 1) if cluster.device else None

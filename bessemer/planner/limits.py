@@ -10,7 +10,7 @@ from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.huggingface_moe import MOE_FAMILIES
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.budget import hours_allowed
+from bessemer.planner.budget import check_budget
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import allows
 from bessemer.planner.plan import StagePlan
@@ -54,18 +54,21 @@ def check_start(
 
     world: processes that were started, on whichever machines; None: all ranks are started on this one.
     """
+    _check_source(facts)
     _check_deterministic(recipe, facts)
     if world is None:
         _check_devices(recipe, stage.layout, facts)
     _check_memory(shape, stage, facts)
-    allowed = hours_allowed(recipe, facts)
-    if allowed is not None and hours is not None and hours > allowed:
-        enough = max(1, int(stage.steps * allowed / hours))
+    check_budget(recipe, facts, hours, stage.steps)
+
+
+def _check_source(facts: Facts) -> None:
+    if facts.source_refused is not None:
         raise RefusedError(
-            "the run does not fit its budget",
-            found=f"{hours:.3g} hours at the least",
-            wanted=f"{allowed:.3g} hours, as [budget] allows",
-            fix=f"set fewer steps ({enough} would do), or raise the budget",
+            "this Hugging Face model can be planned but not trained",
+            found=facts.source_refused,
+            wanted="a model that our decoder computes exactly",
+            fix="choose a model without it, or describe the shape in [model] and train from scratch",
         )
 
 
@@ -96,12 +99,18 @@ def _check_devices(recipe: Recipe, layout: Layout, facts: Facts) -> None:
     )
 
 
-def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
+def fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
+    """Whether the predicted memory is there; also where it is not known how much there is."""
     if facts.memory_bytes is None:
-        return
-    usable = round(_USABLE_SHARE * facts.memory_bytes)
-    needed = device_bytes(shape, stage, facts)
-    if needed > usable:
+        return True
+    return device_bytes(shape, stage, facts) <= round(_USABLE_SHARE * facts.memory_bytes)
+
+
+def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
+    if not fits(shape, stage, facts):
+        assert facts.memory_bytes is not None
+        usable = round(_USABLE_SHARE * facts.memory_bytes)
+        needed = device_bytes(shape, stage, facts)
         raise RefusedError(
             "the run does not fit in memory",
             found=f"{format_bytes(needed)} predicted{_for_ranks(stage, facts)}, "

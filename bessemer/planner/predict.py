@@ -13,14 +13,18 @@ from itertools import pairwise
 from bessemer.energy.grid import region
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
+from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, reliability
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.shape import ModelShape
-from bessemer.hardware import GIB, find
+from bessemer.hardware import GIB
+from bessemer.planner import calibrated
+from bessemer.planner.cluster import cluster_of, listed_device
 from bessemer.planner.facts import Curve, Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
+from bessemer.planner.step import stage_room, stage_step
 from bessemer.recipe.schema import Recipe
 
 # Bytes that AdamW moves per parameter: reads weight, gradient, two moments; writes all but the gradient.
@@ -28,10 +32,7 @@ _UPDATE_BYTES = 28
 _MOE_SHARE = 0.75  # of a dense model's efficiency, from published MoE runs
 # A device reaches about this share of its dense peak in one large matmul (H100 0.70-0.80, A100 0.75-0.85).
 _CEILING_SHARE = 0.76
-# Llama 3: 419 unexpected interruptions in 54 days on 16,384 GPUs (arXiv:2407.21783, section 3.3.4).
-_DEVICE_HOURS_PER_FAILURE = 50_700.0
 _COPY_SHARE = 0.85  # of the memory
-_SAVE_S, _RESTART_S = 30.0, 600.0
 # Matmuls inside a training step, over the ceiling of one large product; and the cores of the CPU curve.
 _MATMUL_SHARE = 0.97
 _REFERENCE_TFLOPS_PER_CORE = 1.0
@@ -49,7 +50,7 @@ def peak_tflops(facts: Facts, dtype: str) -> float | None:
     """What MFU is a share of. None: unknown device, no MFU."""
     if facts.kind == "cpu":
         return facts.ceilings.matmul_tflops(dtype) if facts.ceilings else None
-    device = find(facts.device)
+    device = listed_device(facts)
     return device.peak_tflops(dtype) if device else None
 
 
@@ -122,19 +123,22 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     """All predicted quantities of one stage, under the names of the `plan` document."""
     facts = devices_of(stage.layout, facts)
     speed = training_speed(shape, facts, stage.dtype, stage.recompute, recomputed_share(shape, stage))
-    step_s = step_time(shape, stage.batch_tokens, speed, facts)
+    step = stage_step(shape, stage, cluster_of(recipe, facts))
+    formula = step.estimate if step else step_time(shape, stage.batch_tokens, speed, facts)
+    step_s = calibrated.step_time(shape, stage, facts, formula)
     tokens_per_s = step_s.inverse(stage.batch_tokens)
     flops = train_flops_per_token(shape, stage.context)
     tflops = tokens_per_s.times(flops / facts.devices / 1e12)
     peak = peak_tflops(facts, stage.dtype)
-    goodput = _goodput(facts)
+    goodput = goodput_of(recipe, shape, facts)
     hours = step_s.times(stage.steps / 3600.0)
     if goodput.value is not None:
         hours = hours.multiplied(goodput.inverse())
     device_hours = hours.times(facts.devices)
-    kwh = device_hours.multiplied(kw_per_device(recipe, facts))
+    drawn = step.kw_per_device if step else None
+    kwh = device_hours.multiplied(drawn or kw_per_device(recipe, facts))
     return {
-        "memory_gib": _memory(shape, stage, facts),
+        "memory_gib": _memory(recipe, shape, stage, facts),
         "step_time_s": step_s,
         "tokens_per_s": tokens_per_s,
         "tflops_per_device": tflops,
@@ -150,7 +154,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
 
 def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
     """At the meter of the building, PUE included."""
-    device = find(facts.device)
+    device = listed_device(facts)
     if facts.kind == "cpu":
         watts = assumed_cpu_power(facts.cores, facts.cores)
     elif device is not None and device.tdp_w:
@@ -175,7 +179,7 @@ def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
     given = recipe.cluster.usd_per_device_hour
     if given is not None:
         return Estimate(given, given, given, "modelled")
-    device = find(facts.device)
+    device = listed_device(facts)
     listed = device.usd_per_device_hour if device else None
     # List prices of one device differ by a factor of three between sellers.
     return Estimate(listed, 0.8 * listed, 3.0 * listed, "assumed") if listed else UNKNOWN
@@ -238,19 +242,28 @@ def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     return device_bytes(shape, saving, facts) <= _COPY_SHARE * facts.memory_bytes
 
 
-def _memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
-    """The fullest rank. On more devices it depends on a layout: unknown without one."""
+def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
+    """The fullest rank. On more devices it depends on a layout: unknown without one.
+
+    high: of an accelerator what it must have, with the worst fragments seen and all that is no tensor; of a
+    CPU what eager code takes.
+    """
     if facts.devices > 1 and stage.layout.world == 1:
         return UNKNOWN
     compiled = stage.compile is not False
-    value = max(memory.total for memory in rank_memories(shape, stage, facts, compiled=compiled))
+    memories = rank_memories(shape, stage, facts, compiled=compiled)
+    fullest = max(memories, key=lambda memory: memory.total)
+    value = fullest.total
+    if facts.kind != "cpu":
+        needed = stage_room(shape, stage, cluster_of(recipe, facts)).needed(fullest)
+        return Estimate(value / GIB, 0.95 * value / GIB, max(needed, value) / GIB, "modelled")
     high = 1.1 * max(memory.total for memory in rank_memories(shape, stage, facts, compiled=False))
     return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
 
 
 def _update_s(shape: ModelShape, facts: Facts) -> float:
     """The optimizer's update, bound by memory; sharded over the devices."""
-    device = find(facts.device)
+    device = listed_device(facts)
     gb_per_s = (
         facts.ceilings.copy_gb_per_s if facts.ceilings else (device.memory_gb_per_s if device else None)
     )
@@ -259,17 +272,13 @@ def _update_s(shape: ModelShape, facts: Facts) -> float:
     return _UPDATE_BYTES * total_params(shape) / facts.devices / gb_per_s / 1e9
 
 
-def _goodput(facts: Facts) -> Estimate:
-    """Share of the time that is not lost to failures and saving, on accelerators (Young's interval).
-
-    Source: first-order optimum of J. Young, CACM 17 (1974); failure rate of Llama 3.
-    """
+def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts) -> Estimate:
+    """Share of the time that failures and saving leave, on accelerators, saved as often as is best."""
     if facts.kind == "cpu":
         return UNKNOWN
-    between_s = _DEVICE_HOURS_PER_FAILURE / facts.devices * 3600.0
-
-    def share(save_s: float, restart_s: float) -> float:
-        return max(0.05, 1.0 - math.sqrt(2.0 * save_s / between_s) - restart_s / between_s)
-
-    value = share(_SAVE_S, _RESTART_S)
-    return Estimate(value, share(2 * _SAVE_S, 2 * _RESTART_S), share(_SAVE_S / 6, _RESTART_S / 5), "assumed")
+    found = reliability(
+        facts.devices,
+        CHECKPOINT_BYTES_PER_PARAM * total_params(shape) / facts.devices,
+        device_hours_per_failure=cluster_of(recipe, facts).device_hours_per_failure,
+    ).goodput
+    return Estimate(found.value, found.low, found.high, "assumed")

@@ -5,21 +5,29 @@ be planned but not trained yet (`planner/limits.py`) is refused by `check_traina
 which the training verbs call and `bessemer plan` does not.
 """
 
+from dataclasses import dataclass, replace
+
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
-from bessemer.formulas.layout import Layout
+from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.budget import hours_allowed
+from bessemer.planner.budget import binding_rule, check_budget, limits
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
-from bessemer.planner.plan import Derived, Plan, StagePlan
-from bessemer.planner.predict import devices_of, predict
-from bessemer.planner.shape import resolve_shape
+from bessemer.planner.limits import fits
+from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
+from bessemer.planner.predict import devices_of, goodput_of, predict, training_speed
+from bessemer.planner.search.choose import Chosen
+from bessemer.planner.searched import Place, choose, is_searched, with_devices
+from bessemer.planner.shape import resolve_shape, sized_shape
+from bessemer.planner.sized import check_size_keys, size_for_budget, wants_size
 from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, rows_of, stage_plan
-from bessemer.recipe.schema import Finetune, Recipe
+from bessemer.recipe.schema import Finetune, Optimization, Recipe
 
+_ROUNDS = 3
+_STILL = 0.02  # relative change of the speed from which on another round would change nothing
 _FINETUNE_LR_SHARE = 0.1
 _FINETUNE_LR_ALONE = 3e-5
 _FINETUNE_ROWS_ALONE = 16
@@ -32,22 +40,134 @@ def resolve(recipe: Recipe, facts: Facts, *, world: int | None = None, layout_fr
     world: processes that were started (torchrun); None: as many are started as the layout has ranks.
     layout_from: what an error calls the layout's setting.
     """
+    return resolve_searched(recipe, facts, world=world, layout_from=layout_from)[0]
+
+
+def resolve_searched(
+    recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE
+) -> tuple[Plan, Chosen | None]:
+    """The plan, and the search that its layout came from; None where there was nothing to search."""
     check_recipe(recipe, world=world, layout_from=layout_from)
-    shape, derived = resolve_shape(recipe, facts)
-    _check_data(shape, facts)
-    layout = stage_layout(recipe, shape, world=world, where=layout_from)
-    if recipe.parallel.layout != "auto":
-        check_cluster(layout, facts, layout_from)
-    facts = devices_of(layout, facts)
+    place = Place(world, layout_from)
+    draft = _draft(recipe, facts, place)
+    plan, speed = _plan(recipe, draft), None
+    alone = facts.cluster is not None and facts.devices == 1 and recipe.parallel.layout == "auto"
+    if alone and not fits(plan.shape, plan.pretrain, facts):
+        place = replace(place, crowded=True)
+        draft = _draft(recipe, facts, place)
+        plan = _plan(recipe, draft)
+    for _ in range(_ROUNDS if draft.by_budget else 0):
+        # Size and length came from another speed: again with the plan's own, until it stands still.
+        before, speed = speed, _flops_per_s(plan)
+        if speed is None or (before is not None and abs(speed / before - 1.0) < _STILL):
+            break
+        draft = _draft(recipe, facts, place, speed)
+        plan = _plan(recipe, draft)
+    plan = _within(recipe, draft, plan)
+    check_budget(recipe, draft.facts, plan.predicted["hours"].low, plan.pretrain.steps)
+    return plan, draft.chosen
+
+
+@dataclass(frozen=True)
+class _Draft:
+    """What one round came to. facts: with the devices of the layout."""
+
+    shape: ModelShape
+    derived: list[Derived]
+    facts: Facts
+    decided: Decided
+    section: Optimization
+    rules: Rules
+    loss: Estimate | None
+    chosen: Chosen | None
+    by_budget: bool  # the speed decided size or length
+
+
+def _draft(recipe: Recipe, facts: Facts, place: Place, flops_per_s: float | None = None) -> _Draft:
     rules = Rules("pretrain")
-    dtype = choose_dtype(recipe.pretrain.dtype, facts, rules)
-    hours = hours_allowed(recipe, facts)
-    steps, rows = pretrain_length(recipe.pretrain, shape, facts, hours, dtype, rules)
+    section = recipe.pretrain
+    facts = with_devices(recipe, facts, place)
+    shape, derived, loss = _shape(recipe, facts, flops_per_s)
+    _check_data(shape, facts)
+    layout, facts = _given_layout(recipe, shape, shape.context, facts, place)
+    dtype = choose_dtype(section.dtype, facts, rules)
+    found = limits(recipe, facts)
+    by_budget = bool(found) and section.steps == "auto" and section.tokens is None
+    hours = found[0].hours * (goodput_of(recipe, shape, facts).value or 1.0) if found else None
+    if by_budget and loss is None:
+        rules.derived.append(Derived("budget", found[0].name, binding_rule(found)))
+    steps, rows = pretrain_length(section, shape, facts, hours, dtype, rules, flops_per_s)
     flops = train_flops_per_token(shape, shape.context) * steps * rows * shape.context
     rule = f"0.3118 C^-0.125 at C = {flops:.1e} FLOPs, between 1e-4 and 3e-3 (arXiv:2401.02954)"
-    lr = rules.settle("lr", recipe.pretrain.lr, sizing.learning_rate_for(flops), rule)
+    lr = rules.settle("lr", section.lr, sizing.learning_rate_for(flops), rule)
     decided = Decided(shape.context, steps, rows, lr, dtype, layout)
-    stage = stage_plan(recipe.pretrain, shape, decided, facts, rules)
+    decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
+    settled = _settled(section, chosen, rules)
+    return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_budget or loss is not None)
+
+
+def _settled(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
+    """The section with what the search has chosen beside the layout."""
+    if chosen is None:
+        return section
+    rules.derived.append(Derived("parallel.layout", str(chosen.layout), chosen.rule))
+    return chosen.section(section)
+
+
+def _shape(
+    recipe: Recipe, facts: Facts, flops_per_s: float | None
+) -> tuple[ModelShape, list[Derived], Estimate | None]:
+    """The shape, what was derived of it, and the loss that its size was chosen for."""
+    check_size_keys(recipe)
+    if not wants_size(recipe):
+        return *resolve_shape(recipe, facts), None
+    dtype = choose_dtype(recipe.pretrain.dtype, facts, Rules("pretrain"))
+
+    def speed(shape: ModelShape) -> float | None:
+        """Of all devices together, failures taken off."""
+        given = flops_per_s
+        if given is None:
+            found = training_speed(shape, facts, dtype, recipe.pretrain.recompute)
+            given = None if found is None else found.tflops.value * 1e12 * facts.devices
+        kept = goodput_of(recipe, shape, facts).value or 1.0
+        return None if given is None else given * kept
+
+    return sized_shape(recipe, facts, lambda shape_of: size_for_budget(recipe, facts, shape_of, speed))
+
+
+def _given_layout(
+    recipe: Recipe, shape: ModelShape, context: int, facts: Facts, place: Place
+) -> tuple[Layout, Facts]:
+    """The recipe's layout, checked, with the facts of as many devices; one process where it is searched."""
+    if is_searched(recipe, facts, place):
+        return ONE_PROCESS, facts
+    layout = stage_layout(recipe, shape, context=context, world=place.world, where=place.layout_from)
+    if recipe.parallel.layout != "auto":
+        check_cluster(layout, facts, place.layout_from)
+    return layout, devices_of(layout, facts)
+
+
+def _within(recipe: Recipe, draft: _Draft, plan: Plan) -> Plan:
+    """The plan with the last steps taken off that the likely end of its budget does not hold."""
+    hours = plan.predicted["hours"].value
+    if not draft.by_budget or hours is None or recipe.pretrain.tokens is not None:
+        return plan
+    share = limits(recipe, draft.facts)[0].hours / hours
+    if share >= 1.0 or recipe.pretrain.steps != "auto":
+        return plan
+    steps = max(1, int(share * plan.pretrain.steps))
+    rows = [replace(row, value=steps) if row.key == "pretrain.steps" else row for row in draft.rules.derived]
+    rules = Rules(draft.rules.section)
+    rules.derived.extend(rows)
+    return _plan(recipe, replace(draft, decided=replace(draft.decided, steps=steps), rules=rules))
+
+
+def _plan(recipe: Recipe, draft: _Draft) -> Plan:
+    shape, facts = draft.shape, draft.facts
+    rules = Rules(draft.rules.section)
+    rules.derived.extend(draft.rules.derived)
+    stage = stage_plan(draft.section, shape, draft.decided, facts, rules)
+    predicted = predict(recipe, shape, stage, facts)
     return Plan(
         name=recipe.name,
         seed=recipe.seed,
@@ -57,9 +177,17 @@ def resolve(recipe: Recipe, facts: Facts, *, world: int | None = None, layout_fr
         pretrain=stage,
         device=facts.device,
         layout=layout_document(stage),
-        predicted=predict(recipe, shape, stage, facts),
-        derived=[*derived, *rules.derived],
+        predicted=predicted if draft.loss is None else {**predicted, "loss": draft.loss},
+        derived=[*draft.derived, *rules.derived],
     )
+
+
+def _flops_per_s(plan: Plan) -> float | None:
+    """Model FLOP/s of all devices together, as the plan predicts them."""
+    tokens_per_s = plan.predicted["tokens_per_s"].value
+    if tokens_per_s is None:
+        return None
+    return tokens_per_s * train_flops_per_token(plan.shape, plan.pretrain.context)
 
 
 def check_recipe(recipe: Recipe, *, world: int | None = None, layout_from: str = WHERE) -> Layout:
@@ -93,9 +221,8 @@ def resolve_finetune(
             fix='add [finetune] and data = { path = "train.jsonl" }',
         )
     rules = Rules("finetune")
-    context = finetune_context(section, shape)
-    layout = stage_layout(recipe, shape, context=context, world=world)
-    facts = devices_of(layout, facts)
+    context, place = finetune_context(section, shape), Place(world, WHERE)
+    layout, facts = _given_layout(recipe, shape, context, with_devices(recipe, facts, place), place)
     dtype = pretrain.dtype if pretrain and section.dtype == "auto" else section.dtype
     dtype = choose_dtype(dtype, facts, rules)
     rows = _finetune_rows(section, context, num_rows, pretrain, rules)
@@ -106,8 +233,9 @@ def resolve_finetune(
         lr = float(f"{_FINETUNE_LR_SHARE * pretrain.lr:.1e}")
         rule = "a tenth of the peak in pre-training: the weights are to be moved, not replaced"
     lr = rules.settle("lr", section.lr, lr, rule)
-    stage = stage_plan(section, shape, Decided(context, steps, rows, lr, dtype, layout), facts, rules)
-    return stage, rules.derived
+    decided = Decided(context, steps, rows, lr, dtype, layout)
+    decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
+    return stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules), rules.derived
 
 
 def finetune_context(section: Finetune, shape: ModelShape) -> int:
@@ -151,9 +279,6 @@ def _refuse_contradictions(recipe: Recipe) -> None:
         (cluster.region is not None and energy.region is not None and cluster.region != energy.region,
          f"cluster.region = {cluster.region} and energy.region = {energy.region}",
          "one region", "remove energy.region"),
-        (energy.prefer != "time", f'energy.prefer = "{energy.prefer}"',
-         'energy.prefer = "time": with one layout there is nothing to choose from',
-         "remove energy.prefer: it has no effect in this version"),
     ]  # fmt: skip
     for wrong, found, wanted, fix in checks:
         if wrong:

@@ -1,22 +1,26 @@
 """From [model] to a complete shape: the dial, the shape itself, or a Hugging Face directory."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
+from bessemer.formulas.huggingface_plan import unlisted_params
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.facts import Facts
-from bessemer.planner.plan import Derived
+from bessemer.planner.plan import Derived, Estimate
+from bessemer.planner.sized import ShapeOf, Sized
 from bessemer.recipe.schema import Model, Recipe
 from bessemer.units import format_count, parse_count
 
 _DEFAULT_SIZE = "30M"
-# Their blocks have other matrices than ours: counting them as ours would be a guess.
-_UNCOUNTED_FAMILIES = ("gpt2", "gemma3")
 _MOE_FAMILIES = ("qwen3-moe", "mixtral", "glm4-moe", "deepseek-v3")
 _BIASED_FAMILIES = ("glm4-moe", "deepseek-v3")  # those that have a router with a bias, and shared experts
 _QK_NORM_FAMILIES = ("qwen3", "qwen3-moe", "gemma3")
+_TIED_FAMILIES = ("gpt2", "gemma3")
+_GEMMA_PATTERN = 6  # every sixth layer of Gemma 3 sees the whole row
 _SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
 _MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
 _MLA_KEYS = ("mla_q_rank", "mla_kv_rank", "mla_nope_dim", "mla_rope_dim", "mla_v_dim")
@@ -30,18 +34,39 @@ def resolve_shape(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derive
     if model.from_ is not None:
         return _from_source(recipe, facts)
     _refuse_contradictions(model)
-    if model.family in _UNCOUNTED_FAMILIES:
-        raise RecipeError(
-            f'family "{model.family}" is not built yet in this version',
-            found=f'model.family = "{model.family}"',
-            wanted="llama, qwen3, qwen3-moe, mixtral or glm4-moe to train; also deepseek-v3 or phi3 to plan",
-            fix='set model.family="llama": `bessemer recipes show gpt1-117m` has such a shape',
-        )
     base = _base(recipe, facts)
     explicit = [name for name in _SHAPE_KEYS if getattr(model, name) is not None]
     shape, derived = _explicit(model, base) if explicit else _sized(model, base)
     _check(shape)
-    return shape, [_vocab_rule(recipe, facts, shape), *derived]
+    return _completed(shape), [_vocab_rule(recipe, facts, shape), *derived]
+
+
+def sized_shape(
+    recipe: Recipe, facts: Facts, size: Callable[[ShapeOf], Sized]
+) -> tuple[ModelShape, list[Derived], Estimate]:
+    """As `resolve_shape` for a size that follows from the budget; and the loss that it is chosen for.
+
+    size: is given what makes a shape of a size.
+    """
+    model = recipe.model
+    _refuse_contradictions(model)
+    base = _base(recipe, facts)
+    _check_dial(model, base)
+
+    def shape_of(params: float) -> ModelShape:
+        return sizing.shape_of_size(round(params), _tied(model, base, round(params))[0])
+
+    sized = size(shape_of)
+    shape, rules = _tied(model, base, sized.params)
+    shape = sizing.shape_of_size(sized.params, shape)
+    _check(shape)
+    told = [replace(row, value=_summary(shape)) if row.key == "model.size" else row for row in sized.derived]
+    return _completed(shape), [_vocab_rule(recipe, facts, shape), *told, *rules], sized.loss
+
+
+def _completed(shape: ModelShape) -> ModelShape:
+    """With the weights that the family has beside those that the keys describe."""
+    return replace(shape, other_params=unlisted_params(shape))
 
 
 def _from_source(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derived]]:
@@ -75,6 +100,7 @@ def _from_source(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derived
 def _base(recipe: Recipe, facts: Facts) -> ModelShape:
     """Everything that does not depend on the size; the size fields are filled in later."""
     model = recipe.model
+    experts: dict[str, Any] = {name: getattr(model, name) or 0 for name in (*_MOE_KEYS, *_MLA_KEYS)}
     return ModelShape(
         family=model.family,
         layers=1,
@@ -92,23 +118,20 @@ def _base(recipe: Recipe, facts: Facts) -> ModelShape:
         rope_theta=model.rope_theta,
         rope_scaling=_scaling(model),
         sliding_window=model.sliding_window,
+        full_every=_GEMMA_PATTERN if model.sliding_window and model.family == "gemma3" else 0,
+        gated=model.family != "gpt2",
+        positions=model.context if model.family == "gpt2" else 0,
         bos_id=facts.bos_id,
         eos_id=facts.eos_id,
         router=model.router,
-        **{name: getattr(model, name) or 0 for name in (*_MOE_KEYS, *_MLA_KEYS)},
+        **experts,
     )
 
 
 def _sized(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
     text = model.size if model.size not in (None, "auto") else _DEFAULT_SIZE
     assert text is not None
-    if base.experts or base.mla_kv_rank:
-        raise RecipeError(
-            "the size dial makes dense models",
-            found=f"model.size = {text} with experts or latent attention",
-            wanted="layers, hidden and heads written out",
-            fix="begin with a copy of a shipped one: `bessemer recipes copy qwen-moe-30b-a3b .`",
-        )
+    _check_dial(model, base)
     params = parse_count(text)
     base, derived = _tied(model, base, params)
     shape = sizing.shape_of_size(params, base)
@@ -125,6 +148,16 @@ def _sized(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
     )
     rule += f"{sizing.usual_ratio(shape.hidden):.0f}, ffn 8/3 hidden"
     return shape, [Derived("model.size", _summary(shape), rule), *derived]
+
+
+def _check_dial(model: Model, base: ModelShape) -> None:
+    if base.experts or base.mla_kv_rank:
+        raise RecipeError(
+            "the size dial makes dense models",
+            found=f"model.size = {model.size or _DEFAULT_SIZE} with experts or latent attention",
+            wanted="layers, hidden and heads written out",
+            fix="begin with a copy of a shipped one: `bessemer recipes copy qwen-moe-30b-a3b .`",
+        )
 
 
 def _explicit(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
@@ -148,11 +181,12 @@ def _explicit(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]
         )
     if model.kv_heads is None:
         derived.append(Derived("model.kv_heads", heads, "as many as query heads"))
-    ffn = model.ffn or (
-        base.expert_ffn if base.experts and not base.dense_layers else sizing.ffn_width(hidden)
-    )
+    usual = sizing.ffn_width(hidden) if base.gated else 4 * hidden
+    ffn = model.ffn or (base.expert_ffn if base.experts and not base.dense_layers else usual)
     if model.ffn is None and not base.experts:
-        derived.append(Derived("model.ffn", ffn, "8/3 hidden, a multiple of 64"))
+        derived.append(
+            Derived("model.ffn", ffn, "8/3 hidden, a multiple of 64" if base.gated else "4 hidden")
+        )
     sizes = {"layers": layers, "hidden": hidden, "heads": heads, "head_dim": head_dim, "ffn": ffn}
     shape = ModelShape(**{**base.to_json(), **sizes, "kv_heads": model.kv_heads or heads})
     tied, rules = _tied(model, shape, total_params(shape))
@@ -175,8 +209,10 @@ def _head_dim(model: Model, hidden: int, heads: int) -> int:
 def _tied(model: Model, shape: ModelShape, params: int) -> tuple[ModelShape, list[Derived]]:
     if model.tie_embeddings != "auto":
         return shape, []
-    tied = sizing.tie_embeddings_for(params)
+    tied = shape.family in _TIED_FAMILIES or sizing.tie_embeddings_for(params)
     rule = "one matrix for embedding and head under 1B parameters"
+    if shape.family in _TIED_FAMILIES:
+        rule = "as the family has it"
     return ModelShape(**{**shape.to_json(), "tie_embeddings": tied}), [
         Derived("model.tie_embeddings", tied, rule)
     ]

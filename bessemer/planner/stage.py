@@ -12,6 +12,7 @@ from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import check_micro_batches
@@ -72,27 +73,40 @@ def choose_dtype(given: str, facts: Facts, rules: Rules) -> str:
 
 
 def pretrain_length(
-    section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, dtype: str, rules: Rules
+    section: Pretrain,
+    shape: ModelShape,
+    facts: Facts,
+    hours: float | None,
+    dtype: str,
+    rules: Rules,
+    flops_per_s: float | None = None,
 ) -> tuple[int, int]:
-    """Steps and rows per step, from whichever of steps, tokens, budget and data is there."""
+    """Steps and rows per step, from whichever of steps, tokens, budget and data is there.
+
+    hours: of the budget, for steps that count. flops_per_s: of the chosen layout, all devices together.
+    """
     flops = train_flops_per_token(shape, shape.context)
     if isinstance(section.steps, int):
         wanted = sizing.batch_tokens_for_steps(flops, section.steps)
         rule = f"0.292 C^0.3271 at C = {flops * section.steps * wanted:.1e} FLOPs (arXiv:2401.02954)"
         rows = _batch_rows(section, shape, facts, wanted, rule, rules)
         return section.steps, rows
-    tokens, source = _tokens(section, shape, facts, hours, dtype)
+    update_s = 0.0  # of the optimizer, where it is not in the speed
+    speed = training_speed(shape, facts, dtype, section.recompute)
+    if flops_per_s is None and speed is not None:
+        flops_per_s = speed.tflops.value * 1e12 * facts.devices
+        update_s = step_time(shape, 0, speed, facts).value or 0.0
+    tokens, source = _tokens(section, shape, facts, hours, flops_per_s)
     wanted = sizing.batch_tokens_for(flops * tokens)
     rule = f"0.292 C^0.3271 at C = {flops * tokens:.1e} FLOPs (arXiv:2401.02954)"
     if tokens / _MIN_STEPS < wanted:
         wanted, rule = tokens / _MIN_STEPS, f"{_MIN_STEPS} steps at least"
     rows = _batch_rows(section, shape, facts, wanted, rule, rules)
     steps = max(1, math.ceil(tokens / (rows * shape.context)))
-    if hours is not None and section.tokens is None:
+    if hours is not None and section.tokens is None and flops_per_s is not None:
         # Now that the batch is known, so is the share of the optimizer's update in a step.
-        speed = training_speed(shape, facts, dtype, section.recompute)
-        step_s = step_time(shape, rows * shape.context, speed, facts).value
-        steps = min(steps, max(1, int(hours * 3600.0 / step_s))) if step_s else steps
+        step_s = flops * rows * shape.context / flops_per_s + update_s
+        steps = min(steps, max(1, int(hours * 3600.0 / step_s)))
     return rules.settle("steps", section.steps, steps, source), rows
 
 
@@ -168,7 +182,7 @@ def rows_of(section: Optimization, name: str, context: int) -> int | None:
 
 
 def _tokens(
-    section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, dtype: str
+    section: Pretrain, shape: ModelShape, facts: Facts, hours: float | None, flops_per_s: float | None
 ) -> tuple[float, str]:
     """How many tokens to train on, and why."""
     if section.tokens is not None:
@@ -176,19 +190,19 @@ def _tokens(
             section.tokens
         ), f"pretrain.tokens = {format_count(float(section.tokens))} over batch_tokens"
     params = total_params(shape)
-    tokens = sizing.optimal_tokens(params)
+    law = facts.law or BESIROGLU
+    tokens = law.best_tokens(params)
     rule = f"{format_count(tokens)} tokens, compute-optimal for {format_count(params)} parameters"
-    rule += " (arXiv:2404.10102)"
-    speed = training_speed(shape, facts, dtype, section.recompute)
+    rule += " (arXiv:2404.10102)" if facts.law is None else f" ({law.name})"
     if hours is not None:
-        if speed is None:
+        if flops_per_s is None:
             raise RecipeError(
                 "the budget cannot be turned into steps",
                 found=f"a budget of {hours:.3g} hours, and no speed is known for {facts.device}",
                 wanted="a measured device, or one of the catalogue",
                 fix="run `bessemer doctor --calibrate`, or set pretrain.steps or pretrain.tokens",
             )
-        per_s = speed.tflops.value * 1e12 * facts.devices / train_flops_per_token(shape, shape.context)
+        per_s = flops_per_s / train_flops_per_token(shape, shape.context)
         tokens = hours * 3600.0 * per_s
         rule = f"the budget of {hours:.3g} hours at a predicted {format_count(per_s)} tokens/s"
     if facts.train_tokens and tokens > sizing.MAX_EPOCHS * facts.train_tokens:

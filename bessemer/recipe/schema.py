@@ -70,7 +70,9 @@ class Model(Section):
         description="a Hugging Face directory or config.json: the shape, and for finetune the weights",
         json_schema_extra={"affects": "model"},
     )
-    size: str | None = key(None, "model", 'the one dial: about this many parameters, e.g. "30M"')
+    size: str | None = key(
+        None, "model", 'the one dial: about this many parameters, e.g. "30M"; auto: what [budget] pays for'
+    )
     layers: PositiveInt | None = key(None, "model", "decoder blocks")
     hidden: PositiveInt | None = key(None, "model", "width of the residual stream")
     heads: PositiveInt | None = key(None, "model", "query heads")
@@ -278,7 +280,11 @@ class Evaluate(Section):
 
 
 class Parallel(Section):
-    layout: str = key("auto", "execution", 'degrees, e.g. "shard=2,tensor=2"; auto: one process')
+    layout: str = key(
+        "auto",
+        "execution",
+        'degrees, e.g. "shard=2,tensor=2"; auto: searched for accelerators, else one process',
+    )
 
 
 class Cluster(Section):
@@ -288,7 +294,12 @@ class Cluster(Section):
     region: str | None = key(None, "execution", "grid region, e.g. DEU")
     pue: PositiveFloat | None = key(None, "execution", "facility over IT energy")
     usd_per_device_hour: PositiveFloat | None = key(None, "execution", "price")
-    file: str | None = key(None, "execution", "a TOML file that describes the cluster")
+    device_hours_per_failure: PositiveFloat | None = key(
+        None, "execution", "between failures of one device; left out: 50700, as in Llama 3's run"
+    )
+    file: str | None = key(
+        None, "execution", "a TOML file that describes the cluster; keys beside it here override the file's"
+    )
 
 
 class Budget(Section):
@@ -297,10 +308,23 @@ class Budget(Section):
     kg_co2e: PositiveFloat | None = key(None, "execution", "carbon")
     hours: PositiveFloat | None = key(None, "execution", "wall time of pre-training")
     device_hours: PositiveFloat | None = key(None, "execution", "devices times hours")
+    inference_tokens: str | PositiveInt | None = key(
+        None, "execution", 'tokens that the model will read and write in use, e.g. "1T": makes it smaller'
+    )
+    runs: str | None = key(
+        None, "execution", "glob of own finished runs, which the law of model.size is fitted to"
+    )
+
+    @field_validator("inference_tokens")
+    @classmethod
+    def _inference_tokens_is_a_count(cls, value: str | int | None) -> int | None:
+        return parse_count(value) if isinstance(value, str) else value
 
 
 class Energy(Section):
-    prefer: Literal["time", "energy", "cost"] = key("time", "execution", "what the planner minimises")
+    prefer: Literal["time", "energy", "cost"] = key(
+        "time", "execution", "what an automatic layout makes small"
+    )
     region: str | None = key(None, "execution", "grid region, e.g. DEU")
 
 

@@ -2,18 +2,9 @@
 
 from typing import Any
 
+from bessemer.report.grades import Grade, grades, steps_made
 from bessemer.report.html import Markup, heading, paragraph, table, verdict
-from bessemer.report.record import RunRecord, StageRecord, number
-
-# predicted quantity: (what it is called, unit, digits)
-_QUANTITIES = {
-    "step_time_s": ("Step time", "s"),
-    "tokens_per_s": ("Throughput", "tokens/s"),
-    "memory_gib": ("Memory", "GiB"),
-    "mfu": ("MFU", ""),
-    "hours": ("Time in steps", "h"),
-    "kwh": ("Energy", "kWh"),
-}
+from bessemer.report.record import RunRecord
 
 
 def planned(run: RunRecord) -> str:
@@ -22,61 +13,56 @@ def planned(run: RunRecord) -> str:
     return _graded(run) + _rules(run.plan) + _shape(run.plan)
 
 
-def measured(stage: StageRecord) -> dict[str, float | None]:
-    """What the rows say, in the plan's words and units."""
-    memory, seconds = stage.largest("memory_bytes"), stage.time_in_steps_s
-    energy = number(stage.last.get("energy_j"))
-    return {
-        "step_time_s": stage.middle("step_time_s"),
-        "tokens_per_s": stage.middle("tokens_per_s"),
-        "memory_gib": None if memory is None else memory / 2**30,
-        "mfu": stage.middle("mfu"),
-        "hours": None if seconds is None else seconds / 3600.0,
-        "kwh": None if energy is None else energy / 3.6e6,
-    }
-
-
 def _graded(run: RunRecord) -> str:
-    stage = run.first_of_kind("pretrain")
-    if stage is None or run.plan is None:
-        return ""
-    predicted: dict[str, Any] = run.plan.get("predicted") or {}
-    found = measured(stage)
-    graded = (
-        _row(name, unit, predicted.get(key) or {}, found[key]) for key, (name, unit) in _QUANTITIES.items()
-    )
-    rows = [row for row in graded if row is not None]
-    if not rows:
+    found = grades(run)
+    if not found:
         return ""
     headings = ["Pre-training", "predicted", "band", "basis", "measured", "measured / predicted", "verdict"]
-    return heading("Predicted before the run, measured in it") + table(headings, rows, numbers=(1, 2, 4, 5))
+    title = heading("Predicted before the run, measured in it")
+    return title + _score(run, found) + table(headings, list(map(_row, found)), numbers=(1, 2, 4, 5))
 
 
-def _row(name: str, unit: str, estimate: dict[str, Any], found: float | None) -> list[Any] | None:
-    value, low, high = (number(estimate.get(key)) for key in ("value", "low", "high"))
-    if value is None and found is None:
-        return None
-    band = f"{_figure(low)} to {_figure(high)}" if low is not None and high is not None else "no band given"
-    ratio = f"{found / value:.2f} ×" if found is not None and value else Markup("–")
+def _score(run: RunRecord, found: list[Grade]) -> str:
+    """How many were right, for how much of the run, and what the run itself saw apart."""
+    graded = [grade for grade in found if grade.inside is not None]
+    words = f"{sum(map(bool, (grade.inside for grade in graded)))} of {len(graded)} predictions hold."
+    stage = run.first_of_kind("pretrain")
+    assert stage is not None and run.plan is not None, "graded without a stage"
+    share = steps_made(stage, run.plan)
+    if share < 1:
+        words += f" Those of the whole run are for the {share:.0%} of its steps that were made."
+    apart = [event for event in stage.events if event.get("kind") == "deviation"]
+    if apart:
+        words += (
+            f" While it ran, steps left the prediction {len(apart)} time(s); last: {apart[-1].get('cause')}."
+        )
+    return paragraph(words, "note")
+
+
+def _row(grade: Grade) -> list[Any]:
+    is_predicted = grade.predicted is not None
+    has_band = grade.low is not None and grade.high is not None
+    band = f"{_figure(grade.low)} to {_figure(grade.high)}" if has_band else "no band given"
+    found = grade.measured
+    ratio = f"{found / grade.predicted:.2f} ×" if found is not None and grade.predicted else Markup("–")
     return [
-        f"{name} [{unit}]" if unit else name,
-        Markup('<span class="absent">not predicted</span>') if value is None else _figure(value),
-        band if value is not None else Markup("–"),
-        estimate.get("basis", "") if value is not None else Markup("–"),
+        f"{grade.name} [{grade.unit}]" if grade.unit else grade.name,
+        _figure(grade.predicted) if is_predicted else Markup('<span class="absent">not predicted</span>'),
+        band if is_predicted else Markup("–"),
+        grade.basis or Markup("–"),
         None if found is None else _figure(found),
         ratio,
-        _verdict(low, high, found),
+        _verdict(grade),
     ]
 
 
-def _verdict(low: float | None, high: float | None, found: float | None) -> Markup:
-    if low is None or high is None or found is None:
+def _verdict(grade: Grade) -> Markup:
+    if grade.inside is None or grade.measured is None or grade.high is None:
         return Markup("–")
-    if low <= found <= high:
+    if grade.inside:
         return verdict("inside the band", tone="good")
-    beyond = (found / high if found > high else low / found) - 1.0 if found and high and low else 1.0
-    words = f"{beyond:.0%} {'above' if found > high else 'below'} the band"
-    return verdict(words, tone="warm" if beyond < 0.25 else "bad")
+    words = f"{grade.beyond:.0%} {'above' if grade.measured > grade.high else 'below'} the band"
+    return verdict(words, tone="warm" if grade.beyond < 0.25 else "bad")
 
 
 def _rules(plan: dict[str, Any]) -> str:

@@ -36,6 +36,7 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
 from bessemer.train.compiling import compile_blocks
+from bessemer.train.expect import Expected, expected_of
 from bessemer.train.job import Job
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.ranks import ALONE, Company
@@ -56,11 +57,18 @@ class Machine:
     kind: str
     cores: int
     peak_flops: float | None  # of one device; on a CPU of all its cores
+    expected: dict[str, Any] | None = None  # of a step: train/expect.py, as JSON
 
 
 def machine_of(stage: Stage, facts: Facts) -> Machine:
     peak = peak_tflops(facts, stage.plan.dtype)
-    return Machine(facts.kind, facts.cores, None if peak is None else peak * 1e12)
+    expected = expected_of(stage, facts)
+    return Machine(
+        facts.kind,
+        facts.cores,
+        None if peak is None else peak * 1e12,
+        None if expected is None else expected.to_json(),
+    )
 
 
 def build(
@@ -239,6 +247,7 @@ def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gaug
         cores=machine.cores,
         accelerators=None if on_cpu else company.accelerators(mesh.device),
         hosts=company.hosts,
+        expected=None if machine.expected is None else Expected.from_json(machine.expected),
     )
 
 

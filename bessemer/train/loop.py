@@ -31,7 +31,8 @@ def train(job: Job, state: TrainState) -> TrainState:
     saved = state.step
     stopping = job.engine.any(job.stop.asked)
     while state.step < job.plan.steps and not stopping:
-        batch = job.batches.batch(state.samples)
+        with job.record.evidence.loading():
+            batch = job.batches.batch(state.samples)
         stats = train_step(job, state, batch)
         state.step += 1
         state.samples += job.plan.batch_rows

@@ -23,7 +23,10 @@ from bessemer.measure.facts import meter_name
 from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
 from bessemer.rundir import JsonLines, Row, read_rows
+from bessemer.train.evidence import Evidence
+from bessemer.train.expect import Expected
 from bessemer.train.state import StepStats, TrainState
+from bessemer.train.watch import Watch
 from bessemer.units import format_seconds
 
 _METER_S = 20.0  # counters of energy may wrap within minutes, so they are read at least so often
@@ -39,6 +42,7 @@ class Gauge:
     cores: int = field(default_factory=usable_cores)
     accelerators: tuple[str, ...] | None = None  # of this machine's ranks; None: this process has its own
     hosts: int = 1  # machines; energy is only known where there is one
+    expected: Expected | None = None  # of a step, by the planner
 
 
 class Silence:
@@ -49,6 +53,7 @@ class Silence:
     def __init__(self, gauge: Gauge, engine: Engine) -> None:
         self._gauge, self._engine = gauge, engine
         self._start_s = busy_seconds()  # CPU time of imports and of building: no step's
+        self.evidence = Evidence()
 
     def event(self, kind: str, step: int, **details: Any) -> None:
         pass
@@ -66,7 +71,7 @@ class Silence:
         pass
 
     def write(self, state: TrainState, stats: StepStats, more: Row) -> None:
-        self._engine.each_rank(_figures(self._gauge, self._start_s))
+        self._engine.each_rank([*_figures(self._gauge, self._start_s), *self.evidence.totals()])
 
     def sync(self) -> None:
         pass
@@ -103,6 +108,8 @@ class Recorder:
         self._last_s = self._row_s = self._metered_s = time.monotonic()
         self._since_row = self._steps_here = 0
         self._best_step_s: list[float] = []
+        self.evidence = Evidence()
+        self._watch = Watch(gauge.expected) if gauge.expected is not None else None
 
     def event(self, kind: str, step: int, **details: Any) -> None:
         self._events.append(
@@ -121,6 +128,8 @@ class Recorder:
     def saved(self, folders: list[Path], step: int) -> None:
         """Checkpoints that have become whole since the last call."""
         for folder in folders:
+            if self._watch is not None:
+                self._watch.save_ended()
             self.event("checkpoint", step_of(folder) or step, folder=folder.name)
 
     def end_of_step(self, state: TrainState, stats: StepStats) -> None:
@@ -132,6 +141,8 @@ class Recorder:
         self._steps_here += 1
         if self._steps_here > 1:  # the first compiles and warms up
             self._best_step_s = [*self._best_step_s[-19:], step_s]
+        if self._watch is not None:
+            self._watch.step(step_s)
         if now_s - self._metered_s > _METER_S:
             self._meter.keep_up()  # not read: the other ranks tell their CPU time with a row
             self._metered_s = now_s
@@ -141,8 +152,9 @@ class Recorder:
         """The row of this step; step_time_s is the mean since the row before."""
         step_s = (self._last_s - self._row_s) / self._since_row
         self._row_s, self._since_row = self._last_s, 0
-        figures = self._engine.each_rank(_figures(self._gauge, 0.0))  # of its own the meter knows
-        self._others_s = sum(busy_s for _, busy_s in figures[1:])
+        own = _figures(self._gauge, 0.0)  # of its own CPU time the meter knows
+        figures = self._engine.each_rank([*own, *self.evidence.totals()])
+        self._others_s = sum(row[1] for row in figures[1:])
         self._reading, self._metered_s = self._meter.read(), time.monotonic()
         energy = self._reading.energy
         self._rows.append(
@@ -158,7 +170,7 @@ class Recorder:
                 "tokens_per_s": self._plan.batch_tokens / step_s,
                 "mfu": self._mfu(step_s),
                 "step_time_s": step_s,
-                "memory_bytes": int(max(memory for memory, _ in figures)),
+                "memory_bytes": int(max(row[0] for row in figures)),
                 "power_w": self._reading.power_w,
                 "energy_j": energy.joules,
                 "energy_low_j": energy.low,
@@ -173,14 +185,32 @@ class Recorder:
                 f"step {state.step:,}: loss {stats.loss:.4f}, validation {more['validation_loss']:.4f}"
             )
 
+        self._compare(state.step, figures)
+
     def sync(self) -> None:
+        """Before a save: its rows must outlive a power failure too."""
         self._rows.sync()
         self._events.sync()
+        if self._watch is not None:
+            self._watch.save_began()
 
     def close(self) -> None:
+        if self._watch is not None:
+            self._watch.teach()
+            self._watch = None
         for file in (self._rows, self._events):
             with suppress(OSError):  # of a full disk: `append` has told, and closing tries the row again
                 file.close()
+
+    def _compare(self, step: int, figures: list[list[float]]) -> None:
+        """With what the planner expected of a step: figures of each rank, memory and CPU time first."""
+        if self._watch is None:
+            return
+        busy_s = busy_seconds() + self._others_s
+        told = self._watch.row([row[2:] for row in figures], busy_s)
+        if told is not None:
+            self._console.line(f"step {step:,}: {told.line}")
+            self.event(told.kind, step, **told.details)
 
     def _mfu(self, step_s: float) -> float | None:
         flops, peak = self._gauge.flops_per_token, self._gauge.peak_flops
@@ -193,6 +223,8 @@ class Recorder:
         mfu = self._mfu(typical_s or step_s)
         power, basis = self._reading.power_w, self._reading.energy.basis
         left = format_seconds(typical_s * (plan.steps - state.step)) if typical_s else "…"
+        if self._watch is not None:
+            pace += f" (predicted {plan.batch_tokens / self._watch.expected.step_s:,.0f})"
         parts = [
             f"step {state.step:,}/{plan.steps:,} {bar(state.step / plan.steps)}",
             f"loss {stats.loss:.4f}",

@@ -5,7 +5,14 @@ from dataclasses import replace
 import pytest
 
 from bessemer.formulas.layout import ONE_PROCESS, Layout, layers_of_stages
-from bessemer.formulas.memory import Memory, Workload, activation_bytes, device_memory, ends_per_token
+from bessemer.formulas.memory import (
+    Memory,
+    Workload,
+    activation_bytes,
+    back_bytes_per_token,
+    device_memory,
+    ends_per_token,
+)
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.rank_memory import layout_memory, rank_activation_bytes, rank_memory
 from bessemer.formulas.shape import ModelShape
@@ -87,7 +94,8 @@ def test_tensor_divides_matrices_and_leaves_norms() -> None:
     assert part.weights == 4 * ((total_params(SHAPE) - norms) // 4 + norms)
     inner = memory(Layout(tensor=4), shape=SMALL_HEAD)
     whole = device_memory(SMALL_HEAD, WORK)
-    assert inner.working == pytest.approx(whole.working / 3 / 4, abs=1)  # the rest is in the base
+    assert inner.working == WORK.tokens * back_bytes_per_token(SMALL_HEAD, 4, routed=False) / 4
+    # What allocators keep beside it is in the base.
     assert inner.base + inner.working == pytest.approx(whole.base + whole.working / 4, abs=1)
     uneven = memory(Layout(tensor=3), shape=replace(SHAPE, heads=3, kv_heads=3))
     assert uneven.weights > 4 * total_params(replace(SHAPE, heads=3, kv_heads=3)) / 3
@@ -97,7 +105,7 @@ def test_tensor_divides_matrices_and_leaves_norms() -> None:
 def test_activations_are_divided_but_for_what_others_sent(layout: Layout) -> None:
     whole, part = activation_bytes(SHAPE, WORK), memory(layout).activations
     parts = layout.tensor * layout.context
-    assert whole / parts < part < whole / parts * 1.35
+    assert whole / parts <= part < whole / parts * 1.35
     work = replace(WORK, recompute="full")  # which keeps nothing of that
     ends = ends_per_token(SHAPE)
     assert ends and memory(layout, work=work).activations == pytest.approx(
@@ -170,10 +178,11 @@ def test_copies_of_experts_are_held_for_each_micro_batch_unless_they_are_gathere
     work = replace(WORK, dtype="bf16")
     first, last = (memory(Layout(pipeline=2, split=(4, 4)), rank, ROUTED, work).casts for rank in range(2))
     experts = 2 * 8 * 3 * 64 * 64
-    assert 2 * 3 * experts < first < 2 * 4 * experts + 10**5 and last < first / 2
+    head = 2 * 256 * 64  # cast in the loss
+    assert 2 * 3 * experts < first < 2 * 4 * experts + 10**5 and last - head < first / 2
     assert memory(Layout(shard=4, expert=2), shape=ROUTED, work=work).casts < experts
     # Every expert on one rank alone: nothing is gathered, so they are cast where they are used.
-    assert memory(Layout(shard=2, expert=2), shape=ROUTED, work=work).casts == 7 * experts / 2
+    assert memory(Layout(shard=2, expert=2), shape=ROUTED, work=work).casts == 7 * experts / 2 + head
 
 
 def test_rank_of_a_cpu_that_saves_meanwhile_holds_a_copy_of_its_part() -> None:

@@ -3,12 +3,13 @@
 import argparse
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bessemer.errors import RecipeError
+from bessemer.errors import RecipeError, RefusedError
 from bessemer.recipe.schema import Recipe
 
 
@@ -38,22 +39,25 @@ def test_plan_has_the_keys_that_others_read() -> None:
     assert "1.24B parameters" in text and "pretrain.micro_batch" in text
 
 
-def test_plan_of_a_cluster_says_what_it_does_not_know() -> None:
+def test_plan_of_a_cluster_has_a_layout_that_fills_it() -> None:
     document, text = call("plan", "llama-8b")  # its recipe names 64 H100s
-    assert document["cluster"]["devices"] == 64
-    assert document["layout"] is None and document["predicted"]["memory_gib"]["value"] is None
-    assert "not searched yet" in document["rejected"][0]["reason"] and "Training would be refused" in text
+    layout = document["layout"]
+    degrees = ("replicate", "shard", "tensor", "pipeline", "context")
+    assert math.prod(layout[axis] for axis in degrees) == document["cluster"]["devices"] == 64
+    assert document["predicted"]["memory_gib"]["value"] and layout["words"] in text
 
 
 def test_plan_says_why_training_would_be_refused() -> None:
     assert call("plan", "llama-1b", "--cluster", "H100")[0]["refused_because"] is None
-    assert "deepseek-v3" in call("plan", "deepseek-style-671b", "--cluster", "H100")[0]["refused_because"]
-    assert "memory" in call("plan", "llama-405b", "--cluster", "H100")[0]["refused_because"]
+    assert "deepseek-v3" in call("plan", "deepseek-style-671b", "--cluster", "256xH100")[0]["refused_because"]
+    given = call("plan", "llama-70b", "--cluster", "8xH100", "--layout", "shard=8")[0]
+    assert "memory" in given["refused_because"]
 
 
-def test_what_is_not_built_yet_says_so() -> None:
-    with pytest.raises(RecipeError, match="not built yet in this version"):
-        call("plan", "validate", "rows.csv")
+def test_model_that_fits_on_no_layout_of_the_cluster_is_an_error_that_says_what_would_do() -> None:
+    with pytest.raises(RefusedError, match="does not fit on this cluster") as caught:
+        call("plan", "llama-405b", "--cluster", "H100")
+    assert "H100" in caught.value.fix
 
 
 RECIPE = """name = "small"

@@ -141,14 +141,14 @@ def test_ranks_share_the_memory_and_speed_of_a_cpu_and_have_an_accelerator_each(
         assert on_cpu.predicted["memory_gib"].value == max(ranks) / GIB
         assert device_bytes(on_gpu.shape, on_gpu.pretrain, GPU) == on_gpu.predicted["memory_gib"].value * GIB
         alone = planned("pretrain.micro_batch=2", facts=GPU).predicted["tokens_per_s"].value
-        assert on_gpu.predicted["tokens_per_s"].value == pytest.approx(4 * alone)
+        assert alone < on_gpu.predicted["tokens_per_s"].value < 4 * alone  # exchanges take their part
     one = planned("pretrain.micro_batch=2").predicted["step_time_s"]
     assert planned("pretrain.micro_batch=2", layout="shard=2").predicted["step_time_s"] == one
 
 
-def test_memory_of_a_cluster_is_known_where_the_layout_is() -> None:
+def test_memory_of_a_cluster_is_known_with_a_searched_layout_and_a_given_one() -> None:
     facts = replace(cluster_facts("H100", 8), vocab=8000)
-    assert planned(facts=facts).predicted["memory_gib"].value is None
+    assert planned(facts=facts).predicted["memory_gib"].value
     assert planned(layout="shard=8", facts=facts).predicted["memory_gib"].value
     with pytest.raises(RecipeError, match="does not fill the cluster"):
         planned(layout="shard=4", facts=facts)

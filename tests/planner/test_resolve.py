@@ -80,10 +80,11 @@ def test_name_never_influences_a_number() -> None:
 
 @pytest.mark.parametrize("name", shipped_names())
 def test_every_shipped_recipe_resolves_and_predicts(name: str) -> None:
-    plan = resolve(load(name, []).recipe, cluster_facts("H100", 64))
-    assert plan.predicted["hours"].value and plan.predicted["usd"].value
-    assert plan.predicted["hours"].basis == "assumed"
-    assert plan.predicted["memory_gib"].value is None  # depends on a layout
+    devices = 2048 if any(size in name for size in ("405b", "671b", "1.7t")) else 128
+    plan = resolve(load(name, []).recipe, cluster_facts("H100", devices))
+    assert plan.pretrain.layout.world == devices
+    assert all(plan.predicted[key].value for key in ("hours", "usd", "memory_gib", "goodput"))
+    assert plan.predicted["hours"].basis in ("assumed", "modelled")
 
 
 def test_steps_follow_from_tokens() -> None:
@@ -161,7 +162,6 @@ def test_slow_bf16_cpu_trains_in_fp32_and_an_accelerator_in_bf16() -> None:
         (["model.experts=4"], 'experts with family = "llama"'),
         (["model.family=mixtral"], "without experts"),
         (["model.size=100K"], "the nearest has"),
-        (["model.family=gpt2"], "gpt2"),
         (["pretrain.steps=5", "pretrain.tokens=2M"], "pretrain.steps = 5"),
         (["pretrain.batch_tokens=1000"], "context = 1024"),
         (["pretrain.batch_tokens=2048", "pretrain.micro_batch=4"], "micro_batch = 4"),
@@ -190,6 +190,8 @@ def test_layout_of_one_process_may_be_written_out() -> None:
         (["pretrain.optimizer=muon"], "muon"),
         (["finetune.method=lora"], "lora"),
         (["model.family=phi3"], "phi3"),
+        (["model.family=gpt2"], "gpt2"),
+        (["model.family=gemma3", "model.sliding_window=512"], "gemma3"),
         (["model.sliding_window=128"], "sliding_window"),
         (["model.norm=layer"], "norm"),
         (["model.rope_scaling={rope_type='yarn'}"], "yarn"),
@@ -221,10 +223,18 @@ def test_run_beyond_memory_is_refused_with_numbers_and_a_fix_that_fits() -> None
 
 
 def test_run_beyond_its_budget_is_refused() -> None:
-    given = recipe("pretrain.steps=1000", "budget.hours=0.01")
-    plan = resolve(given, CPU)
-    with pytest.raises(RefusedError, match="does not fit its budget"):
-        check_start(given, plan.shape, plan.pretrain, CPU, plan.predicted["hours"].low)
+    given = recipe("pretrain.steps=1000", "budget.hours=0.01", "budget.usd=1e9",
+                   "cluster.usd_per_device_hour=1.0")  # fmt: skip
+    plan = resolve(recipe("pretrain.steps=1000"), CPU)
+    for start in (
+        lambda: resolve(given, CPU),
+        lambda: check_start(given, plan.shape, plan.pretrain, CPU, plan.predicted["hours"].low),
+    ):
+        with pytest.raises(RefusedError, match="does not fit its budget") as caught:
+            start()
+        assert "budget.hours = 0.01, which binds" in caught.value.wanted
+        enough = int(caught.value.fix.split("(")[1].split()[0])
+        resolve(recipe(f"pretrain.steps={enough}", "budget.hours=0.01"), CPU)
 
 
 def test_deterministic_is_always_so_on_a_cpu_and_refused_on_an_accelerator() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from bessemer.errors import DataError, RecipeError
 from bessemer.report.build import write_report
-from bessemer.report.planned import measured
+from bessemer.report.grades import measured
 from bessemer.report.record import read_stage
 from bessemer.units import format_seconds
 
@@ -99,7 +99,7 @@ def test_rows_written_every_ten_steps_give_the_same_time(made_run):
     lines = [line for line in stage.read_text().splitlines() if json.loads(line)["step"] % 10 == 0]
     stage.write_text("\n".join(lines) + "\n")
     record = read_stage(made_run / "pretrain")
-    assert measured(record)["hours"] == pytest.approx(2400 / 3600, rel=0.01)
+    assert measured(record, {})["hours"] == pytest.approx(2400 / 3600, rel=0.01)
     assert f"of 2 sources in {format_seconds(record.time_in_steps_s)}" in report(made_run)
 
 

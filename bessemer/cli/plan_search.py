@@ -1,0 +1,245 @@
+"""What `bessemer plan` tells of a layout: its step part by part, what else there was, and why not that."""
+
+from typing import Any
+
+from bessemer.cli.columns import text_table
+from bessemer.units import format_seconds
+
+_PART_NAMES = {
+    "matmul_s": "matmuls", "attention_s": "attention", "vector_s": "norms, activations",
+    "recompute_s": "recomputation", "tensor_s": "tensor exchanges", "context_s": "context exchanges",
+    "expert_s": "expert exchanges", "pipeline_s": "pipeline sends", "bubble_s": "bubble",
+    "data_s": "gradients, weights", "optimizer_s": "optimizer", "overhead_s": "overhead, waiting",
+}  # fmt: skip
+_VALIDATED_DEVICES = 16_384
+
+
+def step_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
+    """Seconds of a step by part, each with its band; exchanges as far as they show. None: no cost model."""
+    from bessemer.planner.step import stage_step
+
+    step = stage_step(plan.shape, plan.pretrain, cluster)
+    if step is None:
+        return None
+    whole = step.estimate
+    assert whole.value is not None, "a step that was costed"
+    parts = {name: {**_vars(whole.times(seconds / whole.value))} for name, seconds in step.parts.items()}
+    return {"parts": parts, "hidden_exchange_s": _vars(whole.times(step.hidden_s / whole.value))}
+
+
+def reliability_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
+    """Failures to expect, and how often to save. None where hours are not known, and on a CPU."""
+    from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, daly_interval_s, reliability
+    from bessemer.planner.plan import Estimate
+
+    hours = plan.predicted["hours"]
+    if hours.value is None or cluster.device.kind == "cpu":
+        return None
+    found = reliability(
+        cluster.devices,
+        CHECKPOINT_BYTES_PER_PARAM * plan.params / cluster.devices,
+        network_gb_per_s=cluster.network_gb_per_s,
+        device_hours_per_failure=cluster.device_hours_per_failure,
+    )
+    between_s, save_s = found.between_failures_s, found.save_s
+    low_s, high_s = (daly_interval_s(end, between_s) for end in (save_s.low, save_s.high))
+    interval = Estimate(
+        found.interval_s, min(low_s, found.interval_s), max(high_s, found.interval_s), "assumed"
+    )
+    return {
+        "expected_failures": _vars(hours.times(3600.0 / between_s)),
+        "checkpoint_interval_s": _vars(interval),
+        "hours_between_failures": between_s / 3600.0,
+    }
+
+
+def search_document(search: Any, plan: Any, top: int) -> dict[str, Any]:
+    """Candidates, front and rejected layouts, in the words of the contract."""
+    from bessemer.planner.search.pareto import front
+    from bessemer.planner.search.rejected import rejected
+
+    best = search.best
+    points = [
+        {"layout": layout_words(one.exact), "devices": one.exact.devices, "sentence": one.sentence,
+         "predicted": _scaled(plan, one.exact, best)}
+        for one in front(search)
+    ]  # fmt: skip
+    rows = [
+        {
+            "layout": None if row.layout is None else _words(row.layout, row.micro_batch, row.recompute),
+            "reason": row.reason,
+            "candidates": row.count,
+        }
+        for row in rejected(search)
+    ]
+    return {
+        "candidates": [
+            {"layout": layout_words(found), "predicted": _scaled(plan, found, best)}
+            for _, found in search.ranked[:top]
+        ],
+        "front": points,
+        "rejected": rows,
+        "search": {
+            "looked_at": search.looked_at,
+            "structures_too_large": search.too_large,
+            "preferred": search.question.prefer,
+        },
+    }
+
+
+def place_document(plan: Any, recipe: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:
+    """A layout that was given, beside the best one. None: nothing to compare with."""
+    from bessemer.errors import UserError
+    from bessemer.planner.search.choose import search
+    from bessemer.planner.step import costed_by_profile, stage_question
+
+    stage = plan.pretrain
+    if stage.layout.world == 1 or not costed_by_profile(cluster, stage.dtype):
+        return None
+    try:
+        found = search(stage_question(plan.shape, stage, cluster, recipe.energy.prefer))
+    except UserError:  # nothing fits: memory says so already
+        return None
+    step_s, best = plan.predicted["step_time_s"].value, found.best
+    slower = step_s / best.step_s - 1.0
+    faster = sum(one.step_s < step_s * 0.999 for _, one in found.ranked)
+    return {
+        "slower_than_best": slower,
+        "best": layout_words(best),
+        "faster_finalists": faster,
+        "finalists": len(found.ranked),
+    }
+
+
+def caveats(plan: Any, cluster: Any) -> list[str]:
+    """Where the prediction stands on nothing that was published."""
+    device, notes = cluster.device, []
+    if cluster.devices > _VALIDATED_DEVICES:
+        notes.append(f"{cluster.devices:,} devices are more than anyone published ({_VALIDATED_DEVICES:,})")
+    if device.kind not in ("gpu", "cpu"):
+        notes.append(f"no measured run of our trainer on a {device.kind.upper()} such as {device.name}")
+    if device.kind != "cpu" and device.memory_gib_usable is None:
+        notes.append(f"the memory of {device.name} is not in the catalogue: nothing was left out for it")
+    if cluster.devices > cluster.link_domain and cluster.network_gb_per_s is None and device.kind != "cpu":
+        notes.append(
+            f"the network between domains of {cluster.link_domain} is not known: a slow one is assumed"
+        )
+    if plan.pretrain.layout.world > 1 and plan.predicted["step_time_s"].basis == "assumed":
+        notes.append(f"no published step time of this kind of stack on {device.name}")
+    return notes
+
+
+def layout_words(found: Any) -> dict[str, Any]:
+    return _words(found.layout, found.micro_batch, found.recompute)
+
+
+def _words(layout: Any, micro_batch: int | None, recompute: str | None) -> dict[str, Any]:
+    return {
+        **layout.to_json(),
+        "micro_batch": micro_batch,
+        "schedule": layout.schedule if layout.pipeline > 1 else None,
+        "recompute": recompute,
+        "words": str(layout),
+    }
+
+
+def _scaled(plan: Any, found: Any, best: Any) -> dict[str, Any]:
+    """Estimates of another candidate: those of the plan, by as much as the cost model says it differs."""
+    hours, step = found.hours / best.hours, found.step_s / best.step_s
+    devices = found.devices / best.devices
+    energy = found.kwh / best.kwh if found.kwh and best.kwh else 1.0
+    factors = {"step_time_s": step, "tokens_per_s": 1 / step, "tflops_per_device": 1 / step / devices,
+               "mfu": 1 / step / devices, "hours": hours, "device_hours": hours * devices,
+               "usd": hours * devices, "kwh": energy, "kg_co2e": energy}  # fmt: skip
+    scaled = {name: _vars(plan.predicted[name].times(factor)) for name, factor in factors.items()}
+    memory = plan.predicted["memory_gib"]
+    fullest = found.memories[found.fullest].total / 2**30
+    return {"memory_gib": _vars(memory.times(fullest / memory.value) if memory.value else memory), **scaled}
+
+
+def _vars(estimate: Any) -> dict[str, Any]:
+    return {name: getattr(estimate, name) for name in ("value", "low", "high", "basis")}
+
+
+def show_step(step: dict[str, Any]) -> str:
+    """The step's parts, the large ones first."""
+    rows = sorted(step["parts"].items(), key=lambda pair: -pair[1]["value"])
+    whole = sum(row["value"] for _, row in rows)
+    table = [
+        [_PART_NAMES[name], *(f"{row[end]:.3g}" for end in ("value", "low", "high")),
+         f"{row['value'] / whole:.1%}"]
+        for name, row in rows if row["value"] > 0.0005 * whole
+    ]  # fmt: skip
+    lines = text_table(["A step, seconds", "", "low", "high", "share"], table)
+    hidden = step["hidden_exchange_s"]["value"]
+    if hidden > 0:
+        lines.append(f"exchanges as far as they show; {hidden:.3g} s more hide behind compute")
+    return "\n".join(lines)
+
+
+def show_reliability(document: dict[str, Any]) -> str:
+    failures, interval = document["expected_failures"], document["checkpoint_interval_s"]
+    return (
+        f"Failures to expect: {failures['value']:.3g} ({failures['low']:.3g} to {failures['high']:.3g}), "
+        f"one in {document['hours_between_failures']:,.1f} hours. Best checkpoint interval: "
+        f"{format_seconds(interval['value'])} ({format_seconds(interval['low'])} to "
+        f"{format_seconds(interval['high'])})"
+    )
+
+
+def show_candidates(rows: list[dict[str, Any]]) -> str:
+    """The ranked ones, with what each takes."""
+    cells = []
+    for row in rows:
+        layout, predicted = row["layout"], row["predicted"]
+        words = f"{layout['words']} micro_batch={layout['micro_batch']}"
+        words += "" if layout["recompute"] == "none" else f" recompute={layout['recompute']}"
+        cells.append(
+            [
+                words,
+                *(_value(predicted[name]) for name in ("step_time_s", "memory_gib", "hours", "usd", "kwh")),
+            ]
+        )
+    return "\n".join(text_table(["Candidates", "step s", "GiB", "hours", "usd", "kWh"], cells))
+
+
+def show_front(points: list[dict[str, Any]]) -> str:
+    """What could be had for what; None of it where the chosen layout is best in all."""
+    others = points[1:]
+    if not others:
+        return "No other layout takes less time, money or energy."
+    lines = ["Instead:"]
+    for point in others:
+        layout = point["layout"]
+        words = f"{layout['words']} micro_batch={layout['micro_batch']} recompute={layout['recompute']}"
+        lines.append(f"  {point['sentence']}: {words}")
+    return "\n".join(lines)
+
+
+def show_rejected(rows: list[dict[str, Any]]) -> str:
+    lines = ["Not chosen (each stands for so many):"]
+    for row in rows:
+        layout = row["layout"]
+        words = ""
+        if layout is not None:
+            words = layout["words"]
+            words += f" micro_batch={layout['micro_batch']}" if layout["micro_batch"] else ""
+            words += f" recompute={layout['recompute']}" if layout["recompute"] not in (None, "none") else ""
+            words += ": "
+        lines.append(f"  {row['candidates']:>7,}  {words}{row['reason']}")
+    return "\n".join(lines)
+
+
+def show_place(place: dict[str, Any]) -> str:
+    best = place["best"]
+    words = f"{best['words']} micro_batch={best['micro_batch']} recompute={best['recompute']}"
+    slower = place["slower_than_best"]
+    if slower < 0.005:
+        return f"No layout is faster (the search's best: {words})."
+    many = f"{place['faster_finalists']} of its {place['finalists']} finalists are faster"
+    return f"{slower:.0%} slower than the best, {words}; {many}."
+
+
+def _value(estimate: dict[str, Any]) -> str:
+    value = estimate["value"]
+    return "unknown" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

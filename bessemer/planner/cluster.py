@@ -1,0 +1,169 @@
+"""A cluster as the planner sees it: devices, how they are joined, and what they cost.
+
+From the catalogue (`64xH100`), from [cluster] of a recipe, or from a TOML file of the team's own
+(recipe/cluster_file.py). What is not known stays None: no network is guessed.
+"""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from bessemer.errors import RecipeError
+from bessemer.formulas.goodput import DEVICE_HOURS_PER_FAILURE
+from bessemer.hardware import GIB, Device, find, lookup
+from bessemer.recipe.cluster_file import ClusterFile, OwnDevice
+from bessemer.recipe.schema import Recipe
+
+if TYPE_CHECKING:  # facts hold a cluster
+    from bessemer.planner.facts import Facts
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Devices that train one model together. GB/s are per device and direction; None: not known."""
+
+    device: Device
+    devices: int
+    per_node: int  # devices of a node
+    link_domain: int  # devices that the fast link joins: a node, or a rack of NVL72
+    link_gb_per_s: float | None  # inside the domain
+    network_gb_per_s: float | None  # between domains
+    usd_per_device_hour: float | None = None  # None: the catalogue's list price
+    region: str | None = None  # of the grid
+    pue: float | None = None
+    device_hours_per_failure: float = DEVICE_HOURS_PER_FAILURE
+
+
+def catalogue_cluster(device: Device, devices: int) -> Cluster:
+    """As the catalogue knows it. A device that it knows no node of stands alone."""
+    per_node = device.devices_per_node or 1
+    return Cluster(
+        device,
+        devices,
+        per_node,
+        device.link_domain or per_node,
+        device.link_gb_per_s,
+        device.network_gb_per_s,
+    )
+
+
+def cluster_of(recipe: Recipe, facts: "Facts") -> Cluster:
+    """The cluster that a plan is for, with what [cluster] says of its price and place.
+
+    A machine that is not in the catalogue has what was measured of it, and no links.
+    """
+    cluster = facts.cluster or catalogue_cluster(known_device(facts), facts.devices)
+    asked, domain = recipe.cluster, cluster.link_domain
+    device, usable = cluster.device, (facts.memory_bytes or 0) / GIB
+    if usable and abs(usable - (device.memory_gib_usable or 0.0)) > 1e-6:
+        # What is free on this machine's device, of which other programs may have taken some.
+        device = replace(device, memory_gib_usable=usable)
+    if asked.per_node and domain == cluster.per_node:
+        domain = asked.per_node
+    return replace(
+        cluster,
+        device=device,
+        devices=facts.devices,
+        per_node=asked.per_node or cluster.per_node,
+        link_domain=domain,
+        usd_per_device_hour=asked.usd_per_device_hour or cluster.usd_per_device_hour,
+        region=asked.region or recipe.energy.region or cluster.region,
+        pue=asked.pue or cluster.pue,
+        device_hours_per_failure=asked.device_hours_per_failure or cluster.device_hours_per_failure,
+    )
+
+
+def listed_device(facts: "Facts") -> Device | None:
+    """The planned device, or the catalogue's row of this machine's; None where the catalogue has none."""
+    return facts.cluster.device if facts.cluster is not None else find(facts.device)
+
+
+def known_device(facts: "Facts") -> Device:
+    """The same; where there is none, and of a CPU's compute, what was measured here."""
+    found = listed_device(facts)
+    if found is not None and (facts.cluster is not None or facts.kind != "cpu"):
+        return found
+    measured = facts.ceilings
+    return Device(
+        name=facts.device,
+        kind=facts.kind,
+        vendor="",
+        year=0,
+        confidence="measured",
+        source="this machine",
+        bf16_dense_tflops=measured.matmul_bf16_tflops if measured else None,
+        fp32_tflops=measured.matmul_fp32_tflops if measured else None,
+        memory_gib_usable=facts.memory_bytes / GIB if facts.memory_bytes else None,
+        memory_gb_per_s=measured.copy_gb_per_s if measured else None,
+    )
+
+
+def cluster_from_file(file: ClusterFile, name: str) -> Cluster:
+    """RecipeError where the file contradicts itself, or leaves a link out. name: what errors call it."""
+    device = _own_device(file.device) if isinstance(file.device, OwnDevice) else lookup(file.device)
+    per_node = file.per_node or device.devices_per_node
+    devices = _num_devices(file, per_node, name)
+    if per_node is None:
+        if devices > 1:
+            raise _wrong(name, "per_node is missing", f"{devices} devices", "devices in a node")
+        per_node = 1
+    domain = file.link_domain or (file.per_node is None and device.link_domain) or per_node
+    if devices < per_node:  # a part of a node
+        per_node, domain = devices, min(domain, devices)
+    _check_nodes(devices, per_node, domain, name)
+    _check_links(file, devices, domain, name)
+    return Cluster(
+        device,
+        devices,
+        per_node,
+        domain,
+        file.link_gb_per_s,
+        file.network_gb_per_s,
+        file.usd_per_device_hour,
+        file.region,
+        file.pue,
+        file.device_hours_per_failure or DEVICE_HOURS_PER_FAILURE,
+    )
+
+
+def _own_device(own: OwnDevice) -> Device:
+    return Device(
+        **own.model_dump(), vendor="", year=0, confidence="own", source="the cluster file", price_source=None
+    )
+
+
+def _num_devices(file: ClusterFile, per_node: int | None, name: str) -> int:
+    if file.devices is None and file.nodes is None:
+        raise _wrong(name, "devices is missing", "neither devices nor nodes", "devices = 64, or nodes = 8")
+    if file.nodes is None:
+        return file.devices or 0
+    if per_node is None:
+        raise _wrong(name, "per_node is missing", f"nodes = {file.nodes}", "devices in a node")
+    if file.devices is not None and file.devices != file.nodes * per_node:
+        found = f"devices = {file.devices}, nodes = {file.nodes} of {per_node}"
+        raise _wrong(name, "devices and nodes contradict each other", found, "one of them")
+    return file.nodes * per_node
+
+
+def _check_nodes(devices: int, per_node: int, domain: int, name: str) -> None:
+    if devices > per_node and devices % per_node:
+        found = f"{devices} devices in nodes of {per_node}"
+        raise _wrong(name, "the nodes are not full", found, f"a multiple of {per_node} devices")
+    if max(domain, per_node) % min(domain, per_node):
+        found = f"link_domain = {domain}, per_node = {per_node}"
+        raise _wrong(name, "link_domain does not fit the nodes", found, "one divides the other")
+
+
+def _check_links(file: ClusterFile, devices: int, domain: int, name: str) -> None:
+    joined = min(domain, devices)
+    if joined > 1 and file.link_gb_per_s is None:
+        found = f"{joined} devices joined by a link of unknown speed"
+        raise _wrong(name, "link_gb_per_s is missing", found, "link_gb_per_s, per device and direction")
+    if devices > domain and file.network_gb_per_s is None:
+        found = f"{-(-devices // domain)} domains of {domain} devices joined by a network of unknown speed"
+        raise _wrong(name, "network_gb_per_s is missing", found, "network_gb_per_s, per device and direction")
+
+
+def _wrong(name: str, problem: str, found: str, wanted: str) -> RecipeError:
+    key = problem.split()[0]
+    fix = f"add {key} to the file" if problem.endswith("missing") else "change one of them in the file"
+    return RecipeError(f"{name}: {problem}", found=found, wanted=wanted, fix=fix)

@@ -1,0 +1,60 @@
+"""Columns from the scalar formulas of our trainer's memory, once for each value that candidates have."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from bessemer.formulas.layout import Layout, layers_of_stages
+from bessemer.formulas.memory import Workload, loss_bytes
+from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.rank_weights import block_elements
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats, Ints
+
+_FP32 = PRECISIONS.index("fp32")
+
+
+def loss_column(shape: ModelShape, tokens: Floats, candidates: Candidates) -> Floats:
+    names = ("tensor", "context", "micro_batch", "precision")
+    keys = np.stack([getattr(candidates, name) for name in names])
+    unique, first, place = np.unique(keys, axis=1, return_index=True, return_inverse=True)
+    found = []
+    for tensor, context, _, precision, index in zip(*unique, first, strict=True):
+        part = replace(shape, vocab=-(-shape.vocab // int(tensor)))
+        dtype = "fp32" if precision == _FP32 else "bf16"
+        found.append(loss_bytes(part, Workload(int(-(-tokens[index] // context)), dtype, "none", True)))
+    return np.array(found, float)[place.reshape(-1)]
+
+
+def by_kind(candidates: Candidates, work: Workload, size_of: Callable[[Workload], float]) -> Floats:
+    """A scalar formula of (compute type, what is recomputed), for each candidate."""
+    keys = candidates.recompute * 2 + (candidates.precision == _FP32)
+    unique, place = np.unique(keys, return_inverse=True)
+    found = [
+        size_of(replace(work, recompute=RECOMPUTE[key // 2], dtype="fp32" if key % 2 else "bf16"))
+        for key in unique
+    ]
+    return np.array(found, float)[place]
+
+
+def by_tensor(candidates: Candidates, shape: ModelShape, routed: bool) -> tuple[Floats, Floats]:
+    unique, place = np.unique(candidates.tensor, return_inverse=True)
+    found = [block_elements(shape, int(tensor), routed=routed) for tensor in unique]
+    plain, experts = np.array(found, float).T
+    return plain[place], experts[place]
+
+
+def balanced_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
+    """As formulas/layout.py balances them."""
+    unique, place = np.unique(stages, return_inverse=True)
+    ends = np.zeros((len(unique), int(unique.max()) + 1), np.int64)
+    for row, count in enumerate(unique):
+        table = layers_of_stages(shape, Layout(pipeline=int(min(count, shape.layers))))
+        ends[row, 1 : len(table) + 1] = [layers.stop for layers in table]
+        ends[row, len(table) + 1 :] = shape.layers
+    last = ends.shape[1] - 2
+    begin = ends[place, np.minimum(stage, last)]
+    end = ends[place, np.minimum(stage, last) + 1]
+    dense = np.clip(np.minimum(end, num_dense_layers(shape)) - begin, 0, None)
+    return dense, end - begin - dense

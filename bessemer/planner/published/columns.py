@@ -1,0 +1,127 @@
+"""The columns of tables of published runs, in any case and order, most of them optional.
+
+Spellings are those of published_runs.csv, validation_throughput.csv and validation_memory.csv, and a few
+that other tables use. Lines that begin with # are comments: where an excerpt says whose figures it has.
+"""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bessemer.errors import RecipeError
+from bessemer.planner.published.models import DIMS
+
+# Column: its spellings, in lower case; the first that a row fills counts.
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "source": ("source",),
+    "model": ("model",),
+    "params": ("params",),
+    "params_b": ("params_b",),
+    **{dim: (dim,) for dim in DIMS},
+    "seq": ("seq", "seq_len", "sequence_length", "context", "context_tokens"),
+    "batch_rows": ("global_batch_sequences", "global_batch_seq", "global_batch_size", "global_batch", "gbs"),
+    "batch_tokens": ("global_batch_tokens", "batch_tokens"),
+    "devices": ("gpus", "n_acc", "devices", "num_gpus", "accelerators", "chips"),
+    "device": ("gpu_type", "accelerator", "device", "hardware", "gpu"),
+    "tp": ("tp", "tensor"),
+    "pp": ("pp", "pipeline"),
+    "cp": ("cp",),
+    "dp": ("dp",),
+    "ep": ("ep", "expert"),
+    "interleave": ("interleave", "vpp", "vp", "virtual_stages"),
+    "micro_batch": ("micro_batch", "mbs", "micro_batch_size"),
+    "micro_batches": ("microbatches", "micro_batches"),
+    "recompute": ("activation_recompute", "recompute"),
+    "precision": ("precision", "dtype"),
+    "sharding": ("sharding", "zero"),
+    "schedule": ("schedule",),
+    "stage": ("pp_stage", "stage"),
+    "step_time_s": ("step_time_s",),
+    "step_time_ms": ("step_ms_measured", "step_time_ms", "step_ms"),
+    "tokens_per_s": ("tokens_per_s",),
+    "tokens_per_s_per_device": ("tokens_per_s_per_gpu", "tokens_per_s_per_acc", "tokens_per_s_per_device"),
+    "tflops": ("tflops_per_gpu", "tflops_per_device", "tflops"),
+    "mfu": ("mfu", "reported_mfu_pct", "mfu_pct"),
+    "memory": ("mem_gib", "memory_gib"),
+    "allocated": ("mem_alloc_gib", "max_allocated_gib", "allocated_gib"),
+    "reserved": ("mem_reserved_gib", "max_reserved_gib", "reserved_gib"),
+    "gpu_hours": ("gpu_hours", "device_hours"),
+    "notes": ("notes", "case"),
+}
+_TEXTS = {"source", "model", "device", "recompute", "precision", "sharding", "schedule", "notes"}
+
+_ABSENT = {"-", "?", "n/a", "na", "nan", "none", "null", "unknown"}
+
+
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """Each row by our names: text where present, numbers read, blanks left out.
+
+    RecipeError where the file cannot be read, is no such table or has no rows.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            lines = [line for line in file if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(
+            f"cannot read {path}",
+            found=getattr(error, "strerror", None) or "bytes that are not UTF-8 text",
+            wanted="a CSV file of published runs",
+            fix="check the path",
+        ) from error
+    reader = csv.DictReader(lines)
+    header = [(name or "").strip().lower() for name in reader.fieldnames or []]
+    _check_header(path, header)
+    reader.fieldnames = header
+    rows = [_cells(path, number, row) for number, row in enumerate(reader, start=1)]
+    if not rows:
+        raise RecipeError(
+            f"{path} has no rows",
+            found="a header alone",
+            wanted="at least one published run",
+            fix="add rows, or name another file",
+        )
+    return rows
+
+
+def _check_header(path: Path, header: list[str]) -> None:
+    wanted = "a header with `model` and columns such as seq, gpus, gpu_type, tp, pp, dp, micro_batch"
+    if not header:
+        raise RecipeError(f"{path} is empty", found="no header", wanted=wanted, fix="name another file")
+    layout = {spelling for key in ("tp", "pp", "dp", "devices") for spelling in COLUMNS[key]}
+    if "model" not in header or not layout & set(header):
+        raise RecipeError(
+            f"{path} is no table of published runs",
+            found="columns " + ", ".join(header)[:200],
+            wanted=wanted,
+            fix="name a file with the columns of published_runs.csv",
+        )
+
+
+def _cells(path: Path, number: int, row: Mapping[str, str | None]) -> dict[str, Any]:
+    """The row by our names: text where present, numbers read, blanks left out."""
+    cells: dict[str, Any] = {}
+    for name, spellings in COLUMNS.items():
+        text = next((cell.strip() for key in spellings if (cell := row.get(key)) and cell.strip()), None)
+        value = text if text is None or name in _TEXTS else _number(path, number, name, text)
+        if value is not None:
+            cells[name] = value
+    return cells
+
+
+def _number(path: Path, number: int, name: str, text: str) -> float | None:
+    """A number of 0 or more, with a thousands comma, "about" or a per cent sign; None: said to be absent."""
+    if text.lower() in _ABSENT:
+        return None
+    try:
+        value = float(text.replace(",", "").rstrip("% ").lstrip("~≈ "))
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value < 1e18:
+        raise RecipeError(
+            f"row {number} of {path}: {name} is no number",
+            found=text,
+            wanted="a number of 0 or more, or nothing",
+            fix="correct the cell or leave it blank",
+        )
+    return value

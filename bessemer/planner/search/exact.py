@@ -1,0 +1,189 @@
+"""The best candidates gone over again: memory rank by rank, and the pipeline played through.
+
+Columns round what a pipeline does: they know the mean stage, and a bubble in closed form. Here each stage has
+the layers that the trainer gives it, and every rank's work runs in its order (formulas/schedule.py); memory
+is formulas/rank_memory.py, which rehearsals of the trainer hold to.
+Cost: 10 to 100 ms a candidate, so only the finalists. Long steps repeat themselves: of many micro-batches
+only the first are played, the rest are as long as the busiest rank's work.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bessemer.formulas.layout import Layout, layers_of_stages
+from bessemer.formulas.memory import Memory, Workload
+from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.rank_memory import rank_memory
+from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
+from bessemer.planner.cost.pipeline import simulate
+from bessemer.planner.cost.time import StepTimes
+from bessemer.planner.search.costed import Field, Room, memory_of, own_times, room_of, run_hours, run_kwh
+from bessemer.planner.search.question import Question
+from bessemer.planner.search.space import candidate_of, layout_of
+from bessemer.planner.stage_rules import eager_only
+
+
+@dataclass(frozen=True)
+class Exact:
+    """One candidate, gone over. Seconds, bytes, and what the run takes."""
+
+    layout: Layout
+    micro_batch: int
+    micro_batches: int
+    recompute: str
+    parts: dict[str, float]  # seconds of the step; together step_s
+    hidden_s: float  # exchanges behind compute, not in the step
+    step_s: float
+    band: tuple[float, float]  # relative, below and above
+    memories: tuple[Memory, ...]  # of the pipeline ranks that were looked at
+    room: Room
+    pipeline_ranks: tuple[int, ...]
+    hours: float
+    kwh: float | None
+    usd: float | None
+    devices: int
+
+    @property
+    def fullest(self) -> int:
+        """Place in `memories`."""
+        return max(range(len(self.memories)), key=lambda place: self.memories[place].total)
+
+    @property
+    def needed_bytes(self) -> float:
+        return self.room.needed(self.memories[self.fullest])
+
+
+def exact(field: Field, place: int) -> Exact:
+    """Of one candidate, with the memory of the pipeline ranks that may be the fullest: the first two, and
+    the last."""
+    return gone_over(field.question, field.candidates, place, field.room(place))
+
+
+def of_layout(question: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
+    """A layout of the user's own, by the same functions."""
+    one = candidate_of(question, layout, micro_batch, recompute)
+    return gone_over(question, one, 0, room_of(memory_of(question, one)))
+
+
+def gone_over(question: Question, candidates: Candidates, place: int, room: Room) -> Exact:
+    one = candidates.take(np.array([place]))
+    layout = layout_of(question, candidates, place)
+    micro_batch, recompute = int(one.micro_batch[0]), RECOMPUTE[int(one.recompute[0])]
+    last = layout.pipeline - 1
+    ranks = tuple(sorted({0, min(1, last), last}))
+    memories = memories_of(question, layout, micro_batch, int(one.micro_batches[0]), recompute, ranks)
+    again = played(question, one, layout)
+    kwh, usd = run_kwh(question, again), question.usd_per_device_hour
+    hours = float(run_hours(question, again.total_s)[0])
+    return Exact(
+        layout,
+        micro_batch,
+        int(one.micro_batches[0]),
+        recompute,
+        again.parts(0),
+        float(again.hidden_s[0]),
+        float(again.total_s[0]),
+        (float(again.low[0]), float(again.high[0])),
+        memories,
+        room,
+        ranks,
+        hours,
+        float(kwh[0]) if kwh is not None else None,
+        hours * question.cluster.devices * usd if usd is not None else None,
+        question.cluster.devices,
+    )
+
+
+def memories_of(
+    question: Question,
+    layout: Layout,
+    micro_batch: int,
+    micro_batches: int,
+    recompute: str,
+    ranks: tuple[int, ...],
+) -> tuple[Memory, ...]:
+    """Of these pipeline ranks. Later micro-batches repeat what the first ones held."""
+    work = Workload(
+        micro_batch * question.context,
+        question.dtype,
+        recompute,
+        question.compiles and eager_only(layout, recompute) is None,
+        question.cluster.device.kind,
+        None,
+        min(micro_batches, 4 * layout.pipeline),
+    )
+    return tuple(rank_memory(question.shape, work, layout, rank) for rank in ranks)
+
+
+def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
+    """The times of one candidate with its stages as they are: the work of the busiest rank, and as
+    `bubble_s` how much longer than that the schedule takes."""
+    times = own_times(question, one)
+    if layout.pipeline == 1:
+        return times
+    parts, count = times.parts(0), int(one.micro_batches[0])
+    layer_s, head_s, matmul_share = _layer_and_head(question, one)
+    # A send that is not hidden holds its rank up, and is on its way for as long.
+    send_s = parts["pipeline_s"] / (count * layout.stages_per_rank)
+    stage_s = [len(layers) * layer_s + send_s for layers in layers_of_stages(question.shape, layout)]
+    stage_s[-1] += head_s
+    busiest_s = max(
+        sum(stage_s[stage] for stage in layout.stages_of(rank)) for rank in range(layout.pipeline)
+    )
+    again = parts["recompute_s"] / sum(parts[name] for name in _COMPUTE)
+    forward, weight = (1.0 - again) / 3.0, (1.0 - again) / 3.0 * matmul_share
+    whole_s = played_s(layout, count, stage_s, busiest_s, (forward, weight), send_s)
+    scale = (busiest_s - send_s * layout.stages_per_rank) / float(times.busiest_s[0])
+    columns = {name: np.array([parts[name] * scale]) for name in (*_COMPUTE, *_EXCHANGES)}
+    return replace(times, **columns, bubble_s=np.array([max(0.0, whole_s - count * busiest_s)]))
+
+
+_COMPUTE = ("matmul_s", "attention_s", "vector_s", "recompute_s")
+_EXCHANGES = ("tensor_s", "context_s", "expert_s")
+
+
+def _layer_and_head(question: Question, one: Candidates) -> tuple[float, float, float]:
+    """(seconds of a layer, of the head, both for one micro-batch forward and back; share of a layer's
+    backward work that weight gradients may be). From the same model with its layers and with twice as many,
+    on one pipeline rank."""
+    shape, single = question.shape, np.ones(1, np.int64)
+    alone = replace(one, pipeline=single, interleave=single, schedule=0 * single, micro_batches=single)
+    dense = num_dense_layers(shape) if shape.experts else 0
+    double = replace(shape, layers=2 * shape.layers, dense_layers=2 * dense)
+    usual = own_times(question, alone)
+    more = own_times(replace(question, shape=double), alone)
+    layer_s = float(more.busiest_s[0] - usual.busiest_s[0]) / shape.layers
+    head_s = float(usual.busiest_s[0]) - shape.layers * layer_s
+    return layer_s, max(0.0, head_s), float(usual.matmul_s[0] / usual.compute_s[0])
+
+
+def played_s(
+    layout: Layout,
+    count: int,
+    stage_s: list[float],
+    busiest_s: float,
+    shares: tuple[float, float],
+    send_s: float,
+) -> float:
+    """Seconds of the schedule. The first micro-batches are played, in whole groups of as many as there are
+    ranks; the rest go on at the pace of the last group. shares: of a stage's time, forward and weights.
+    """
+    ranks = layout.pipeline
+    # Without degrees that do not matter here, orders are made once for many layouts.
+    plain = Layout(pipeline=ranks, schedule=layout.schedule, interleave=layout.interleave)
+    forward_s, weight_s = ([share * each for each in stage_s] for share in shares)
+    backward_s = [each - one - last for each, one, last in zip(stage_s, forward_s, weight_s, strict=True)]
+
+    def seconds(first: int) -> float:
+        return simulate(plain, first, forward_s, backward_s, weight_s, send_s)
+
+    plain_pace = layout.schedule == "1f1b"
+    first = min(count, (2 if plain_pace else 4) * ranks + count % ranks)
+    if first == count:
+        return seconds(count)
+    if plain_pace:
+        return seconds(first) + (count - first) * busiest_s
+    # In other schedules ranks wait for each other in every group where stages are uneven.
+    begun_s = seconds(first - ranks)
+    return begun_s + (seconds(first) - begun_s) / ranks * (count - first + ranks)

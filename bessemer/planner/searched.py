@@ -1,0 +1,106 @@
+"""`parallel.layout = "auto"`: when the layout is searched, and on how many devices.
+
+- For a cluster that is planned: on all of its devices; on one, where the model does not fit as the recipe
+  has it, how it would.
+- In training under torchrun or srun: on all processes that were started, each an accelerator.
+- In training on a machine with several accelerators: on all of them, or where the batch does not fill them
+  on the most that it fills.
+- Else, and always on CPUs, whose ranks would share the same cores: one process, or under torchrun as many
+  as were started, sharded.
+A device that the catalogue does not know has no links to choose a layout by: it is treated like a CPU.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from bessemer.errors import RecipeError
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.cluster import cluster_of, listed_device
+from bessemer.planner.facts import Facts
+from bessemer.planner.layout import WHERE
+from bessemer.planner.search.choose import Chosen, choose_layout
+from bessemer.planner.stage import Decided
+from bessemer.recipe.schema import Optimization, Recipe
+
+
+@dataclass(frozen=True)
+class Place:
+    """world: processes that were started; None: as many are started as the layout has ranks.
+    layout_from: what an error calls the layout's setting. crowded: one device too is searched, for how to
+    run a model that does not fit on it as the recipe has it."""
+
+    world: int | None = None
+    layout_from: str = WHERE
+    crowded: bool = False
+
+
+def with_devices(recipe: Recipe, facts: Facts, place: Place) -> Facts:
+    """The facts with as many devices as an automatic layout is searched for, else as they are."""
+    more = replace(facts, devices=_devices(facts, place))
+    return more if is_searched(recipe, more, place) else facts
+
+
+def is_searched(recipe: Recipe, facts: Facts, place: Place) -> bool:
+    """Whether there is a choice. facts: those of `with_devices`."""
+    known = facts.kind != "cpu" and listed_device(facts) is not None
+    return recipe.parallel.layout == "auto" and known and (facts.devices > 1 or place.crowded)
+
+
+def choose(
+    recipe: Recipe,
+    section: Optimization,
+    shape: ModelShape,
+    decided: Decided,
+    facts: Facts,
+    place: Place,
+) -> tuple[Decided, Chosen | None, Facts]:
+    """The stage with the layout that the search found, and the facts with its devices.
+
+    None where there was nothing to search: then `decided` has the layout that was asked for.
+    RefusedError when nothing fits; RecipeError when the model cannot be split so, or when energy.prefer has
+    nothing to choose from.
+    """
+    if not is_searched(recipe, facts, place):
+        _check_preference(recipe)
+        return decided, None, facts
+    # Processes that were started must all have work; a machine's accelerators need not.
+    counts = _fewer(facts.devices) if _is_own_machine(facts, place) else iter([facts.devices])
+    for devices in counts:
+        less = replace(facts, devices=devices)
+        if devices == 1 and not place.crowded:
+            return decided, None, less
+        try:
+            chosen = choose_layout(
+                section, shape, decided, cluster_of(recipe, less), less, recipe.energy.prefer
+            )
+        except RecipeError:
+            if not _is_own_machine(facts, place):
+                raise
+            continue
+        return replace(decided, layout=chosen.layout), chosen, less
+    raise AssertionError(f"no count of devices was tried on {facts.devices}")
+
+
+def _devices(facts: Facts, place: Place) -> int:
+    if facts.kind == "cpu" or facts.devices > 1:
+        return facts.devices
+    return place.world or facts.local_devices or 1
+
+
+def _is_own_machine(facts: Facts, place: Place) -> bool:
+    return place.world is None and facts.cluster is None
+
+
+def _fewer(devices: int) -> Iterator[int]:
+    """Counts that divide a machine's devices, the most first."""
+    return (count for count in range(devices, 0, -1) if devices % count == 0)
+
+
+def _check_preference(recipe: Recipe) -> None:
+    if recipe.energy.prefer != "time":
+        raise RecipeError(
+            "energy.prefer has no effect here",
+            found=f'energy.prefer = "{recipe.energy.prefer}" with one layout',
+            wanted='several devices and parallel.layout = "auto": else there is nothing to choose from',
+            fix="remove energy.prefer, or plan for a cluster such as --cluster 64xH100",
+        )

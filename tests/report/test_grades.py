@@ -1,0 +1,90 @@
+"""Predictions graded: each quantity against what the run's own files say, in the page and as JSON."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bessemer.cli.report import run as report_command
+from bessemer.report.build import write_report
+from bessemer.report.grades import QUANTITIES, Grade, goodput, grades
+from bessemer.report.record import read_run, read_stage
+
+
+def graded(run: Path) -> dict[str, Grade]:
+    return {grade.quantity: grade for grade in grades(read_run(run))}
+
+
+def change_plan(run: Path, **predicted: Any) -> None:
+    plan = json.loads((run / "plan.json").read_text())
+    for name, value in predicted.items():
+        band = {"value": value, "low": 0.9 * value, "high": 1.1 * value, "basis": "assumed"}
+        plan["predicted"][name] = band
+    plan["pretrain"] = {"steps": 2000}
+    (run / "plan.json").write_text(json.dumps(plan))
+
+
+def test_a_grade_has_error_and_verdict_of_predicted_and_measured(made_run: Path) -> None:
+    found = graded(made_run)
+    step = found["step_time_s"]
+    assert step.predicted == 2.2 and step.measured == pytest.approx(2.4, rel=0.01) and step.inside is True
+    assert step.error == pytest.approx(2.2 / step.measured - 1) and step.error < 0
+    memory = found["memory_gib"]
+    assert memory.measured == pytest.approx(5_209_000_000 / 2**30) and memory.inside is False
+    assert memory.beyond == pytest.approx(memory.measured / memory.high - 1)
+    assert found["kwh"].predicted is None and found["kwh"].inside is None and found["kwh"].measured
+    assert "usd" not in found and found.keys() <= QUANTITIES.keys()
+
+
+def test_a_part_of_a_run_is_graded_for_the_steps_that_were_made(made_run: Path) -> None:
+    change_plan(made_run, hours=1.3, device_hours=10.4, usd=20.8, kwh=0.08, kg_co2e=0.04)
+    found = graded(made_run)
+    assert found["hours"].predicted == pytest.approx(0.65) and found["step_time_s"].predicted == 2.2
+    hours = found["hours"].measured
+    assert hours == pytest.approx(2400 / 3600, rel=0.01) and found["hours"].inside is True
+    assert found["device_hours"].measured == pytest.approx(8 * hours)  # eight devices
+    assert found["usd"].measured == pytest.approx(16 * hours)  # at two dollars an hour
+    assert found["kg_co2e"].measured == pytest.approx(0.5 * (found["kwh"].measured or 0))
+    write_report(made_run)
+    assert "for the 50% of its steps that were made" in (made_run / "report.html").read_text()
+
+
+def test_goodput_is_the_time_of_counting_steps_without_pauses_that_were_asked_for(made_run: Path) -> None:
+    stage = read_stage(made_run / "pretrain")
+    assert stage.time_in_steps_s == pytest.approx(2400, rel=0.01)
+    assert goodput(stage) == pytest.approx(1.0, abs=0.01)  # 2400 s from the first event to the last
+    events = made_run / "pretrain/events.jsonl"
+    rows = [json.loads(line) for line in events.read_text().splitlines()]
+    rows[-1]["time"] += 2400
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert goodput(read_stage(made_run / "pretrain")) == pytest.approx(0.5, abs=0.01)
+    rows.insert(2, {"time": rows[1]["time"], "attempt": 1, "kind": "stop", "step": 450})
+    rows[3:] = [{**row, "time": row["time"] + 10_000} for row in rows[3:]]
+    events.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    # The pause after the stop, 100 s of it from before, does not count.
+    assert goodput(read_stage(made_run / "pretrain")) == pytest.approx(2400 / 4700, abs=0.01)
+
+
+def test_the_page_and_the_json_have_every_grade(made_run: Path) -> None:
+    change_plan(made_run, goodput=0.9)
+    events = made_run / "pretrain/events.jsonl"
+    told = {"time": 1.79e9 + 500, "attempt": 1, "kind": "deviation", "step": 100, "cause": "waiting for data"}
+    events.write_text(events.read_text() + json.dumps(told) + "\n")
+    document = report_command(argparse.Namespace(target=made_run))
+    rows = {row["quantity"]: row for row in document["predictions"]}
+    assert {"step_time_s", "tokens_per_s", "memory_gib", "mfu", "hours", "kwh", "goodput"} == rows.keys()
+    assert rows["memory_gib"]["inside"] is False and rows["goodput"]["predicted"] == 0.9
+    assert json.loads(json.dumps(document)) == document
+    page = (made_run / "report.html").read_text()
+    right = sum(row["inside"] is True for row in rows.values())
+    graded_ = sum(row["inside"] is not None for row in rows.values())
+    assert f"{right} of {graded_} predictions hold." in page and "last: waiting for data" in page
+    for row in rows.values():
+        assert row["name"] in page
+
+
+def test_a_run_without_a_plan_is_not_graded(made_run: Path) -> None:
+    (made_run / "plan.json").unlink()
+    assert grades(read_run(made_run)) == []
