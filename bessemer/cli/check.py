@@ -75,7 +75,8 @@ def _verdict(document: dict[str, Any]) -> list[str]:
         f"{counts}: against one process, {document['steps']} steps of {document['batch_rows']} rows of "
         f"{document['context']} tokens, {document['dtype']}.",
         f"Largest relative differences that pass: loss {limit['first_loss']:.0e} at the first step and "
-        f"{limit['loss']:.0e} later, gradient norm {limit['first_grad_norm']:.0e} and {limit['grad_norm']:.0e}.",
+        f"{limit['loss']:.0e} later, gradient norm {limit['first_grad_norm']:.0e} at the first step and "
+        f"{limit['grad_norm']:.0e} later.",
     ]
 
 
