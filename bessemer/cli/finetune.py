@@ -30,6 +30,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from bessemer.cli.pretrain import alike
     from bessemer.finetune.run import begin_finetune
     from bessemer.launch.world import world_of_environment
+    from bessemer.planner.source import with_cluster_file
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
     from bessemer.train.pretrain import Place
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
 
     def asked() -> tuple[Any, Path]:
         settings = [*args.set, "finetune.compare_scratch=true"] if args.compare_scratch else args.set
-        loaded = load(args.recipe, settings)
+        loaded = with_cluster_file(load(args.recipe, settings))
         _check_compares_alone(loaded, size or 1)
         return loaded, args.run or Path("runs") / loaded.recipe.name
 

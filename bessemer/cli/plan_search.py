@@ -29,25 +29,21 @@ def step_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
 
 def reliability_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
     """Failures to expect, and how often to save. None where hours are not known, and on a CPU."""
-    from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, daly_interval_s, reliability
+    from bessemer.formulas.goodput import daly_interval_s
+    from bessemer.planner.cluster import reliability_of
     from bessemer.planner.plan import Estimate
 
     hours = plan.predicted["hours"]
     if hours.value is None or cluster.device.kind == "cpu":
         return None
-    found = reliability(
-        cluster.devices,
-        CHECKPOINT_BYTES_PER_PARAM * plan.params / cluster.devices,
-        network_gb_per_s=cluster.network_gb_per_s,
-        device_hours_per_failure=cluster.device_hours_per_failure,
-    )
+    found = reliability_of(plan.params, cluster, asynchronous=plan.pretrain.async_save)
     between_s, save_s = found.between_failures_s, found.save_s
     low_s, high_s = (daly_interval_s(end, between_s) for end in (save_s.low, save_s.high))
     interval = Estimate(
         found.interval_s, min(low_s, found.interval_s), max(high_s, found.interval_s), "assumed"
     )
     return {
-        "expected_failures": _vars(hours.times(3600.0 / between_s)),
+        "expected_failures": _vars(hours.times(found.expected_failures(1.0))),
         "checkpoint_interval_s": _vars(interval),
         "hours_between_failures": between_s / 3600.0,
     }
@@ -88,7 +84,10 @@ def search_document(search: Any, plan: Any, top: int) -> dict[str, Any]:
 
 
 def place_document(plan: Any, recipe: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:
-    """A layout that was given, beside the best one. None: nothing to compare with."""
+    """A layout that was given, beside the best one: whether it fits, and how far behind it is.
+
+    None: a layout of one process, or a device that the search does not know.
+    """
     from bessemer.errors import UserError
     from bessemer.planner.search.choose import search
     from bessemer.planner.step import costed_by_profile, stage_question
@@ -96,17 +95,19 @@ def place_document(plan: Any, recipe: Any, facts: Any, cluster: Any) -> dict[str
     stage = plan.pretrain
     if stage.layout.world == 1 or not costed_by_profile(cluster, stage.dtype):
         return None
+    needed, usable = plan.predicted["memory_gib"].high, cluster.device.memory_gib_usable
+    fits = None if usable is None or needed is None else needed <= usable
+    told = {"fits": fits, "needed_gib": needed, "usable_gib": usable}
     try:
         found = search(stage_question(plan.shape, stage, cluster, recipe.energy.prefer))
-    except UserError:  # nothing fits: memory says so already
-        return None
+    except UserError:  # nothing does fit
+        return {**told, "slower_than_best": None, "best": None, "faster_finalists": 0, "finalists": 0}
     step_s, best = plan.predicted["step_time_s"].value, found.best
-    slower = step_s / best.step_s - 1.0
-    faster = sum(one.step_s < step_s * 0.999 for _, one in found.ranked)
     return {
-        "slower_than_best": slower,
+        **told,
+        "slower_than_best": step_s / best.step_s - 1.0,
         "best": layout_words(best),
-        "faster_finalists": faster,
+        "faster_finalists": sum(one.step_s < step_s * 0.999 for _, one in found.ranked),
         "finalists": len(found.ranked),
     }
 
@@ -231,9 +232,14 @@ def show_rejected(rows: list[dict[str, Any]]) -> str:
 
 
 def show_place(place: dict[str, Any]) -> str:
-    best = place["best"]
-    words = f"{best['words']} micro_batch={best['micro_batch']} recompute={best['recompute']}"
-    slower = place["slower_than_best"]
+    best, slower = place["best"], place["slower_than_best"]
+    words = best and f"{best['words']} micro_batch={best['micro_batch']} recompute={best['recompute']}"
+    if place["fits"] is False:
+        memory = f"needs {place['needed_gib']:,.1f} GiB of {place['usable_gib']:,.1f} GiB"
+        other = f"the best that fits is {words}" if words else "no other layout fits either"
+        return f"The layout does not fit ({memory}); {other}."
+    if not words:
+        return "The search found no layout that fits to compare with."
     if slower < 0.005:
         return f"No layout is faster (the search's best: {words})."
     many = f"{place['faster_finalists']} of its {place['finalists']} finalists are faster"

@@ -21,13 +21,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from bessemer.launch.world import world_of_environment
+    from bessemer.planner.source import with_cluster_file
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
     from bessemer.train.pretrain import Place, begin_pretrain, pretrain
     from bessemer.train.run import run_among
 
     def asked() -> tuple[Any, Path]:
-        loaded = load(args.recipe, args.set)
+        loaded = with_cluster_file(load(args.recipe, args.set))
         return loaded, args.run or Path("runs") / loaded.recipe.name
 
     def begin(loaded: Any, run: Path) -> Any:

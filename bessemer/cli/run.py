@@ -18,11 +18,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_all(reference: str, args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.planner.source import with_cluster_file
     from bessemer.recipe.load import load
     from bessemer.rundir import lock
     from bessemer.train.pretrain import Place
 
-    loaded = load(reference, args.set)
+    loaded = with_cluster_file(load(reference, args.set))
     place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
     begin_s = time.monotonic()
     with lock(place.run):

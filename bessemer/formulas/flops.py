@@ -45,11 +45,6 @@ def full_attention_layers(shape: ModelShape) -> int:
     return shape.layers // shape.full_every if shape.full_every else 0
 
 
-def packed_keys(document_tokens: list[int]) -> float:
-    """Keys that a token sees on average where rows are packed from documents of these lengths."""
-    return sum(length * length for length in document_tokens) / (2.0 * sum(document_tokens))
-
-
 def hardware_flops_per_token(shape: ModelShape, context: int, recompute: str) -> float:
     """What the device really computes: with full recomputation each block's forward runs twice."""
     model = train_flops_per_token(shape, context)

@@ -68,18 +68,22 @@ def shape_from_config(config: dict[str, Any], *, context: int | None = None) -> 
     architecture = _architecture(config)
     family = _READABLE[architecture]
     _refuse_unsupported(config, architecture)
+    layers = count(config, "num_hidden_layers")
+    if family.name == "glm4-moe":
+        whole(config, "first_k_dense_replace", 1, most=layers)
+    if family.name == "qwen3-moe":
+        members(config, "mlp_only_layers", int)
     theta, scaling = _rope(config, family)
     heads, hidden = count(config, "num_attention_heads"), count(config, "hidden_size")
-    longest = int(get(config, "max_position_embeddings", family.positions))
+    longest = count(config, "max_position_embeddings", family.positions)
     qk_norm = bool(get(config, "use_qk_norm", False)) if family.qk_norm is None else family.qk_norm
     return ModelShape(
         family=family.name,
-        layers=count(config, "num_hidden_layers"),
+        layers=layers,
         hidden=hidden,
         heads=heads,
-        # null means "as many as query heads"; missing means the class default, which differs.
-        kv_heads=int(config.get("num_key_value_heads", family.kv_heads) or heads),
-        head_dim=int(get(config, "head_dim", family.head_dim or hidden // heads)),
+        kv_heads=key_heads(config, family.kv_heads, heads),
+        head_dim=count(config, "head_dim", family.head_dim or hidden // heads),
         ffn=count(config, "intermediate_size"),
         vocab=count(config, "vocab_size"),
         context=row_length(context, longest),
@@ -93,6 +97,30 @@ def shape_from_config(config: dict[str, Any], *, context: int | None = None) -> 
         eos_id=token_id(config, "eos_token_id"),
         **read_experts(config, family.name),
     )
+
+
+def key_heads(config: dict[str, Any], default: int | None, heads: int) -> int:
+    """Heads for keys: null means as many as query heads; missing means the class default, which differs."""
+    given = config.get("num_key_value_heads", default)
+    return heads if given is None else count(config, "num_key_value_heads", default)
+
+
+def whole(config: dict[str, Any], key: str, default: int, most: int | None = None) -> int:
+    """A count that may be 0. RecipeError: another value, or more than `most`."""
+    value = get(config, key, default)
+    if type(value) is int and value >= 0 and (most is None or value <= most):
+        return value
+    raise unsupported(
+        key, value, "a whole number, 0 or more" if most is None else f"0 to {most}, a whole number"
+    )
+
+
+def members(config: dict[str, Any], key: str, kind: type) -> list[Any]:
+    """A list of `kind`; none where the key is missing or null. RecipeError: something else."""
+    value = get(config, key, [])
+    if isinstance(value, list) and all(isinstance(one, kind) for one in value):
+        return value
+    raise unsupported(key, value, f"a list of {'names' if kind is str else 'whole numbers'}")
 
 
 def config_from_shape(shape: ModelShape, *, torch_dtype: str) -> dict[str, Any]:
@@ -155,7 +183,7 @@ def _refuse_unsupported(config: dict[str, Any], architecture: str) -> None:
     for key, allowed, reason in _REQUIRED_VALUES:
         if config.get(key) not in allowed:
             raise unsupported(key, config[key], f"{key} = {allowed[-1]!r}: {reason}")
-    if set(config.get("layer_types") or []) - {"full_attention"}:
+    if set(members(config, "layer_types", str)) - {"full_attention"}:
         raise unsupported("layer_types", config["layer_types"], "full_attention in every layer")
     # Qwen3 states a window and switches it off; Mistral's window applies whenever it is there, and
     # is 4096 in its config class when the key is missing altogether.

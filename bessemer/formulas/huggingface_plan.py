@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.huggingface import key_heads, members, whole
 from bessemer.formulas.huggingface_keys import count, get, row_length, token_id, unsupported
 from bessemer.formulas.shape import ModelShape
 
@@ -113,11 +114,11 @@ def _decoder(config: Config, family: _Family) -> dict[str, Any]:
         "layers": layers,
         "hidden": hidden,
         "heads": heads,
-        "kv_heads": int(config.get("num_key_value_heads", family.kv_heads) or heads),
-        "head_dim": int(get(config, "head_dim", family.head_dim or hidden // heads)),
+        "kv_heads": key_heads(config, family.kv_heads, heads),
+        "head_dim": count(config, "head_dim", family.head_dim or hidden // heads),
         "ffn": count(config, "intermediate_size"),
         "vocab": count(config, "vocab_size"),
-        "max_positions": int(get(config, "max_position_embeddings", family.positions)),
+        "max_positions": count(config, "max_position_embeddings", family.positions),
         "tie_embeddings": bool(get(config, "tie_word_embeddings", family.tied)),
         "qk_norm": bool(get(config, "use_qk_norm", False)) if family.qk_norm is None else family.qk_norm,
         **_window(config, family, layers),
@@ -129,17 +130,16 @@ def _decoder(config: Config, family: _Family) -> dict[str, Any]:
 
 def _window(config: Config, family: _Family, layers: int) -> dict[str, Any]:
     """How far back a query looks, and in which layers to the row's beginning."""
-    window = config.get("sliding_window")
-    if window is None or config.get("use_sliding_window") is False:
+    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
         return {}
-    kinds = get(config, "layer_types", [])
+    window, kinds = count(config, "sliding_window"), members(config, "layer_types", str)
     full = sum(kind == "full_attention" for kind in kinds)
-    pattern = get(config, "sliding_window_pattern", get(config, "_sliding_window_pattern", 6))
     if family.name == "gemma3" and not kinds:
-        return {"sliding_window": int(window), "full_every": int(pattern)}
+        old = count(config, "_sliding_window_pattern", 6)
+        return {"sliding_window": window, "full_every": count(config, "sliding_window_pattern", old)}
     if kinds and full == layers:
         return {}
-    return {"sliding_window": int(window), "full_every": round(layers / full) if full else 0}
+    return {"sliding_window": window, "full_every": round(layers / full) if full else 0}
 
 
 def _experts(config: Config, family: _Family, layers: int) -> dict[str, Any]:
@@ -149,10 +149,10 @@ def _experts(config: Config, family: _Family, layers: int) -> dict[str, Any]:
     names = [family.expert_key, *({"num_experts", "num_local_experts"} - {family.expert_key})]
     there = next((name for name in names if config.get(name) is not None), family.expert_key)
     width = count(config, family.expert_ffn_key)
-    dense = int(get(config, "first_k_dense_replace", family.first_dense))
+    # A small copy of a model may have fewer layers than the class's default.
+    dense = whole(config, "first_k_dense_replace", min(family.first_dense, layers), most=layers)
     if family.name == "qwen3-moe":
-        step = int(get(config, "decoder_sparse_step", 1))
-        only = set(get(config, "mlp_only_layers", []))
+        step, only = count(config, "decoder_sparse_step", 1), members(config, "mlp_only_layers", int)
         # Which layers they are changes no count: as if they were the first.
         dense = sum(layer in only or (layer + 1) % step > 0 for layer in range(layers))
     shared = family.name in ("glm4-moe", "deepseek-v2", "deepseek-v3")
@@ -160,7 +160,7 @@ def _experts(config: Config, family: _Family, layers: int) -> dict[str, Any]:
         "experts": count(config, there, family.experts),
         "experts_per_token": count(config, "num_experts_per_tok", family.per_token or None),
         "expert_ffn": width,
-        "shared_ffn": int(get(config, "n_shared_experts", 1)) * width if shared else 0,
+        "shared_ffn": whole(config, "n_shared_experts", 1) * width if shared else 0,
         "dense_layers": dense,
         "router": _ROUTERS.get(family.name, "softmax"),
     }
@@ -172,7 +172,7 @@ def _latent(config: Config) -> dict[str, Any]:
     nope, rope = count(config, "qk_nope_head_dim"), count(config, "qk_rope_head_dim")
     return {
         "head_dim": nope + rope,
-        "mla_q_rank": int(config.get("q_lora_rank") or 0),
+        "mla_q_rank": whole(config, "q_lora_rank", 0),
         "mla_kv_rank": count(config, "kv_lora_rank"),
         "mla_nope_dim": nope,
         "mla_rope_dim": rope,

@@ -14,7 +14,6 @@ import math
 from dataclasses import replace
 
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 
 HEAD_DIM = 64
@@ -68,16 +67,6 @@ def learning_rate_for(flops: float) -> float:
     Fitted from 1e17 FLOPs on, so it is held between 1e-4 and 3e-3; two digits, the optimum is flat.
     """
     return float(f"{min(3e-3, max(1e-4, 0.3118 * flops**-0.1250)):.1e}")
-
-
-def optimal_tokens(params: int) -> float:
-    """Training tokens for which a model of this size is the best use of the compute."""
-    return BESIROGLU.best_tokens(params)
-
-
-def optimal_params(flops: float) -> float:
-    """Size of the model that is the best use of this compute (C = 6 N D)."""
-    return BESIROGLU.best_params(flops)
 
 
 def usual_ratio(hidden: int) -> float:

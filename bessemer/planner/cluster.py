@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bessemer.errors import RecipeError
-from bessemer.formulas.goodput import DEVICE_HOURS_PER_FAILURE
+from bessemer.formulas.goodput import (
+    CHECKPOINT_BYTES_PER_PARAM,
+    DEVICE_HOURS_PER_FAILURE,
+    Reliability,
+    reliability,
+)
 from bessemer.hardware import GIB, Device, find, lookup
 from bessemer.recipe.cluster_file import ClusterFile, OwnDevice
 from bessemer.recipe.schema import Recipe
 
 if TYPE_CHECKING:  # facts hold a cluster
     from bessemer.planner.facts import Facts
+
+
+MOST_DEVICES = 10_000_000  # a hundred times the largest cluster there is; more is a slip of the hand
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,8 @@ def cluster_of(recipe: Recipe, facts: "Facts") -> Cluster:
         device = replace(device, memory_gib_usable=usable)
     if asked.per_node and domain == cluster.per_node:
         domain = asked.per_node
+    if asked.per_node:
+        _check_nodes(facts.devices, asked.per_node, domain, "[cluster]")
     return replace(
         cluster,
         device=device,
@@ -70,6 +80,31 @@ def cluster_of(recipe: Recipe, facts: "Facts") -> Cluster:
         pue=asked.pue or cluster.pue,
         device_hours_per_failure=asked.device_hours_per_failure or cluster.device_hours_per_failure,
     )
+
+
+def reliability_of(params: int, cluster: Cluster, *, asynchronous: bool) -> Reliability:
+    """How a run lives with failures on all of these devices, each of which saves its part of a checkpoint.
+
+    asynchronous: `async_save` of the stage. Every goodput of a plan comes from here.
+    """
+    return reliability(
+        cluster.devices,
+        CHECKPOINT_BYTES_PER_PARAM * params / cluster.devices,
+        asynchronous=asynchronous,
+        network_gb_per_s=cluster.network_gb_per_s,
+        device_hours_per_failure=cluster.device_hours_per_failure,
+    )
+
+
+def check_devices(devices: int, what: str) -> None:
+    """RecipeError for more than anyone has: layouts of a mistyped number would be searched for hours."""
+    if devices > MOST_DEVICES:
+        raise RecipeError(
+            f"{what} is more devices than there are",
+            found=f"{devices:,} devices" if devices < 10**15 else "a number of many digits",
+            wanted=f"at most {MOST_DEVICES:,}",
+            fix="give a smaller number",
+        )
 
 
 def listed_device(facts: "Facts") -> Device | None:
@@ -102,6 +137,7 @@ def cluster_from_file(file: ClusterFile, name: str) -> Cluster:
     device = _own_device(file.device) if isinstance(file.device, OwnDevice) else lookup(file.device)
     per_node = file.per_node or device.devices_per_node
     devices = _num_devices(file, per_node, name)
+    check_devices(devices, name)
     if per_node is None:
         if devices > 1:
             raise _wrong(name, "per_node is missing", f"{devices} devices", "devices in a node")
@@ -165,5 +201,5 @@ def _check_links(file: ClusterFile, devices: int, domain: int, name: str) -> Non
 
 def _wrong(name: str, problem: str, found: str, wanted: str) -> RecipeError:
     key = problem.split()[0]
-    fix = f"add {key} to the file" if problem.endswith("missing") else "change one of them in the file"
+    fix = f"add {key} to the file" if problem.endswith("missing") else "change one of them"
     return RecipeError(f"{name}: {problem}", found=found, wanted=wanted, fix=fix)

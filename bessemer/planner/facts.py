@@ -13,7 +13,13 @@ from bessemer.formulas.scaling_law import Law
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings, lookup
 from bessemer.planner.calibration import Calibration
-from bessemer.planner.cluster import Cluster, catalogue_cluster, cluster_from_file
+from bessemer.planner.cluster import (
+    MOST_DEVICES,
+    Cluster,
+    catalogue_cluster,
+    check_devices,
+    cluster_from_file,
+)
 from bessemer.planner.taught import Taught
 from bessemer.recipe.cluster_file import ClusterFile, read_cluster_file
 from bessemer.recipe.schema import Cluster as ClusterKeys
@@ -26,6 +32,7 @@ CPU_EFFICIENCY = ((64, 0.06), (128, 0.10), (256, 0.20), (512, 0.38), (1024, 0.45
 ACCELERATOR_EFFICIENCY = ((256, 0.05), (512, 0.12), (1024, 0.22), (2048, 0.33), (4096, 0.40), (8192, 0.42))
 
 Curve = tuple[tuple[int, float], ...]
+_MOST_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -61,14 +68,17 @@ class Facts:
 def parse_cluster(text: str) -> tuple[str, int]:
     """ "64xH100" -> ("H100-SXM5-80GB", 64); "H100" is one of them."""
     match = re.fullmatch(r"\s*(?:(\d+)\s*[x×*]\s*)?(\S.*?)\s*", text)
-    count = int(match[1] or 1) if match else 0
+    digits = (match[1] or "1") if match else "0"
+    # A number of thousands of digits is no int to Python.
+    count = int(digits) if len(digits) < _MOST_DIGITS else MOST_DEVICES + 1
     if match is None or count < 1:
         raise RecipeError(
-            f"--cluster {text!r} is not a cluster",
-            found=text,
+            f"--cluster {_short(text)!r} is not a cluster",
+            found=_short(text),
             wanted="a number, x, and a device of the catalogue",
             fix="write it like --cluster 64xH100",
         )
+    check_devices(count, f"--cluster {_short(text)}")
     return lookup(match[2]).name, count
 
 
@@ -84,7 +94,7 @@ def planned_facts(asked: str | None, recipe: Recipe, base: Path) -> tuple[Recipe
     None where neither names a device: then the plan is for this machine.
     """
     keys = recipe.cluster
-    if asked is not None and (asked.endswith(".toml") or Path(asked).is_file()):
+    if asked is not None and (asked.endswith(".toml") or _is_file(asked)):
         file = read_cluster_file(Path(asked))
         cluster = cluster_from_file(file, asked)
         return _with_keys(recipe, file, cluster, overrides=True), _facts_of(cluster)
@@ -94,7 +104,22 @@ def planned_facts(asked: str | None, recipe: Recipe, base: Path) -> tuple[Recipe
         file = _overridden(read_cluster_file(base / keys.file), keys)
         cluster = cluster_from_file(file, keys.file)
         return _with_keys(recipe, file, cluster, overrides=False), _facts_of(cluster)
-    return recipe, cluster_facts(keys.device, keys.devices or 1) if keys.device else None
+    if keys.device is None:
+        return recipe, None
+    check_devices(keys.devices or 1, "cluster.devices")
+    return recipe, cluster_facts(keys.device, keys.devices or 1)
+
+
+def _is_file(text: str) -> bool:
+    """A text that is too long for a name is none."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
 
 
 def _overridden(file: ClusterFile, keys: ClusterKeys) -> ClusterFile:

@@ -5,6 +5,7 @@ from random weights, and read the same data as the others: losses on other data 
 are no points of one law. What does not count is told, by the number of runs that do.
 """
 
+import math
 from pathlib import Path
 
 from bessemer.errors import DataError, RecipeError
@@ -19,9 +20,7 @@ def law_for(recipe: Recipe, base: Path) -> Law | None:
     """The law of budget.runs; None where the recipe names none. base: where a relative path starts."""
     if recipe.budget.runs is None:
         return None
-    pattern = base / recipe.budget.runs
-    folders = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
-    return law_from_runs(sorted(path for path in folders if path.is_dir()))
+    return law_from_runs(_folders(base, recipe.budget.runs))
 
 
 def law_from_runs(runs: list[Path]) -> Law:
@@ -46,8 +45,31 @@ def law_from_runs(runs: list[Path]) -> Law:
         ) from error
 
 
+def _folders(base: Path, given: str) -> list[Path]:
+    """That the glob finds. RecipeError: it is none."""
+    pattern = base / given
+    try:
+        found = Path(pattern.anchor).glob(str(pattern.relative_to(pattern.anchor)))
+        return sorted(path for path in found if path.is_dir())
+    except ValueError as error:
+        raise RecipeError(
+            "budget.runs is no pattern of folders",
+            found=f"budget.runs = {given!r}: {error}",
+            wanted="a glob: * in a name, ** as a whole part of the path",
+            fix='write it like budget.runs = "runs/*"',
+        ) from error
+
+
 def _point(run: Path) -> Point | None:
-    """None: no run, not finished, or begun from another one."""
+    """None: no run, not finished, begun from another one, or of files that do not say what they should."""
+    try:
+        point = _read_point(run)
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return point if point is not None and all(0.0 < value < math.inf for value in point) else None
+
+
+def _read_point(run: Path) -> Point | None:
     stage = read_object(run / "pretrain" / "stage.json")
     if stage is None or stage.get("origin") is not None:
         return None
@@ -61,4 +83,5 @@ def _point(run: Path) -> Point | None:
 
 def _data(run: Path) -> str:
     stage = read_object(run / "pretrain" / "stage.json") or {}
-    return str((stage.get("data") or {}).get("hash"))
+    data = stage.get("data")
+    return str(data.get("hash") if isinstance(data, dict) else data)

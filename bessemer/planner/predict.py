@@ -13,7 +13,6 @@ from itertools import pairwise
 from bessemer.energy.grid import region
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
-from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, reliability
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
 from bessemer.formulas.parameters import total_params
@@ -21,7 +20,7 @@ from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner import calibrated
-from bessemer.planner.cluster import cluster_of, listed_device
+from bessemer.planner.cluster import cluster_of, listed_device, reliability_of
 from bessemer.planner.facts import Curve, Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.step import stage_room, stage_step
@@ -130,7 +129,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     flops = train_flops_per_token(shape, stage.context)
     tflops = tokens_per_s.times(flops / facts.devices / 1e12)
     peak = peak_tflops(facts, stage.dtype)
-    goodput = goodput_of(recipe, shape, facts)
+    goodput = goodput_of(recipe, shape, facts, stage.async_save)
     hours = step_s.times(stage.steps / 3600.0)
     if goodput.value is not None:
         hours = hours.multiplied(goodput.inverse())
@@ -272,13 +271,15 @@ def _update_s(shape: ModelShape, facts: Facts) -> float:
     return _UPDATE_BYTES * total_params(shape) / facts.devices / gb_per_s / 1e9
 
 
-def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts) -> Estimate:
-    """Share of the time that failures and saving leave, on accelerators, saved as often as is best."""
+def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bool | None = None) -> Estimate:
+    """Share of the time that failures and saving leave, on accelerators, saved as often as is best.
+
+    asynchronous: `async_save` of the stage; None: what the recipe asks, before there is a stage.
+    """
     if facts.kind == "cpu":
         return UNKNOWN
-    found = reliability(
-        facts.devices,
-        CHECKPOINT_BYTES_PER_PARAM * total_params(shape) / facts.devices,
-        device_hours_per_failure=cluster_of(recipe, facts).device_hours_per_failure,
-    ).goodput
+    if asynchronous is None:
+        asynchronous = recipe.pretrain.async_save is not False  # "auto": yes, where the host has the copy
+    cluster = cluster_of(recipe, facts)
+    found = reliability_of(total_params(shape), cluster, asynchronous=asynchronous).goodput
     return Estimate(found.value, found.low, found.high, "assumed")

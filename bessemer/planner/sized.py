@@ -71,6 +71,8 @@ def size_for_budget(recipe: Recipe, facts: Facts, shape_of: ShapeOf, speed: Spee
     smallest = shape_of(1.0)
     least = total_params(smallest)
     if budget.wanted(smallest) < least:
+        if budget.tokens(smallest) >= budget.least_tokens(smallest):
+            raise _used_too_much(budget, smallest)
         hours = budget.least_tokens(smallest) / budget.tokens(smallest) * found[0].hours
         what = f"the smallest model with this vocabulary has {format_count(least)} parameters"
         raise too_small(found[0], hours, what)
@@ -146,6 +148,24 @@ def _balanced(wanted: Callable[[ModelShape], float], shape_of: ShapeOf, smallest
             return new
         params = new
     return params
+
+
+def _used_too_much(budget: _Budget, smallest: ModelShape) -> RecipeError:
+    """The budget would do, but so much use asks for a model that is smaller than any."""
+    flops, least = 6.0 * total_params(smallest) * budget.tokens(smallest), total_params(smallest)
+    low, high = 0.0, math.log(budget.inference_tokens)
+    for _ in range(50):  # the size falls with the tokens: halving finds where it is the smallest there is
+        centre = 0.5 * (low + high)
+        enough = budget.law.best_params(flops, math.exp(centre)) >= least
+        low, high = (centre, high) if enough else (low, centre)
+    return RecipeError(
+        "budget.inference_tokens ask for a model smaller than any",
+        found=f"{format_count(budget.inference_tokens)} tokens of use, beside which training for "
+        f"{budget.limit} is nothing; "
+        f"the smallest model with this vocabulary has {format_count(least)} parameters",
+        wanted=f"at most {format_count(math.exp(low))} tokens of use",
+        fix=f"lower budget.inference_tokens, raise budget.{budget.limit.name}, or set model.size",
+    )
 
 
 def _most_params(facts: Facts) -> float:

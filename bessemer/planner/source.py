@@ -1,4 +1,5 @@
-"""What a recipe names beside itself, read without torch: `model.from`, and the runs of `budget.runs`.
+"""What a recipe names beside itself, read without torch: `model.from`, the runs of `budget.runs`, and
+for training the price and place of `[cluster] file`.
 
 What can be trained is read exactly (formulas/huggingface.py). What cannot is read as far as a plan needs
 it (formulas/huggingface_plan.py), and the reason why training would refuse it goes along.
@@ -7,15 +8,19 @@ it (formulas/huggingface_plan.py), and the reason why training would refuse it g
 from dataclasses import replace
 from pathlib import Path
 
+from bessemer.energy.grid import region
 from bessemer.errors import RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.huggingface_keys import config_path, read_json
 from bessemer.formulas.huggingface_plan import planned_shape
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
+from bessemer.planner.facts import Facts, planned_facts
 from bessemer.planner.own_runs import law_for
+from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Recipe
+from bessemer.recipe.write import recipe_text
 
+_OF_PLACE = ("usd_per_device_hour", "region", "pue", "device_hours_per_failure")
 _DEFAULT_CONTEXT = 1024  # that of a recipe, as in checkpoint/huggingface.py
 
 
@@ -36,6 +41,24 @@ def with_files(facts: Facts, recipe: Recipe, base: Path) -> Facts:
         shape = planned_shape(config, context=context)
         refused = f"{error.found} (wanted: {error.wanted})"
     return replace(facts, source_shape=_shortened(shape, context), source_refused=refused)
+
+
+def with_cluster_file(loaded: LoadedRecipe) -> LoadedRecipe:
+    """A recipe to train by: price, place and failures as its cluster file says, where [cluster] does not.
+
+    Devices and links are not taken over: training has those that are here. The text has the values too, as
+    a run's recipe.toml must tell alone what its budget was counted with.
+    RecipeError: the file is missing, contradicts itself, or names an unknown region.
+    """
+    keys = loaded.recipe.cluster
+    if keys.file is None:
+        return loaded
+    told = planned_facts(None, loaded.recipe, loaded.base)[0].cluster
+    if told.region is not None:
+        region(told.region)
+    changes = {name: getattr(told, name) for name in _OF_PLACE}
+    recipe = loaded.recipe.model_copy(update={"cluster": keys.model_copy(update=changes)})
+    return replace(loaded, recipe=recipe, text=recipe_text(recipe))
 
 
 def _shortened(shape: ModelShape, context: int | None) -> ModelShape:

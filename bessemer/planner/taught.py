@@ -8,22 +8,26 @@ it is away. Rows of another torch, another version of Bessemer, or other cores c
 Where nothing like it ran, the prediction stays as it is.
 """
 
+import fcntl
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import date
 from statistics import median
 from typing import Any, Self
 
 from bessemer import __version__
+from bessemer.durable import cannot_write
 from bessemer.formulas.layout import AXES, Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.hardware import machine, stored_document, write_document
+from bessemer.hardware import cache_folder, machine, stored_document, write_document
 from bessemer.planner.calibration import installed_torch
 from bessemer.planner.plan import Estimate, StagePlan
 
-FORMAT = 1
+FORMAT = 2  # 1: ratios of accelerators were to another formula than the plan's
 _MOST_ROWS = 400
 _NEWEST = 3  # of the same step: their median
 _EXACT_BAND, _NEAR_BAND = 0.05, 0.10
@@ -152,8 +156,25 @@ def note_run(
     """Add a run to what is stored. WriteError where the cache folder cannot be written."""
     row = Row(**asdict(key), measured_s=measured_s, modelled_s=modelled_s, basis=basis, steps=steps,
               date=date.today().isoformat())  # fmt: skip
-    rows = (*stored_taught(device).rows, row)[-_MOST_ROWS:]
-    write_document("steps", device, Taught(device, rows).to_json())
+    with _alone():
+        rows = (*stored_taught(device).rows, row)[-_MOST_ROWS:]
+        write_document("steps", device, Taught(device, rows).to_json())
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Between reading and writing: of two runs that end together both count. Waits for the other."""
+    path = cache_folder() / "steps.lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a")  # noqa: SIM115 (closed below; the open file is the lock)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    with file:
+        # A disk without locks (NFS without its service): at worst the row of one of two runs is lost.
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _stack() -> dict[str, Any]:

@@ -17,9 +17,11 @@ from bessemer.recipe.keys import fields_of, nearest_key
 from bessemer.recipe.lines import key_lines, line_of
 from bessemer.recipe.schema import Name, Section
 
+_LEAST_GB_PER_S = 0.001  # a modem's; below it times of steps are no numbers
 
-def key(default: Any, text: str) -> Any:
-    return Field(default, description=text)
+
+def key(default: Any, text: str, least: float | None = None) -> Any:
+    return Field(default, description=text, ge=least)
 
 
 class OwnDevice(Section):
@@ -42,8 +44,12 @@ class ClusterFile(Section):
     nodes: PositiveInt | None = key(None, "how many, of per_node devices each")
     per_node: PositiveInt | None = key(None, "devices in a node; left out: as the catalogue has it")
     link_domain: PositiveInt | None = key(None, "devices that the fast link joins; left out: those of a node")
-    link_gb_per_s: PositiveFloat | None = key(None, "per device and direction, inside a domain")
-    network_gb_per_s: PositiveFloat | None = key(None, "per device and direction, between domains")
+    link_gb_per_s: PositiveFloat | None = key(
+        None, "per device and direction, inside a domain", _LEAST_GB_PER_S
+    )
+    network_gb_per_s: PositiveFloat | None = key(
+        None, "per device and direction, between domains", _LEAST_GB_PER_S
+    )
     usd_per_device_hour: PositiveFloat | None = key(None, "price; left out: the catalogue's list price")
     region: str | None = key(None, "grid region, e.g. DEU")
     pue: PositiveFloat | None = key(None, "facility over IT energy")
@@ -70,7 +76,19 @@ def read_cluster_file(path: Path) -> ClusterFile:
     try:
         return ClusterFile.model_validate({**values, **device})
     except ValidationError as error:
-        raise wrong_value(error, values, places) from None
+        raise _wrong_value(error, values, places) from None
+
+
+def _wrong_value(error: ValidationError, values: dict[str, Any], places: Places) -> RecipeError:
+    """Of `device`, which a recipe may leave out and a cluster file may not, in its own words."""
+    if error.errors(include_url=False)[0]["loc"][0] != "device" or "device" not in values:
+        return wrong_value(error, values, places)
+    return RecipeError(
+        f"{places.of(('device',))}: `device` does not take this value",
+        found=f"device = {values['device']!r}",
+        wanted="a name of the catalogue, or a [device] table",
+        fix='write it like device = "H100"',
+    )
 
 
 def _inside(error: ValidationError, values: dict[str, Any], places: Places) -> RecipeError:
@@ -105,7 +123,7 @@ def _refuse_unknown(
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or no path at all
         raise RecipeError(
             f"cannot read cluster file {path}",
             found=getattr(error, "strerror", None) or str(error),

@@ -5,9 +5,10 @@ from typing import Any
 
 from bessemer.planner import calibrated
 from bessemer.planner.facts import Facts
-from bessemer.planner.plan import StagePlan
-from bessemer.planner.predict import devices_of, recomputed_share, step_time, training_speed
+from bessemer.planner.predict import predict
 from bessemer.planner.taught import StepKey, step_key
+from bessemer.recipe.load import load
+from bessemer.recipe.schema import Cluster, Recipe
 from bessemer.train.stage import Stage
 
 
@@ -36,12 +37,15 @@ class Expected:
 
 
 def expected_of(stage: Stage, facts: Facts) -> Expected | None:
-    """None: the planner knows no step time here, or the device was not measured."""
+    """None: the planner knows no step time here, or the device was not measured.
+
+    Both times are those of `predict`, so that the run compares itself with what its plan says.
+    """
     if facts.ceilings is None:
         return None
-    shape, plan = stage.shape, stage.plan
-    modelled = calibrated.step_time(shape, plan, calibrated.without_taught(facts), _formula(stage, facts))
-    found = calibrated.step_time(shape, plan, facts, modelled)
+    shape, plan, recipe = stage.shape, stage.plan, _asked(stage)
+    modelled = predict(recipe, shape, plan, calibrated.without_taught(facts))["step_time_s"]
+    found = predict(recipe, shape, plan, facts)["step_time_s"]
     if found.value is None or found.low is None or found.high is None:
         return None
     parts, threads = calibrated.step_seconds(shape, plan, facts), calibrated.threads_of(plan.layout, facts)
@@ -60,10 +64,8 @@ def expected_of(stage: Stage, facts: Facts) -> Expected | None:
     )
 
 
-def _formula(stage: Stage, facts: Facts) -> Any:
-    """Of a planner without a calibration."""
-    plan: StagePlan = stage.plan
-    facts = devices_of(plan.layout, facts)
-    share = recomputed_share(stage.shape, plan)
-    speed = training_speed(stage.shape, facts, plan.dtype, plan.recompute, share)
-    return step_time(stage.shape, plan.batch_tokens, speed, facts)
+def _asked(stage: Stage) -> Recipe:
+    """What the run's recipe says of the cluster that decides a step's time: of price and place nothing."""
+    path = stage.folder.parent / "recipe.toml"
+    per_node = load(str(path), []).recipe.cluster.per_node if path.is_file() else None
+    return Recipe(name=stage.kind, cluster=Cluster(per_node=per_node))

@@ -196,7 +196,9 @@ class Recorder:
 
     def close(self) -> None:
         if self._watch is not None:
-            self._watch.teach()
+            why_not = self._watch.teach()
+            if why_not is not None:
+                self._console.line(f"step times are not kept for the next prediction: {why_not}")
             self._watch = None
         for file in (self._rows, self._events):
             with suppress(OSError):  # of a full disk: `append` has told, and closing tries the row again

@@ -37,7 +37,7 @@ class _Mark:
     """What had happened when a window began."""
 
     steps: int
-    totals: list[Totals]  # by rank
+    totals: list[Totals]  # by rank; empty where only the cores are asked about
     busy_s: float  # CPU time of all ranks
     ticks: tuple[int, int] | None
 
@@ -60,7 +60,8 @@ class Watch:
         self._saving: list[bool] = []
         self._told_ratio = 1.0  # what the last line said; 1: as predicted
         self._is_first = True
-        self._marks: list[_Mark] = []
+        self._marks: list[_Mark] = []  # of the window that causes are looked for in
+        self._kept: list[_Mark] = []  # of all steps that the run would teach
         self._in_flight = False
         self._done = 0
 
@@ -79,10 +80,11 @@ class Watch:
     def row(self, totals: list[list[float]], busy_s: float) -> Told | None:
         """At a row of metrics. totals: train/evidence.py, by rank. busy_s: CPU time of all ranks so far."""
         if self._done >= _WARMUP_STEPS:
-            ranks = [Totals.of(values) for values in totals]
-            self._marks.append(_Mark(self._done, ranks, busy_s, core_ticks()))
-        while len(self._marks) > 2 and self._marks[1].steps <= self._done - _WINDOW:
-            self._marks.pop(0)
+            ranks, ticks = [Totals.of(values) for values in totals], core_ticks()
+            self._marks.append(_Mark(self._done, ranks, busy_s, ticks))
+            self._kept.append(_Mark(self._done, [], busy_s, ticks))
+        _drop_before(self._done - _WINDOW, self._marks)
+        _drop_before(self._done - _KEPT, self._kept)
         if len(self._times_s) < _WINDOW or len(self._marks) < 2:
             return None
         recent = sorted(self._times_s[-_WINDOW:])
@@ -111,7 +113,7 @@ class Watch:
         """Keep what was measured for the next prediction; returns why not, where it was long enough."""
         if len(self._times_s) < _TAUGHT_STEPS:
             return None
-        others = self._others(self._marks[0], self._marks[-1]) if len(self._marks) > 1 else None
+        others = self._others(self._kept[0], self._kept[-1]) if len(self._kept) > 1 else None
         if others is not None and others > _DISTURBED:
             return f"other processes used {others:.0%} of the cores"
         with suppress(WriteError):  # as with ceilings: without a home nothing is kept
@@ -239,6 +241,12 @@ def _clock_share() -> float | None:
     except (OSError, ValueError):
         return None
     return now / most if most else None
+
+
+def _drop_before(step: int, marks: list[_Mark]) -> None:
+    """All but the last one that is no later than `step`."""
+    while len(marks) > 2 and marks[1].steps <= step:
+        marks.pop(0)
 
 
 def _is_near(ratio: float) -> bool:

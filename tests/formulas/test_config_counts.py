@@ -174,3 +174,30 @@ def test_config_that_cannot_be_planned_is_refused_with_the_key(config: dict[str,
     with pytest.raises(RecipeError, match="Hugging Face") as caught:
         planned_shape(config)
     assert said in caught.value.found
+
+
+NO_COUNT: list[tuple[str, str, Any]] = [
+    *(("llama", key, value) for key in ("head_dim", "num_key_value_heads", "max_position_embeddings")
+      for value in ("one", [1], float("inf"), -1)),
+    ("mistral", "sliding_window", "wide"), ("mistral", "layer_types", 5),
+    ("qwen3_moe", "decoder_sparse_step", 0), ("qwen3_moe", "mlp_only_layers", 3),
+    ("deepseek_v3", "n_shared_experts", "one"), ("deepseek_v3", "first_k_dense_replace", 99),
+    ("deepseek_v3", "first_k_dense_replace", 1e30), ("deepseek_v3", "q_lora_rank", [8]),
+    ("glm4_moe", "first_k_dense_replace", 99),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), NO_COUNT)
+def test_value_that_is_no_count_is_refused_by_its_key(kind: str, key: str, value: Any) -> None:
+    config = {**config_of(kind, {}), key: value}
+    with pytest.raises(RecipeError) as caught:
+        planned_shape(config)
+    assert f"{key} = {value!r}" in caught.value.found and caught.value.wanted and caught.value.fix
+    if kind in ("llama", "glm4_moe"):
+        with pytest.raises(RecipeError):
+            shape_from_config({**config, "architectures": [], "rope_parameters": None})
+
+
+def test_config_without_a_number_of_dense_layers_has_no_more_than_layers() -> None:
+    config = {**config_of("deepseek_v3", {}), "num_hidden_layers": 2, "first_k_dense_replace": None}
+    assert planned_shape(config).dense_layers == 2

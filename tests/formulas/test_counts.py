@@ -78,11 +78,6 @@ def test_window_as_long_as_the_row_changes_nothing_and_a_short_one_saves() -> No
     assert flops.mean_causal_keys(windowed, 64) == pytest.approx(exact, rel=0.02)
 
 
-def test_rows_packed_from_one_document_cost_as_an_unpacked_row() -> None:
-    assert flops.packed_keys([64]) == flops.mean_causal_keys(DENSE, 64)
-    assert flops.packed_keys([32, 32]) == 16
-
-
 def test_full_recomputation_adds_one_forward_pass_without_the_head() -> None:
     model = flops.train_flops_per_token(DENSE, 64)
     more = flops.hardware_flops_per_token(DENSE, 64, "full") - model

@@ -2,6 +2,7 @@ import pytest
 
 from bessemer.formulas import sizing
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 
 BASE = ModelShape("llama", 1, 1, 1, 1, 1, 1, 8192, 1024, tie_embeddings=True, qk_norm=False)
@@ -44,10 +45,10 @@ def test_learning_rate_is_held_where_the_law_was_not_fitted() -> None:
 
 def test_optimal_tokens_and_optimal_size_are_each_other() -> None:
     for params in (30_000_000, 8_000_000_000):
-        tokens = sizing.optimal_tokens(params)
+        tokens = BESIROGLU.best_tokens(params)
         assert 15 < tokens / params < 30
-        assert sizing.optimal_params(6 * params * tokens) == pytest.approx(params, rel=1e-6)
+        assert BESIROGLU.best_params(6 * params * tokens) == pytest.approx(params, rel=1e-6)
 
 
 def test_refit_gives_the_known_size_at_1e24_flops() -> None:
-    assert sizing.optimal_params(1e24) == pytest.approx(96e9, rel=0.01)
+    assert BESIROGLU.best_params(1e24) == pytest.approx(96e9, rel=0.01)

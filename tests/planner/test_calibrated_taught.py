@@ -1,5 +1,6 @@
 """What runs teach the next prediction, and what they do not. No torch."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,3 +113,10 @@ def test_a_damaged_file_is_nothing_learnt(tmp_path: Path) -> None:
     assert stored_taught("a CPU").rows == ()
     learn(PLAN, 1.3)
     assert ratio_of(PLAN) == pytest.approx(1.3)
+
+
+def test_runs_that_end_together_all_count() -> None:
+    key = step_key(SHAPE, PLAN, "cpu", 2)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: note_run("a CPU", key, 1.0 + number, 1.0, "b", 20), range(24)))
+    assert sorted(row.measured_s for row in stored_taught("a CPU").rows) == [1.0 + n for n in range(24)]

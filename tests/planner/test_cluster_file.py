@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
 from bessemer.planner.cluster import Cluster, catalogue_cluster, cluster_of, known_device, listed_device
 from bessemer.planner.facts import Facts, cluster_facts, planned_facts
-from bessemer.planner.predict import kg_per_kwh, kw_per_device, usd_per_device_hour
+from bessemer.planner.predict import goodput_of, kg_per_kwh, kw_per_device, usd_per_device_hour
+from bessemer.planner.search.question import Question
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
 
@@ -165,3 +167,50 @@ def test_file_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:
         planned_facts(str(tmp_path / "nowhere.toml"), recipe(), tmp_path)
     with pytest.raises(RecipeError, match="cannot read cluster file"):
         planned_facts(None, recipe("cluster.file=nowhere.toml"), tmp_path)
+
+
+def test_text_too_long_for_a_file_name_is_no_cluster_and_no_crash(tmp_path: Path) -> None:
+    for asked in ("x" * 5000, "x" * 5000 + ".toml", "9" * 5000 + "xH100"):
+        with pytest.raises(RecipeError):
+            planned_facts(asked, recipe(), tmp_path)
+
+
+def test_more_devices_than_there_are_is_refused_wherever_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="more devices than there are"):
+        planned_facts("100000000000000xH100", recipe(), tmp_path)
+    with pytest.raises(RecipeError, match="more devices than there are"):
+        planned_facts(None, recipe("cluster.device=H100", "cluster.devices=10000001"), tmp_path)
+    with pytest.raises(RecipeError, match="more devices than there are"):
+        planned(tmp_path, OURS.replace("nodes = 16", "nodes = 100000000"))
+    assert planned_facts("10000000xH100", recipe(), tmp_path)[1] is not None
+
+
+def test_nodes_that_are_not_full_are_refused_from_a_recipe_as_from_a_file() -> None:
+    with pytest.raises(RecipeError, match="the nodes are not full"):
+        cluster_of(recipe("cluster.per_node=3"), cluster_facts("H100", 64))
+
+
+def test_device_of_a_wrong_kind_is_not_told_to_take_a_default(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="`device` does not take this value") as caught:
+        planned(tmp_path, changed_file("device =", "device = 5"))
+    assert "default" not in caught.value.fix and "H100" in caught.value.fix
+
+
+def test_link_that_is_hardly_one_is_refused(tmp_path: Path) -> None:
+    for name in ("link_gb_per_s", "network_gb_per_s"):
+        with pytest.raises(RecipeError, match=f"`{name}` does not take this value") as caught:
+            planned(tmp_path, changed_file(name, f"{name} = 1e-30"))
+        assert "0.001" in caught.value.wanted
+
+
+def test_goodput_of_the_plan_is_that_of_the_search(tmp_path: Path) -> None:
+    slow = OURS.replace("network_gb_per_s = 25", "network_gb_per_s = 0.01")  # slower than the storage
+    changed, facts = planned(tmp_path, slow)
+    shape = ModelShape(
+        "llama", 80, 8192, 64, 8, 128, 28672, 128256, 8192, tie_embeddings=False, qk_norm=False
+    )
+    for asynchronous in (True, False):
+        asked = Question(shape, 8192, 256, 1000, "bf16", cluster_of(changed, facts), saves_async=asynchronous)
+        assert goodput_of(changed, shape, facts, asynchronous).value == asked.reliability().goodput.value
+    fast = planned(tmp_path, OURS)
+    assert (goodput_of(changed, shape, facts).value or 1) < (goodput_of(fast[0], shape, fast[1]).value or 0)

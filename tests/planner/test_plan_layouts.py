@@ -148,3 +148,27 @@ def test_plan_of_a_cluster_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["schema"] == "bessemer.plan/1"
+
+
+def test_given_layout_that_does_not_fit_is_told_so_with_the_best_that_does() -> None:
+    document, text = planned("llama-70b", "--cluster", "64xH100", "--layout", "replicate=64")
+    place = document["place"]
+    assert place["fits"] is False and place["needed_gib"] > place["usable_gib"] > 70
+    assert "does not fit" in text and f"the best that fits is {place['best']['words']}" in text
+    assert "No layout is faster" not in text
+
+
+def test_given_layout_where_none_fits_is_told_so() -> None:
+    document, text = planned("llama-405b", "--cluster", "16xH100", "--layout", "shard=16")
+    assert document["place"]["best"] is None and "no other layout fits either" in text
+
+
+def test_waiting_for_the_disk_costs_goodput_and_saves_less_often() -> None:
+    words = ("llama-8b", "--cluster", "64xH100", "--layout", "shard=64")
+    (writing, _), (waiting, _) = (
+        planned(*words, settings=(f"pretrain.async_save={value}",)) for value in ("true", "false")
+    )
+    assert waiting["predicted"]["goodput"]["value"] < writing["predicted"]["goodput"]["value"]
+    assert waiting["predicted"]["hours"]["value"] > writing["predicted"]["hours"]["value"]
+    ends = [row["reliability"]["checkpoint_interval_s"]["value"] for row in (waiting, writing)]
+    assert ends[0] > ends[1]

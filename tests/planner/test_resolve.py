@@ -8,8 +8,8 @@ import pytest
 
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.sizing import optimal_tokens
 from bessemer.hardware import GIB, Ceilings
 from bessemer.planner.facts import Facts, cluster_facts, parse_cluster
 from bessemer.planner.limits import check_start, check_trainable, untrainable
@@ -112,7 +112,7 @@ def test_automatic_length_stops_at_four_epochs_and_else_at_compute_optimal() -> 
     assert short.pretrain.steps * short.pretrain.batch_tokens == pytest.approx(40e6, rel=0.02)
     free = resolve(recipe(), replace(CPU, train_tokens=None))
     tokens = free.pretrain.steps * free.pretrain.batch_tokens
-    assert tokens == pytest.approx(optimal_tokens(free.params), rel=0.01)
+    assert tokens == pytest.approx(BESIROGLU.best_tokens(free.params), rel=0.01)
 
 
 def test_micro_batch_divides_the_batch_and_shrinks_until_it_fits() -> None:

@@ -168,3 +168,9 @@ def test_energy_and_carbon_budgets_count_with_a_cluster_files_region_and_pue(tmp
         hours[pue, region] = limits(changed, facts)[0].hours
     assert hours[2.0, "FRA"] == pytest.approx(hours[1.0, "FRA"] / 2)
     assert hours[1.0, "POL"] < hours[1.0, "FRA"] / 5
+
+
+def test_use_that_asks_for_no_model_is_not_called_a_small_budget() -> None:
+    with pytest.raises(RecipeError, match="smaller than any") as caught:
+        planned("budget.usd=5000", "budget.inference_tokens=1000000T", facts=CLUSTER)
+    assert caught.value.wanted.startswith("at most ") and "inference_tokens" in caught.value.fix

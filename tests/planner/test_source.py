@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bessemer.cli.main import main
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.scaling_law import BESIROGLU
@@ -17,10 +18,10 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.sizing import shape_of_size
 from bessemer.planner.facts import cluster_facts
 from bessemer.planner.limits import check_start
-from bessemer.planner.own_runs import law_from_runs
+from bessemer.planner.own_runs import law_for, law_from_runs
 from bessemer.planner.resolve import resolve
-from bessemer.planner.source import with_files
-from bessemer.recipe.load import parse
+from bessemer.planner.source import with_cluster_file, with_files
+from bessemer.recipe.load import load, parse
 from bessemer.recipe.schema import Recipe
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 512,
@@ -159,3 +160,64 @@ def test_law_of_runs_does_not_depend_on_the_order_of_their_folders(tmp_path: Pat
     one, other = law_from_runs(runs), law_from_runs(runs[::-1])
     np.testing.assert_allclose(one.values, other.values, rtol=1e-9)
     assert replace(one, values=other.values, covariance=other.covariance) == other
+
+
+def test_runs_whose_files_say_something_else_do_not_count(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    whole = law_from_runs(own_runs(runs))
+    finished_run(runs / "no-steps", 1e7, 1e8, 9.0, plan={})
+    finished_run(runs / "half-a-shape", 1e7, 1e8, 9.0, shape={"layers": 2})
+    finished_run(runs / "no-shape", 1e7, 1e8, 9.0, shape=None)
+    finished_run(runs / "no-loss", 1e7, 1e8, 9.0, validation_loss=0.0)
+    assert law_from_runs(sorted(runs.iterdir())) == whole
+
+
+def test_pattern_that_is_no_glob_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no pattern") as caught:
+        law_for(recipe("budget.runs=**x"), tmp_path)
+    assert "**x" in caught.value.found
+
+
+CLUSTER = """device = "H100"
+devices = 8
+link_gb_per_s = 450
+usd_per_device_hour = 7.5
+region = "DEU"
+pue = 1.5
+device_hours_per_failure = 1000
+"""
+
+
+def test_training_counts_with_price_and_place_of_the_cluster_file(tmp_path: Path) -> None:
+    (tmp_path / "ours.toml").write_text(CLUSTER)
+    (tmp_path / "r.toml").write_text('name = "a"\n[cluster]\nfile = "ours.toml"\npue = 1.1\n')
+    loaded = with_cluster_file(load(str(tmp_path / "r.toml"), []))
+    keys = loaded.recipe.cluster
+    assert (keys.usd_per_device_hour, keys.region, keys.device_hours_per_failure) == (7.5, "DEU", 1000)
+    assert (
+        keys.pue == 1.1 and keys.device is None and keys.devices is None
+    )  # the recipe's own, and this machine
+    assert parse(loaded.text, "recipe.toml", []) == loaded.recipe
+    assert with_cluster_file(loaded) == loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot read cluster file"), ('device = "H100"\ndevices = 8\n', "link_gb_per_s is missing"),
+     (CLUSTER.replace("DEU", "XYZ"), "unknown grid region")],
+)  # fmt: skip
+def test_broken_cluster_file_stops_training_before_data_is_prepared(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    said: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        Path("ours.toml").write_text(text)
+    Path("r.toml").write_text('name = "a"\n[cluster]\nfile = "ours.toml"\n')
+    for verb in ("pretrain", "run"):
+        assert main([verb, "r.toml"]) == 2
+        assert said in capsys.readouterr().err
+    assert not Path("runs").exists() and not Path("data").exists()

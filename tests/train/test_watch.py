@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,15 +25,18 @@ from making_runs import (
 )
 
 from bessemer.data.rows import Row
-from bessemer.hardware import machine
+from bessemer.hardware import GIB, Ceilings, machine
 from bessemer.log import Console
-from bessemer.planner.taught import StepKey, stored_taught
+from bessemer.planner.facts import Facts
+from bessemer.planner.resolve import resolve
+from bessemer.planner.taught import StepKey, Taught, stored_taught
+from bessemer.recipe.load import load
 from bessemer.report.grades import grades
 from bessemer.report.record import read_run
 from bessemer.rundir import read_object, read_rows, steady_median
 from bessemer.train import watch
 from bessemer.train.evidence import Totals
-from bessemer.train.expect import Expected
+from bessemer.train.expect import Expected, expected_of
 from bessemer.train.loop import train
 from bessemer.train.record import Gauge
 from bessemer.train.watch import Told, Watch
@@ -222,6 +226,45 @@ def test_a_disturbed_run_teaches_nothing(tmp_path: Path, monkeypatch: pytest.Mon
             seen.row([[0.0, 0.0, 0.0, 0.0, 2.0]], busy_per_step * number)
         seen.teach()
         assert len(stored_taught("a device").rows) == taught_rows
+
+
+def test_a_run_that_was_disturbed_until_shortly_before_its_end_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    idle_and_all, busy_s = [0, 0], 0.0
+    monkeypatch.setattr(watch, "core_ticks", lambda: tuple(idle_and_all))
+    seen = Watch(EXPECTED)
+    for number in range(1, 101):
+        step_s, own_s = (2.0, 1.0) if number <= 85 else (1.0, 2.0)  # of two cores, which never idle
+        seen.step(step_s)
+        idle_and_all[1] += int(2 * step_s * os.sysconf("SC_CLK_TCK"))
+        busy_s += own_s
+        seen.row([[0.0, 0.0, 0.0, 0.0, 2.0]], busy_s)
+    assert "other processes used" in (seen.teach() or "")
+    assert not stored_taught("a device").rows
+
+
+def test_a_run_says_why_it_teaches_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Watch, "teach", lambda _: "other processes used 40% of the cores")
+    run_against(tmp_path, 0.01, TinyRows(10), Console(), steps=1)
+    assert "not kept for the next prediction: other processes used 40%" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["llama-1b", "llama-8b"])
+def test_a_run_on_an_accelerator_is_compared_with_what_its_plan_says(tmp_path: Path, name: str) -> None:
+    device = "H100-SXM5-80GB"
+    ceilings = Ceilings(device, 720.0, 50.0, 2800.0, threads=1, torch="any", date="2026-01-01")
+    facts = Facts(device, "gpu", local_devices=8, cores=64, memory_bytes=79 * GIB, ceilings=ceilings,
+                  taught=Taught(device))  # fmt: skip
+    plan = resolve(load(name, []).recipe, facts)
+    stage: Any = SimpleNamespace(kind="pretrain", folder=tmp_path / "pretrain", shape=plan.shape,
+                                 plan=replace(plan.pretrain, compile=True))  # fmt: skip
+    found = expected_of(stage, facts)
+    assert found is not None and not found.calibrated
+    assert found.step_s == found.modelled_s == pytest.approx(plan.predicted["step_time_s"].value)
 
 
 def measured_s(run: Path) -> float:

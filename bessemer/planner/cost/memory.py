@@ -44,7 +44,6 @@ _PARTS = {
     "bessemer": bessemer_parts,
     "bessemer-cpu": bessemer_cpu_parts,
 }
-STACKS = tuple(_PARTS)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,14 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "gpu_hours": ("gpu_hours", "device_hours"),
     "notes": ("notes", "case"),
 }
+# Whole numbers from 1 on; a 0 is a blank. MEASURED: a 0 was not measured.
+_LAYOUT = {"seq", "batch_rows", "batch_tokens", "devices", "tp", "pp", "cp", "dp", "ep", "interleave",
+           "micro_batch", "micro_batches"}  # fmt: skip
+_COUNTS = {*_LAYOUT, *DIMS}
+_MEASURED = {"step_time_s", "step_time_ms", "tokens_per_s", "tokens_per_s_per_device", "tflops", "mfu",
+             "memory", "allocated", "reserved", "gpu_hours"}  # fmt: skip
+_MOST = 1e9  # of a count but a batch's tokens: products of several still fit 64 bits
+_LEAST = 1e-6  # of a figure in its unit; less is a 0 that was written otherwise
 _TEXTS = {"source", "model", "device", "recompute", "precision", "sharding", "schedule", "notes"}
 
 _ABSENT = {"-", "?", "n/a", "na", "nan", "none", "null", "unknown"}
@@ -57,7 +65,8 @@ _ABSENT = {"-", "?", "n/a", "na", "nan", "none", "null", "unknown"}
 def read_cells(path: Path) -> list[dict[str, Any]]:
     """Each row by our names: text where present, numbers read, blanks left out.
 
-    RecipeError where the file cannot be read, is no such table or has no rows.
+    A count that is none (half a rank) is left out too, and named under `impossible`: its row is lost, and
+    no other. RecipeError where the file cannot be read, is no such table or has no rows.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -70,10 +79,18 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
             fix="check the path",
         ) from error
     reader = csv.DictReader(lines)
-    header = [(name or "").strip().lower() for name in reader.fieldnames or []]
-    _check_header(path, header)
-    reader.fieldnames = header
-    rows = [_cells(path, number, row) for number, row in enumerate(reader, start=1)]
+    try:
+        header = [(name or "").strip().lower() for name in reader.fieldnames or []]
+        _check_header(path, header)
+        reader.fieldnames = header
+        rows = [_cells(path, number, row) for number, row in enumerate(reader, start=1)]
+    except csv.Error as error:
+        raise RecipeError(
+            f"cannot read {path}",
+            found=f"line {reader.line_num + 1}: {error}",
+            wanted=f"CSV with cells of at most {csv.field_size_limit():,} characters",
+            fix="shorten or quote the cell",
+        ) from error
     if not rows:
         raise RecipeError(
             f"{path} has no rows",
@@ -101,12 +118,23 @@ def _check_header(path: Path, header: list[str]) -> None:
 def _cells(path: Path, number: int, row: Mapping[str, str | None]) -> dict[str, Any]:
     """The row by our names: text where present, numbers read, blanks left out."""
     cells: dict[str, Any] = {}
+    impossible: dict[str, float] = {}
     for name, spellings in COLUMNS.items():
         text = next((cell.strip() for key in spellings if (cell := row.get(key)) and cell.strip()), None)
         value = text if text is None or name in _TEXTS else _number(path, number, name, text)
+        if isinstance(value, float):
+            if name in _COUNTS and not _is_count(name, value):
+                impossible |= {name: value} if value else {}
+                continue
+            if name in _MEASURED and value < _LEAST:
+                continue
         if value is not None:
             cells[name] = value
-    return cells
+    return cells | ({"impossible": impossible} if impossible else {})
+
+
+def _is_count(name: str, value: float) -> bool:
+    return value >= 1.0 and value.is_integer() and (name == "batch_tokens" or value <= _MOST)
 
 
 def _number(path: Path, number: int, name: str, text: str) -> float | None:

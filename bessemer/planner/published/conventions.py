@@ -43,6 +43,19 @@ SOFTWARE = {"megatron-graphs": "megatron", "megatron-capacity": "megatron", "meg
 GRAPHS_SINCE = "26.06"  # NeMo containers: expert layers in captured graphs, grouped kernels of Blackwell
 _OLD = r"2104\.04473|2204\.06745|2205\.05198|2201\.11990|neox"  # before flash attention: all recomputed
 
+# What a note says of another software, or of what was kept from happening, is not said of its row.
+_COMPARED = (
+    r"\b(than|compared (to|with)|versus|vs\.?|unlike|like|inspired by|instead of)\s+[\w./-]+"
+    r"|[\w.]+-(style|like)\b"
+)
+_NO_OOM = (
+    r"\b(no|not|never|zero|without|avoid\w*|prevent\w*)\s+((any|an|the|a|run\w*|going|goes|go)\s+)*"
+    r"(oom\w*|out[- ]of[- ]memory)|\boom[- ]free"
+)
+_NOT_USED = (
+    r"(none|no|false|off|0|n|never|disabled?|(no|not|without)\b.*(us|enabl|recomput|checkpoint|\bac\b).*)"
+)
+
 _ZERO = (
     (2, r"shard_grad_op|zero-?2|reshard_after_forward ?= ?(false|no)"),
     (3, r"full_shard|zero-?3|fsdp"),
@@ -53,7 +66,7 @@ _ZERO = (
 _PRECISION = (
     ("nvfp4", r"fp4"),
     ("mxfp8", r"mxfp8"),
-    ("fp8", r"fp8|float8"),
+    ("fp8", r"fp8|float8|e4m3|e5m2|^8[- ]?bit"),
     ("fp16", r"(?<!b)fp16|^float16|amp_fp16"),
     ("fp32", r"^(fp32|float32)$"),
     ("bf16", r""),
@@ -91,23 +104,24 @@ def scripted_layout(source: str, model: str, device: Device) -> ScriptedLayout |
     """The layout of a MaxText row, which its table leaves to the scripts."""
     if "maxtext" not in source.lower():
         return None
-    size, chip = model.lower().split()[-1], re.search(r"v\d+[ep]?", device.name.lower())
-    return MAXTEXT.get((chip.group(), size)) if chip else None
+    size, chip = model.lower().split()[-1:], re.search(r"v\d+[ep]?", device.name.lower())
+    return MAXTEXT.get((chip.group(), size[0])) if chip and size else None
 
 
 def slice_chips(notes: str) -> int | None:
     """Chips of one TPU slice: "2 x v4-128" is two slices of 64."""
-    match = re.search(r"\bv(\d+)([ep]?)-(\d+)", notes)
+    match = re.search(r"\bv(\d+)([ep]?)-(\d{1,9})\b", notes)
     if match is None:
         return None
-    return int(match.group(3)) // (1 if match.group(2) == "e" else 2)
+    return int(match.group(3)) // (1 if match.group(2) == "e" else 2) or None
 
 
 def device_of(text: str, hints: str) -> Device | None:
     """The device of a spelling, where the catalogue has it; `hints` (source, notes) tell what it omits."""
     if re.search(r"h100", text, re.I) and re.search(r"\b500 ?W\b|96 ?GB", f"{text} {hints}"):
         return find("H100-96GB-500W")
-    plain = re.sub(r"\(.*?\)|\bHBM\d\w*|\b\d+ ?x ?\b|NVIDIA|Google|Cloud", "", text, flags=re.I)
+    plain = re.sub(r"\(.*?\)|\bHBM\d\w*|\b\d+ ?x ?|NVIDIA|Google|Cloud|\b[DH]GX\b", "", text, flags=re.I)
+    plain = re.sub(r"(\d)G\b", r"\1GB", plain, flags=re.I)
     for spelling in (text, plain, re.sub(r"SXM\d*|NVLink", "", plain, flags=re.I)):
         if spelling.strip() and (device := find(spelling)) is not None:
             return device
@@ -121,12 +135,26 @@ def _device_in(hints: str) -> Device | None:
     return found[0] if found else None
 
 
-def stack_of(text: str, device: Device | None, model_parallel: bool) -> str:
-    """The software that ran it, by its name in cost/profiles.toml. text: source, sharding and notes."""
+def plain_notes(notes: str) -> str:
+    """Notes without the software that they only compare with."""
+    return re.sub(_COMPARED, " ", notes, flags=re.I)
+
+
+def stack_of(source: str, sharding: str, notes: str, device: Device | None, model_parallel: bool) -> str:
+    """The software that ran it, by its name in cost/profiles.toml: of the source, else sharding, else notes.
+
+    A table of Megatron's may say of a row that DeepSpeed ran it.
+    """
     if device is not None and device.kind == "tpu":
         return "maxtext"
-    for stack, pattern in _STACKS:
-        if re.search(pattern, text, re.I):
+    found = [
+        next((stack for stack, pattern in _STACKS if re.search(pattern, text, re.I)), None)
+        for text in (source, sharding, plain_notes(notes))
+    ]
+    if (found[0] or "").startswith("megatron") and "deepspeed" in found:
+        return "deepspeed"
+    for stack in found:
+        if stack is not None:
             return stack
     return "megatron" if model_parallel else "fsdp"
 
@@ -163,7 +191,7 @@ def zero_of(source: str, sharding: str, notes: str, stack: str, pipeline: int = 
 
 def copies_of(text: str, data: int, ranks_of_node: int) -> int:
     """Replicas of the sharded model (HSDP): "HSDP 4x64" has 4; without numbers a node is a shard group."""
-    match = re.search(r"hsdp(?:\D{0,12}(\d+) ?[x×] ?\d+)?", text.lower())
+    match = re.search(r"hsdp(?:\D{0,12}(\d{1,9}) ?[x×] ?\d+)?", text.lower())
     if match is None:
         return 1
     copies = int(match.group(1)) if match.group(1) else data // max(1, ranks_of_node)
@@ -199,9 +227,15 @@ def precision_of(text: str) -> int:
 def recompute_of(text: str, source: str = "") -> int:
     """Index into RECOMPUTE; a list of modules is selective; silence is none, of 2022 and before full."""
     text = text.strip().lower() or ("full" if re.search(_OLD, source.lower()) else "")
-    if text in ("", "none", "no", "false", "off", "0"):
+    if not text or re.fullmatch(_NOT_USED, text):
         return RECOMPUTE.index("none")
     return RECOMPUTE.index("full" if re.search(r"full|^(yes|true|on|1)$", text) else "selective")
+
+
+def out_of_memory(notes: str) -> bool:
+    """Whether the row says that it did not fit."""
+    said = re.sub(_NO_OOM, " ", notes, flags=re.I)
+    return re.search(r"\boom\b|out[- ]of[- ]memory", said, re.I) is not None
 
 
 def job_of(notes: str, model: str) -> str:
@@ -225,12 +259,12 @@ def network_gb_per_s(source: str) -> float | None:
 
 def published_flops_per_token(source: str, notes: str, shape: ModelShape, context: int) -> float:
     """FLOPs that the source counts for a token, so that its TFLOP/s become tokens."""
-    text = f"{source} {notes}".lower()
+    text = f"{source} {plain_notes(notes)}".lower()
     if re.search(r"counts the recompute forward|hardware flops|sc21|2204\.06745", text):
         return _sc21(shape, context)
     if re.search(r"bigscience|tflops count recompute", text):
         return 8.0 * total_params(shape)
-    if re.search(r"megatron-bridge|nemo container|modelzoo", text):
+    if re.search(r"megatron-bridge|\bnemo\b|modelzoo", text):
         return train_flops_per_token(shape, context)
     return 6.0 * matmul_params(shape) + 3.0 * attention_flops_per_token(shape, float(context))
 

@@ -24,7 +24,9 @@ _USUAL_HOURS, _USUAL_MFU = 60 * 24.0, 0.4
 _LARGE = 1e11  # parameters
 
 # "tokens 15T+", "tokens up to 9T", "tokens ~40T", "5.93T tokens", "300B tokens"
-_TOKENS = re.compile(r"tokens[ :]+(?:up to )?~?([\d.]+) ?([BT])\b(\+?)|([\d.]+) ?([BT])(\+?) tokens")
+_TOKENS = re.compile(
+    r"tokens[ :]+(?:up to )?~?(\d{1,9}(?:\.\d+)?) ?([BT])\b(\+?)|(\d{1,9}(?:\.\d+)?) ?([BT])(\+?) tokens"
+)
 _UNSAID_CONTEXT = 2048  # what runs.py reads where a row says nothing
 _UNITS = {"B": 1e9, "T": 1e12}
 
@@ -122,7 +124,7 @@ def asked_of(run: PublishedRun) -> Asked | None:
     tokens, is_least = tokens_in(run.notes)
     if job.tokens and (tokens is None or is_least):
         tokens = job.tokens
-    if tokens is None:
+    if not tokens:
         return None
     given = run.batch_published and run.batch_rows > 0
     context = run.context if given or run.context != _UNSAID_CONTEXT else job.context

@@ -5,6 +5,7 @@ one row; micro-batches follow from the batch. A row that gives a split but no ba
 micro-batches for each pipeline rank, enough that the bubble is small. MaxText's rows name their scripts.
 """
 
+import math
 import re
 from typing import Any
 
@@ -12,10 +13,11 @@ from bessemer.formulas.layout import SCHEDULES
 from bessemer.hardware import Device
 from bessemer.planner.cost.candidates import Candidates
 from bessemer.planner.published import conventions
+from bessemer.planner.published.models import DIMS
 
 Cells = dict[str, Any]
 
-_ROWS_IN_NOTES = r"(?:local|micro|per[- ](?:gpu|device))[- _]?batch(?:[- _]size)?\D{0,3}(\d+)"
+_ROWS_IN_NOTES = r"(?:local|micro|per[- ](?:gpu|device))[- _]?batch(?:[- _]size)?\D{0,3}(\d{1,9})\b"
 
 
 def with_script(cells: Cells, device: Device | None) -> Cells:
@@ -58,6 +60,17 @@ def read_layout(
         "zero": zero,
     }
     return Candidates.of([{**row, **_batch(cells, data, pipeline), **_schedule(cells, pipeline)}])
+
+
+def misfit(cells: Cells, degrees: dict[str, int], devices: int) -> str | None:
+    """Why no layout can be read; None: one can."""
+    for name, value in cells.get("impossible", {}).items():
+        if name not in DIMS:
+            return f"missing layout: {name} of {value:g}"
+    ranks = math.prod(degrees.get(axis, 1) for axis in ("tp", "pp", "cp"))
+    if devices and ranks > devices:
+        return f"missing layout: {ranks} ranks on {devices} devices"
+    return None
 
 
 def step_rows(layout: Candidates) -> int:

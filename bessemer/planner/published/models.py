@@ -23,6 +23,7 @@ DIMS = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")
 
 _VOCAB = 50304  # where neither the row nor the name says one: GPT-2's, padded
 _NEAR = 0.04  # of two counts that are the same model: published ones are rounded
+_MOST_PARAMS = 1e16  # of a model of which only the size is known
 _NOISE = {"adapter", "finetune", "finetuning", "full", "production", "candidate", "base", "instruct", "chat",
           "pretrain", "pretraining", "pre", "training", "sft", "lora", "model", "hf", "it", "moe", "megatron",
           "meta", "nvidia", "google", "dense", "dropless", "tokendrop"}  # fmt: skip
@@ -38,6 +39,10 @@ _PLAIN_FAMILIES = (
     "turing",
     "starcoder",
 )
+
+
+class ImpossibleShape(ValueError):
+    """Dimensions of which no model can be made."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,29 @@ def find_model(name: str) -> str | None:
 
 
 def find_shape(name: str, dims: dict[str, int], params: float | None, context: int) -> FoundShape | None:
-    """The shape that a row means. `dims`: those of DIMS that it gives; None: nothing to go by."""
+    """The shape that a row means. `dims`: those of DIMS that it gives; None: nothing to go by.
+
+    ImpossibleShape where there is no such model.
+    """
     if " / " in name:  # two models
         return None
     dims = {**_dims_in_name(name), **dims}
+    if min(dims.values(), default=1) < 1:
+        raise ImpossibleShape(dims)
+    found = _find(name, dims, params, context)
+    if found is not None and not _possible(found.shape):
+        raise ImpossibleShape(dims)
+    return found
+
+
+def _possible(shape: ModelShape) -> bool:
+    """Whether each head has a width, and keys: what a mistyped dimension breaks first."""
+    counts = (shape.layers, shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.vocab)
+    fed = shape.ffn or shape.expert_ffn
+    return min(counts) >= 1 and fed >= 1 and shape.kv_heads <= shape.heads <= shape.hidden
+
+
+def _find(name: str, dims: dict[str, int], params: float | None, context: int) -> FoundShape | None:
     known = find_model(name) or (_by_size(name, params) if params and "hidden" not in dims else None)
     if known is not None:
         shape = _changed(catalogue()[known][0], name, dims, params)
@@ -86,7 +110,7 @@ def find_shape(name: str, dims: dict[str, int], params: float | None, context: i
     if dims.get("layers") and dims.get("hidden"):
         return FoundShape(_with_context(_from_dims(name, dims, params), context), None, False)
     size = _size_in_name(name) or params
-    if not size:
+    if not size or not 1.0 <= size <= _MOST_PARAMS:
         return None
     base = _shape({"layers": 1, "hidden": 64, "heads": 1, "ffn": 64, "vocab": dims.get("vocab", _VOCAB)})
     return FoundShape(_with_context(sizing.shape_of_size(int(size), base), context), None, True)
@@ -157,10 +181,14 @@ def _by_size(name: str, params: float) -> str | None:
 
 def _dims_in_name(name: str) -> dict[str, int]:
     """Dimensions that the name spells: "GPT h2304 L24 a24", "cut to 12 layers"."""
-    patterns = {"hidden": r"\bh(\d{3,})\b", "heads": r"\ba(\d+)\b", "layers": r"\bL(\d+)\b|(\d+) layers"}
+    patterns = {
+        "hidden": r"\bh(\d{3,9})\b",
+        "heads": r"\ba(\d{1,9})\b",
+        "layers": r"\bL(\d{1,9})\b|\b(\d{1,9}) layers",
+    }
     found = {key: re.search(pattern, name) for key, pattern in patterns.items()}
     dims = {key: int(next(filter(None, match.groups()))) for key, match in found.items() if match}
-    keys = re.search(r"kv_heads (\d+)", name)
+    keys = re.search(r"kv_heads (\d{1,9})\b", name)
     return dims | ({"kv_heads": int(keys.group(1))} if keys else {})
 
 

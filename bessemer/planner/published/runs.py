@@ -18,8 +18,8 @@ from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates
 from bessemer.planner.cost.profile import peak_tflops
 from bessemer.planner.published import conventions
 from bessemer.planner.published.columns import read_cells
-from bessemer.planner.published.layouts import read_layout, step_rows, with_script
-from bessemer.planner.published.models import DIMS, find_shape
+from bessemer.planner.published.layouts import misfit, read_layout, step_rows, with_script
+from bessemer.planner.published.models import DIMS, FoundShape, ImpossibleShape, find_shape
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,25 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
     device = conventions.device_of(cells.get("device", ""), f"{source} {notes}")
     cells = with_script(cells, device)
     context = int(cells.get("seq", 2048))
-    found = find_shape(model, _dims(cells, source), _params(cells), context)
+    found, unknown = _shape(cells, model, context)
     degrees = {axis: int(cells[axis]) for axis in ("tp", "pp", "cp", "dp", "ep") if cells.get(axis)}
     devices = int(cells.get("devices", 0)) or _product(degrees)
-    text = " | ".join((source, cells.get("sharding", ""), notes))
+    sharding = cells.get("sharding", "")
     parallel = degrees.get("tp", 1) * degrees.get("pp", 1) > 1
-    stack = conventions.stack_of(text, device, parallel)
+    stack = conventions.stack_of(source, sharding, notes, device, parallel)
     full = conventions.recompute_of(cells.get("recompute", ""), source) == RECOMPUTE.index("full")
-    stack = conventions.sequence_parallel_of(stack, text, full)
-    layout = read_layout(cells, degrees, devices, device, stack)
+    stack = conventions.sequence_parallel_of(stack, f"{source} | {sharding} | {notes}", full)
+    misfitting = misfit(cells, degrees, devices)
+    layout = None if misfitting else read_layout(cells, degrees, devices, device, stack)
     skipped = None
     if device is None:
         skipped = f"unknown device {cells.get('device', '')!r}"
     elif device.memory_gb_per_s is None or peak_tflops(device, "bf16") is None:
         skipped = f"unknown device {device.name!r}: the catalogue has no peak of it"
     elif found is None:
-        skipped = f"unknown model {model!r}"
+        skipped = unknown
     elif layout is None:
-        skipped = "missing layout"
+        skipped = misfitting or "missing layout"
     shape = _with_mtp(found.shape, cells, model) if found else None
     release = conventions.release_of(notes)
     published = bool(cells.get("batch_rows") or cells.get("batch_tokens") or cells.get("micro_batches"))
@@ -114,7 +115,7 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
         job=conventions.job_of(notes, model),
         batch_rows=batch_rows,
         batch_published=published,
-        out_of_memory=re.search(r"\bOOM\b|out of memory", notes) is not None,
+        out_of_memory=conventions.out_of_memory(notes),
         stage=int(cells["stage"]) if "stage" in cells else None,
         actual_step_time_s=step,
         actual_tokens_per_s_per_device=speed,
@@ -125,6 +126,18 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
     )
 
 
+def _shape(cells: dict[str, Any], model: str, context: int) -> tuple[FoundShape | None, str]:
+    """The shape, or None and why there is none."""
+    if not set(DIMS) & cells.get("impossible", {}).keys():
+        try:
+            found = find_shape(model, _dims(cells, cells.get("source", "")), _params(cells), context)
+        except ImpossibleShape:
+            pass
+        else:
+            return found, f"unknown model {model!r}"
+    return None, f"unknown model: impossible dimensions of {model!r}"
+
+
 def _dims(cells: dict[str, Any], source: str) -> dict[str, int]:
     dims = {dim: int(cells[dim]) for dim in DIMS if cells.get(dim)}
     if "simumax" in source.lower() and "405b" in cells.get("model", "").lower():
@@ -133,7 +146,9 @@ def _dims(cells: dict[str, Any], source: str) -> dict[str, int]:
 
 
 def _params(cells: dict[str, Any]) -> float | None:
-    return cells.get("params") or (1e9 * cells["params_b"] if cells.get("params_b") else None)
+    """A count below 1 is none."""
+    params = cells.get("params") or 1e9 * cells.get("params_b", 0.0)
+    return float(params) if params >= 1.0 else None
 
 
 def _with_mtp(shape: ModelShape, cells: dict[str, Any], model: str) -> ModelShape:
@@ -186,10 +201,13 @@ def _step_time_s(cells: dict[str, Any]) -> float | None:
         return float(cells["step_time_s"])
     if cells.get("step_time_ms"):
         return float(cells["step_time_ms"]) / 1000.0
-    match = re.search(r"([\d.]+) s/(?:it|step)\b|step ([\d.]+) (m?)s\b", cells.get("notes", ""))
+    match = re.search(
+        r"(?<![\d.])(\d{1,9}(?:\.\d+)?) s/(?:it|step)\b|step (\d{1,9}(?:\.\d+)?) (m?)s\b",
+        cells.get("notes", ""),
+    )
     if match is None:
         return None
-    return float(match.group(1) or match.group(2)) / (1000.0 if match.group(3) else 1.0)
+    return float(match.group(1) or match.group(2)) / (1000.0 if match.group(3) else 1.0) or None
 
 
 def _mfu_tflops(cells: dict[str, Any], device: Device) -> float | None:

@@ -117,6 +117,7 @@ def question_of(
         None if section.micro_batch == "auto" else section.micro_batch,
         recompute,
         compile_for(section, Layout(), "pretrain") is not False if recompute != "selective" else False,
+        section.async_save is not False,
     )
 
 

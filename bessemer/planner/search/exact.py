@@ -18,9 +18,9 @@ from bessemer.formulas.rank_memory import rank_memory
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import simulate
 from bessemer.planner.cost.time import StepTimes
-from bessemer.planner.search.costed import Field, Room, memory_of, own_times, room_of, run_hours, run_kwh
+from bessemer.planner.search.costed import Field, Room, own_times, run_hours, run_kwh
 from bessemer.planner.search.question import Question
-from bessemer.planner.search.space import candidate_of, layout_of
+from bessemer.planner.search.space import layout_of
 from bessemer.planner.stage_rules import eager_only
 
 
@@ -58,12 +58,6 @@ def exact(field: Field, place: int) -> Exact:
     """Of one candidate, with the memory of the pipeline ranks that may be the fullest: the first two, and
     the last."""
     return gone_over(field.question, field.candidates, place, field.room(place))
-
-
-def of_layout(question: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
-    """A layout of the user's own, by the same functions."""
-    one = candidate_of(question, layout, micro_batch, recompute)
-    return gone_over(question, one, 0, room_of(memory_of(question, one)))
 
 
 def gone_over(question: Question, candidates: Candidates, place: int, room: Room) -> Exact:

@@ -6,12 +6,10 @@ The batch and the compute type are the recipe's: a layout never changes what is 
 from dataclasses import dataclass, replace
 
 from bessemer.energy.grid import region
-from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, Reliability, reliability
+from bessemer.formulas.goodput import Reliability
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import Cluster
-
-PREFERENCES = ("time", "energy", "cost")
+from bessemer.planner.cluster import Cluster, reliability_of
 
 
 @dataclass(frozen=True)
@@ -28,6 +26,7 @@ class Question:
     micro_batch: int | None = None  # None: to be chosen
     recompute: str | None = None
     compiles: bool = True  # where the layout allows it
+    saves_async: bool = True  # checkpoints are written while training goes on
 
     @property
     def stack(self) -> str:
@@ -55,11 +54,5 @@ class Question:
         return replace(self, cluster=replace(self.cluster, devices=devices))
 
     def reliability(self) -> Reliability:
-        """Failures and checkpoints of a run on all devices, each of which saves its part."""
-        cluster = self.cluster
-        return reliability(
-            cluster.devices,
-            CHECKPOINT_BYTES_PER_PARAM * total_params(self.shape) / cluster.devices,
-            network_gb_per_s=cluster.network_gb_per_s,
-            device_hours_per_failure=cluster.device_hours_per_failure,
-        )
+        """Failures and checkpoints of a run on all devices."""
+        return reliability_of(total_params(self.shape), self.cluster, asynchronous=self.saves_async)

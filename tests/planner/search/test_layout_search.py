@@ -14,8 +14,8 @@ from bessemer.hardware import lookup
 from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.layout_rules import allows, first_complaint
 from bessemer.planner.search.choose import Search, search
-from bessemer.planner.search.costed import Field
-from bessemer.planner.search.exact import exact, of_layout, played
+from bessemer.planner.search.costed import Field, memory_of, room_of
+from bessemer.planner.search.exact import Exact, exact, gone_over, played
 from bessemer.planner.search.pareto import front
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.rejected import cheapest_fix, rejected
@@ -30,6 +30,12 @@ def question(shape: ModelShape = DENSE, devices: int = 8, rows: int = 32, **more
     device = more.pop("device", "H100")
     cluster = catalogue_cluster(lookup(device), devices)
     return Question(shape, shape.context, rows, 1000, "bf16", cluster, **more)
+
+
+def of_layout(asked: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
+    """A layout of one's own, by the functions of the search."""
+    one = candidate_of(asked, layout, micro_batch, recompute)
+    return gone_over(asked, one, 0, room_of(memory_of(asked, one)))
 
 
 def everything(asked: Question) -> list[Any]:

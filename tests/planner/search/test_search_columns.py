@@ -10,8 +10,8 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
 from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost.pipeline import simulate
-from bessemer.planner.search.costed import Field, activations_at_least, memory_of, own_times
-from bessemer.planner.search.exact import exact, memories_of, of_layout, played_s
+from bessemer.planner.search.costed import Field, activations_at_least, memory_of, own_times, room_of
+from bessemer.planner.search.exact import Exact, exact, gone_over, memories_of, played_s
 from bessemer.planner.search.pareto import on_fewer
 from bessemer.planner.search.power import board_share, kilowatts
 from bessemer.planner.search.question import Question
@@ -25,6 +25,12 @@ ROUTED = replace(
 
 def question(shape: ModelShape = LARGE, devices: int = 64, rows: int = 256) -> Question:
     return Question(shape, shape.context, rows, 1000, "bf16", catalogue_cluster(lookup("H100"), devices))
+
+
+def of_layout(asked: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
+    """A layout of one's own, by the functions of the search."""
+    one = candidate_of(asked, layout, micro_batch, recompute)
+    return gone_over(asked, one, 0, room_of(memory_of(asked, one)))
 
 
 @pytest.mark.parametrize("asked", [question(), question(ROUTED, 32, 128)])
