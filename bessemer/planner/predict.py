@@ -20,7 +20,7 @@ from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner import calibrated
-from bessemer.planner.cluster import cluster_of, listed_device, reliability_of
+from bessemer.planner.cluster import check_devices, cluster_of, listed_device, reliability_of
 from bessemer.planner.facts import Curve, Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.step import stage_room, stage_step
@@ -57,6 +57,7 @@ def devices_of(layout: Layout, facts: Facts) -> Facts:
     """Facts for a layout: ranks share the cores of a CPU, and have an accelerator each."""
     if facts.kind == "cpu" or facts.devices > 1:
         return facts
+    check_devices(layout.world, "the layout")
     return replace(facts, devices=layout.world)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
 from bessemer.planner.cluster import Cluster, catalogue_cluster, cluster_of, known_device, listed_device
 from bessemer.planner.facts import Facts, cluster_facts, planned_facts
-from bessemer.planner.predict import goodput_of, kg_per_kwh, kw_per_device, usd_per_device_hour
+from bessemer.planner.predict import devices_of, goodput_of, kg_per_kwh, kw_per_device, usd_per_device_hour
 from bessemer.planner.search.question import Question
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
@@ -182,6 +183,8 @@ def test_more_devices_than_there_are_is_refused_wherever_it_is_said(tmp_path: Pa
         planned_facts(None, recipe("cluster.device=H100", "cluster.devices=10000001"), tmp_path)
     with pytest.raises(RecipeError, match="more devices than there are"):
         planned(tmp_path, OURS.replace("nodes = 16", "nodes = 100000000"))
+    with pytest.raises(RecipeError, match="more devices than there are"):
+        devices_of(Layout(replicate=10**14), cluster_facts("H100", 1))
     assert planned_facts("10000000xH100", recipe(), tmp_path)[1] is not None
 
 
