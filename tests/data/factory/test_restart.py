@@ -17,10 +17,11 @@ from bessemer.data.prepared import Prepared, open_prepared
 def stage_files(store: Path) -> dict[str, int]:
     """Every file that a worker wrote, and when."""
     stages, found = store / "stages", {}
-    for path in stages.rglob("*"):
-        with suppress(FileNotFoundError):  # a temporary file that has just got its name
-            hidden = any(part.startswith(".") for part in path.relative_to(stages).parts)
-            if not hidden and path.is_file():
+    # os.walk takes no offence at folders that get their names, or go, while they are listed.
+    for folder, below, names in os.walk(stages):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for path in (Path(folder) / name for name in names if not name.startswith(".")):
+            with suppress(FileNotFoundError):
                 found[path.relative_to(stages).as_posix()] = path.stat().st_mtime_ns
     return found
 
