@@ -28,7 +28,7 @@ from bessemer.errors import DataError, RecipeError, RefusedError
 
 Row = dict[str, Any]
 MAIN_STAGES = ("pretrain", "finetune")
-_WARMUP_STEPS = 5  # of each attempt: compilation and first touches are not the pace of the run
+WARMUP_STEPS = 5  # of each attempt: compilation and first touches are not the pace of the run
 
 
 class JsonLines:
@@ -127,7 +127,7 @@ def steady_median(rows: list[Row], key: str) -> float | None:
     calm = []
     for row, steps in zip(rows, _num_steps(rows), strict=True):
         before = row["step"] - steps
-        if before >= begins.setdefault(row.get("attempt"), before) + _WARMUP_STEPS:
+        if before >= begins.setdefault(row.get("attempt"), before) + WARMUP_STEPS:
             calm.append(row)
     values = [row[key] for row in calm or rows if row.get(key) is not None]
     return median(values) if values else None

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bessemer.cli.columns import text_table
+from bessemer.hardware import GIB
 from bessemer.units import format_seconds
 
 _PART_NAMES = {
@@ -99,7 +100,9 @@ def place_document(plan: Any, recipe: Any, facts: Any, cluster: Any) -> dict[str
     fits = None if usable is None or needed is None else needed <= usable
     told = {"fits": fits, "needed_gib": needed, "usable_gib": usable}
     try:
-        found = search(stage_question(plan.shape, stage, cluster, recipe.energy.prefer))
+        found = search(
+            stage_question(plan.shape, stage, cluster, recipe.energy.prefer, recipe.pretrain.compile)
+        )
     except UserError:  # nothing does fit
         return {**told, "slower_than_best": None, "best": None, "faster_finalists": 0, "finalists": 0}
     step_s, best = plan.predicted["step_time_s"].value, found.best
@@ -154,7 +157,7 @@ def _scaled(plan: Any, found: Any, best: Any) -> dict[str, Any]:
                "usd": hours * devices, "kwh": energy, "kg_co2e": energy}  # fmt: skip
     scaled = {name: _vars(plan.predicted[name].times(factor)) for name, factor in factors.items()}
     memory = plan.predicted["memory_gib"]
-    fullest = found.memories[found.fullest].total / 2**30
+    fullest = found.memories[found.fullest].total / GIB
     return {"memory_gib": _vars(memory.times(fullest / memory.value) if memory.value else memory), **scaled}
 
 

@@ -16,7 +16,6 @@ import math
 from dataclasses import dataclass
 
 DEVICE_HOURS_PER_FAILURE = 50_700.0
-CHECKPOINT_BYTES_PER_PARAM = 12  # fp32 weight and AdamW's two moments
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def reliability(
 ) -> Reliability:
     """The best interval and what it leaves.
 
-    rank_bytes: of a checkpoint, that one device writes (CHECKPOINT_BYTES_PER_PARAM * params / devices).
+    rank_bytes: of a checkpoint, that one device writes: STATE_BYTES (formulas/memory.py) a parameter.
     asynchronous: training goes on while storage is written; else it waits.
     network_gb_per_s: of a device; None: no limit beside storage's own.
     """

@@ -41,6 +41,7 @@ class _Family:
     first_dense: int = 0
 
 
+_MISTRAL_WINDOW = 4096  # where the key is missing, as its config class has it
 _FAMILIES = {
     "llama": _Family("llama", None, 2048),
     "mistral": _Family("llama", 8, 131072),
@@ -130,9 +131,10 @@ def _decoder(config: Config, family: _Family) -> dict[str, Any]:
 
 def _window(config: Config, family: _Family, layers: int) -> dict[str, Any]:
     """How far back a query looks, and in which layers to the row's beginning."""
-    if config.get("sliding_window") is None or config.get("use_sliding_window") is False:
+    default = _MISTRAL_WINDOW if config.get("model_type") == "mistral" else None
+    if config.get("sliding_window", default) is None or config.get("use_sliding_window") is False:
         return {}
-    window, kinds = count(config, "sliding_window"), members(config, "layer_types", str)
+    window, kinds = count(config, "sliding_window", default), members(config, "layer_types", str)
     full = sum(kind == "full_attention" for kind in kinds)
     if family.name == "gemma3" and not kinds:
         old = count(config, "_sliding_window_pattern", 6)

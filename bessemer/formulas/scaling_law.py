@@ -95,34 +95,34 @@ def _published(name: str, constants: Sequence[float], error_of_alpha: float) -> 
     """constants: (E, A, B, alpha, beta) of a law that was fitted to Chinchilla's runs."""
     constant, a, b, alpha, beta = constants
     values = (constant, math.log(a), math.log(b), alpha, beta)
-    flops = np.repeat(np.geomspace(*_CHINCHILLA_FLOPS, 10), 10)
-    middle = [_best_params(np.asarray(values), each, 0.0) for each in flops]
-    params = np.asarray(middle) * np.tile(np.geomspace(0.2, 5.0, 10), 10)
+    budgets = np.geomspace(*_CHINCHILLA_FLOPS, 10)
+    flops = np.repeat(budgets, 10)
+    middle = np.repeat([_best_params(np.asarray(values), each, 0.0) for each in budgets], 10)
+    params = middle * np.tile(np.geomspace(0.2, 5.0, 10), 10)
     ones = np.ones_like(params)
     _, jacobian = _residuals(np.asarray(values), params, flops / 6.0 / params, ones, (0.0, 0.0))
     covariance = np.linalg.inv(jacobian.T @ jacobian)
     return Law(name, values, _tuples(covariance * error_of_alpha**2 / covariance[3, 3]), _CHINCHILLA_FLOPS[1])
 
 
-def fit(points: Sequence[Point], *, prior: Law | None = None, name: str = "own runs") -> Law:
+def fit(points: Sequence[Point], *, name: str = "own runs") -> Law:
     """The law of own runs: least squares in the logarithm of the loss, with far points counted less.
 
     points: (parameters, tokens, loss). With few of them the published law decides what they cannot: the
-    prior's exponents are held to within 0.05, its constants far more loosely. DataError: under three runs,
+    exponents are held to within 0.05, its constants far more loosely. DataError: under three runs,
     or all of one size and length.
     """
-    start = prior or BESIROGLU
     rows = np.asarray(points, dtype=np.float64).reshape(-1, 3)
     _check(rows)
     params, tokens, losses = rows.T
     # Constants are fitted in the middle of the runs, where they do not depend on the exponents.
     middle = np.log(params).mean(), np.log(tokens).mean()
-    first = _moved(np.asarray(start.values), middle, -1.0)
+    first = _moved(np.asarray(BESIROGLU.values), middle, -1.0)
     values = first.copy()
     # Its terms are as large as they must be for losses like these, before anything is fitted.
     values[0] = min(first[0], 0.8 * float(losses.min()))
     information = np.diag(1.0 / np.square(_PRIOR_SD))
-    damping, cost = 1e-3, math.inf
+    damping, cost = 1e-3, _cost(values, first, information, params, tokens, losses, middle)
     for _ in range(_ROUNDS):
         residuals, jacobian = _residuals(values, params, tokens, losses, middle)
         weights = np.minimum(1.0, _HUBER / np.maximum(np.abs(residuals), 1e-12))

@@ -30,6 +30,7 @@ from bessemer.planner.calibration import (
     Speeds,
     Table,
     better_of,
+    installed_torch,
     speeds_of_json,
     store_calibration,
     stored_calibration,
@@ -51,7 +52,8 @@ def calibrate(device: torch.device) -> Calibration:
     found = Calibration(
         device=device_name(device),
         kind="cpu" if device.type == "cpu" else "gpu",
-        torch=torch.__version__,
+        # As the planner reads it without torch: a wheel's own version may leave out what `+` begins.
+        torch=installed_torch() or torch.__version__,
         date=date.today().isoformat(),
         cores=machine().cores,
         speeds=tuple(speeds),
@@ -59,7 +61,7 @@ def calibrate(device: torch.device) -> Calibration:
         busy_share=round(others.share(), 3) if device.type == "cpu" else 0.0,
         took_s=round(time.monotonic() - begin_s, 1),
     )
-    before = stored_calibration(found.device, torch.__version__)
+    before = stored_calibration(found.device)
     if found.busy_share > _QUIET_SHARE and before is not None and before.cores == found.cores:
         found = better_of(found, before)
     with suppress(WriteError):  # no home to write to, as in containers: then it serves this command alone

@@ -13,7 +13,7 @@ Symbols: N tokens of a micro-batch on a rank, D hidden.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -123,7 +123,7 @@ def _nearest(calibration: Calibration, processes: int, threads: int, dtype: str)
     exact = [row for row in together if row.threads == threads]
     if exact:
         return exact[:1]
-    below = [row for row in rows if row.threads < threads]
+    below = [row for row in rows if row.threads <= threads]  # as many, but alone or together otherwise
     above = [row for row in rows if row.threads > threads]
     sides = [max(below, key=lambda row: row.threads)] if below else []
     return sides + ([min(above, key=lambda row: row.threads)] if above else [])
@@ -207,7 +207,7 @@ def _beyond(calibration: Calibration, speeds: Speeds, hidden: int) -> dict[str, 
         anchors = sorted((each for each in speeds.anchors if each.layout == layout), key=_width)
         points = [(each.hidden, _more(each, axis, speeds, calibration, found)) for each in anchors]
         if points:
-            found |= dict.fromkeys(_SAME_AXES[axis], _between_widths(points, hidden))
+            found |= dict.fromkeys(_SAME_AXES[axis], between_widths(points, hidden))
     return found
 
 
@@ -234,11 +234,11 @@ def _width(anchor: Anchor) -> int:
 def _anchored(speeds: Speeds, hidden: int) -> float:
     """Measured over counted steps of the small models, between their widths."""
     alone = sorted((anchor for anchor in speeds.anchors if not anchor.layout), key=_width)
-    return _between_widths([(each.hidden, _ratio(each, speeds)) for each in alone], hidden) if alone else 1.0
+    return between_widths([(each.hidden, _ratio(each, speeds)) for each in alone], hidden) if alone else 1.0
 
 
-def _between_widths(points: list[tuple[int, float]], hidden: int) -> float:
-    """In the logarithm of the width; flat outside."""
+def between_widths(points: Sequence[tuple[int, float]], hidden: int) -> float:
+    """Between the points of a curve in the logarithm of the width; flat outside."""
     if hidden <= points[0][0]:
         return points[0][1]
     for (left, low), (right, high) in pairwise(points):

@@ -14,7 +14,7 @@ from importlib import metadata
 from itertools import product
 from typing import Any
 
-from bessemer.hardware import stored_document, write_document
+from bessemer.hardware import stored_document, usable_cores, write_document
 
 FORMAT = 1  # of the file; another one is measured anew
 
@@ -126,12 +126,13 @@ class Calibration:
         return Calibration(**rows)
 
 
-def stored_calibration(device: str, torch_version: str | None = None) -> Calibration | None:
-    """The calibration of this device by this torch (None: the one that is installed); None: there is none."""
+def stored_calibration(device: str) -> Calibration | None:
+    """Of this device, by the torch that is installed and with as many cores as there are now; None: there is
+    none."""
     values = stored_document("calibration", device)
     if values is None or values.get("format") != FORMAT:
         return None
-    if values.get("torch") != (torch_version or installed_torch()):
+    if (values.get("torch"), values.get("cores")) != (installed_torch(), usable_cores()):
         return None
     try:
         return Calibration.from_json(values)

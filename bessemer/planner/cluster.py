@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.goodput import (
-    CHECKPOINT_BYTES_PER_PARAM,
     DEVICE_HOURS_PER_FAILURE,
     Reliability,
     reliability,
 )
+from bessemer.formulas.memory import STATE_BYTES
 from bessemer.hardware import GIB, Device, find, lookup
 from bessemer.recipe.cluster_file import ClusterFile, OwnDevice
 from bessemer.recipe.schema import Recipe
@@ -39,6 +39,11 @@ class Cluster:
     region: str | None = None  # of the grid
     pue: float | None = None
     device_hours_per_failure: float = DEVICE_HOURS_PER_FAILURE
+
+    @property
+    def filled_node(self) -> int:
+        """Devices that share a node, where the cluster is smaller than one."""
+        return min(self.per_node, self.devices)
 
 
 def catalogue_cluster(device: Device, devices: int) -> Cluster:
@@ -89,7 +94,7 @@ def reliability_of(params: int, cluster: Cluster, *, asynchronous: bool) -> Reli
     """
     return reliability(
         cluster.devices,
-        CHECKPOINT_BYTES_PER_PARAM * params / cluster.devices,
+        STATE_BYTES * params / cluster.devices,
         asynchronous=asynchronous,
         network_gb_per_s=cluster.network_gb_per_s,
         device_hours_per_failure=cluster.device_hours_per_failure,

@@ -6,9 +6,7 @@ MFU: model FLOPs, causal attention, over the dense peak of the catalogue; on a C
 peak, over its measured matmul ceiling.
 """
 
-import math
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 from bessemer.energy.grid import region
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
@@ -21,7 +19,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner import calibrated
 from bessemer.planner.cluster import check_devices, cluster_of, listed_device, reliability_of
-from bessemer.planner.facts import Curve, Facts
+from bessemer.planner.facts import Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.step import stage_room, stage_step
 from bessemer.recipe.schema import Recipe
@@ -68,7 +66,7 @@ def training_speed(
 
     recomputed_share: of the layers, with full recomputation.
     """
-    share = efficiency(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
+    share = calibrated.between_widths(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
     if facts.kind == "cpu" and facts.ceilings is not None:
         share = cpu_share(share, facts.ceilings.matmul_tflops(dtype) / facts.ceilings.threads)
     model = train_flops_per_token(shape, shape.context)
@@ -93,16 +91,6 @@ def cpu_share(share: float, tflops_per_core: float) -> float:
     """
     other = max(0.0, 1.0 / share - 1.0 / _MATMUL_SHARE) * tflops_per_core / _REFERENCE_TFLOPS_PER_CORE
     return 1.0 / (1.0 / _MATMUL_SHARE + other)
-
-
-def efficiency(curve: Curve, hidden: int) -> float:
-    """Between the points of the curve in the logarithm of the width; flat outside."""
-    if hidden <= curve[0][0]:
-        return curve[0][1]
-    for (left, low), (right, high) in pairwise(curve):
-        if hidden <= right:
-            return low + (high - low) * math.log(hidden / left) / math.log(right / left)
-    return curve[-1][1]
 
 
 def step_time(shape: ModelShape, batch_tokens: int, speed: Speed | None, facts: Facts) -> Estimate:

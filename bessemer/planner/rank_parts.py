@@ -9,6 +9,7 @@ from functools import cached_property
 
 from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory import Workload
+from bessemer.formulas.rank_weights import ranks_of_experts
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.calibration import Speeds, Table
 
@@ -111,8 +112,7 @@ def local_params(rank: Rank) -> float:
     dense = sum(count.dense_params(layer) for layer in layers)
     ends = (0 in rank.stages) + (rank.layout.num_stages - 1 in rank.stages and not rank.shape.tie_embeddings)
     dense += ends * rank.shape.vocab * rank.shape.hidden / rank.layout.tensor
-    fsdp = rank.layout.shard * rank.layout.context
-    return dense / fsdp + experts / max(1.0, rank.layout.replicate * fsdp / rank.layout.expert)
+    return dense / (rank.layout.shard * rank.layout.context) + experts / ranks_of_experts(rank.layout)
 
 
 class _Count:

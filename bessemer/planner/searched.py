@@ -70,9 +70,7 @@ def choose(
         if devices == 1 and not place.crowded:
             return decided, None, less
         try:
-            chosen = choose_layout(
-                section, shape, decided, cluster_of(recipe, less), less, recipe.energy.prefer
-            )
+            chosen = choose_layout(section, shape, decided, cluster_of(recipe, less), recipe.energy.prefer)
         except RecipeError:
             if not _is_own_machine(facts, place):
                 raise

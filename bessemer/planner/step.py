@@ -27,8 +27,18 @@ class Step:
     kw_per_device: Estimate | None  # with its part of the server and the building; None: not known
 
 
-def stage_question(shape: ModelShape, stage: StagePlan, cluster: Cluster, prefer: str = "time") -> Question:
-    """What a search for this stage would be asked, with all that was decided left open again."""
+def stage_question(
+    shape: ModelShape,
+    stage: StagePlan,
+    cluster: Cluster,
+    prefer: str = "time",
+    compiling: bool | str | None = None,
+) -> Question:
+    """What a search for this stage would be asked, with all that was decided left open again.
+
+    compiling: as the recipe has it, where it is not the stage's, which its layout may have decided.
+    """
+    compiling = stage.compile if compiling is None else compiling
     return Question(
         shape,
         stage.context,
@@ -37,7 +47,8 @@ def stage_question(shape: ModelShape, stage: StagePlan, cluster: Cluster, prefer
         stage.dtype,
         cluster,
         prefer,
-        compiles=stage.compile is not False,
+        compiles=compiling is not False,
+        must_compile=compiling is True,
     )
 
 
@@ -56,7 +67,7 @@ def stage_step(shape: ModelShape, stage: StagePlan, cluster: Cluster) -> Step | 
     fitted = profile_of(question.stack, cluster, stage.dtype).basis != "assumed"
     basis = "modelled" if fitted else "assumed"
     estimate = Estimate(value, value * (1.0 - low), value * (1.0 + high), basis)
-    drawn = kilowatts(cluster.device, cluster.per_node, question.pue, board_share(times))
+    drawn = kilowatts(cluster.device, cluster.filled_node, question.pue, board_share(times))
     kilowatt = None
     if drawn is not None:
         kilowatt = Estimate(float(drawn[0][0]), float(drawn[1][0]), float(drawn[2][0]), "assumed")

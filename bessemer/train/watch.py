@@ -17,10 +17,10 @@ from typing import Any
 from bessemer.errors import WriteError
 from bessemer.measure.ceiling import core_ticks
 from bessemer.planner.taught import note_run
+from bessemer.rundir import WARMUP_STEPS
 from bessemer.train.evidence import Totals
 from bessemer.train.expect import Expected
 
-_WARMUP_STEPS = 5  # as rundir.steady_median leaves them out
 _WINDOW, _FEW = 10, 2
 _DEVIATION = 0.15
 _WORTH = 0.3  # of what a step takes too long: a cause that explains as much is named
@@ -73,13 +73,13 @@ class Watch:
 
     def step(self, step_s: float) -> None:
         self._done += 1
-        if self._done > _WARMUP_STEPS:
+        if self._done > WARMUP_STEPS:
             self._times_s = [*self._times_s[1 - _KEPT :], step_s]
             self._saving = [*self._saving[1 - _KEPT :], self._in_flight]
 
     def row(self, totals: list[list[float]], busy_s: float) -> Told | None:
         """At a row of metrics. totals: train/evidence.py, by rank. busy_s: CPU time of all ranks so far."""
-        if self._done >= _WARMUP_STEPS:
+        if self._done >= WARMUP_STEPS:
             ranks, ticks = [Totals.of(values) for values in totals], core_ticks()
             self._marks.append(_Mark(self._done, ranks, busy_s, ticks))
             self._kept.append(_Mark(self._done, [], busy_s, ticks))

@@ -97,18 +97,28 @@ def test_small_sizes_take_what_the_smallest_measured_do_where_time_no_longer_fal
     assert table.at(1) == table.at(300) == pytest.approx(1.0) and table.at(20000) == pytest.approx(20.0)
 
 
+def here(monkeypatch: pytest.MonkeyPatch, torch: str = "2.13.0+cpu", cores: int = 0) -> None:
+    """What is installed, and how many cores there are: those of `made` without other words."""
+    monkeypatch.setattr(calibration, "installed_torch", lambda: torch)
+    monkeypatch.setattr(calibration, "usable_cores", lambda: cores or made().cores)
+
+
 @pytest.mark.usefixtures("own_cache")
-def test_a_calibration_is_the_same_after_it_was_stored() -> None:
+def test_a_calibration_is_the_same_after_it_was_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    here(monkeypatch)
     found = made(speeds=(replace(speeds(), anchors=(Anchor(2, 128, 2, 320, 1024, 2, 256, 0.01),)),))
     store_calibration(found)
-    assert stored_calibration("a CPU", "2.13.0+cpu") == found
+    assert stored_calibration("a CPU") == found
 
 
 @pytest.mark.usefixtures("own_cache")
 def test_another_torch_or_a_damaged_file_is_no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     store_calibration(made())
-    assert stored_calibration("a CPU", "2.14.0") is None and stored_calibration("another") is None
-    monkeypatch.setattr(calibration, "installed_torch", lambda: "2.13.0+cpu")
+    here(monkeypatch, torch="2.14.0")
+    assert stored_calibration("a CPU") is None and stored_calibration("another") is None
+    here(monkeypatch, cores=made().cores + 2)
+    assert stored_calibration("a CPU") is None
+    here(monkeypatch)
     assert stored_calibration("a CPU") is not None
     (path,) = cache_folder().glob("calibration-*.json")
     whole = json.loads(path.read_text())
@@ -206,6 +216,13 @@ def test_threads_between_those_measured_lie_between_in_time() -> None:
     assert math.log(four / one) / math.log(all_ / one) == pytest.approx(2 / 3, rel=1e-6)
 
 
+def test_as_many_threads_are_taken_as_measured_whether_alone_or_together() -> None:
+    alone, all_ = speeds(threads=1, rate=0.5), speeds(threads=4, rate=2.0)
+    pair = replace(speeds(threads=2, rate=1.0), processes=2)
+    found = calibrated._nearest(made(cores=4, speeds=(all_, alone, pair)), 4, 1, alone.dtype)
+    assert found[0] == alone and found[1] == pair
+
+
 def test_compiled_code_is_quicker_and_less_certain() -> None:
     eager, compiled = (step_seconds(SHAPE, replace(PLAN, compile=yes), facts()) for yes in (False, True))
     assert eager is not None and compiled is not None and compiled.value < eager.value
@@ -222,6 +239,14 @@ def test_a_rank_updates_its_share_of_the_weights() -> None:
 
     whole = params("replicate=2")
     assert whole == 4 * (4 * 256 * 256 + 3 * 256 * 704) + 2 * 2048 * 256  # norms are left out
+    routed = replace(SHAPE, family="qwen3-moe", experts=4, experts_per_token=2, expert_ffn=256)
+
+    def of_experts(layout: str) -> float:
+        plan = laid(layout)
+        return local_params(Rank(routed, plan.layout, calibrated.workload_of(plan, "cpu"), 0, 256))
+
+    # Replicas hold the same experts: only those that shard them divide them (parallel/mesh.py).
+    assert of_experts("replicate=2,shard=2,expert=2") == of_experts("shard=2,expert=2")
     assert params("shard=2") == params("tensor=2") == whole / 2 and params("pipeline=2") == whole
 
 

@@ -1,13 +1,12 @@
 """Layouts in a plan: what a stage gets, what must fit where, and what is recomputed so that it does."""
 
-import argparse
 import json
 from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
+from making_plans import run_plan
 
-from bessemer.cli import plan as plan_command
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.memory import STATE_BYTES
@@ -234,18 +233,8 @@ def test_recomputing_some_layers_costs_their_share_of_the_time() -> None:
     assert times[1] == pytest.approx((times[0] + times[2]) / 2)
 
 
-def call(*words: str, settings: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
-    parser = argparse.ArgumentParser()
-    plan_command.arguments(parser)
-    args = parser.parse_args(list(words))
-    args.set = list(settings)
-    document = plan_command.run(args)
-    json.dumps(document, allow_nan=False)
-    return document, plan_command.show(document)
-
-
 def test_plan_command_shows_the_layout_and_each_rank() -> None:
-    document, text = call("llama-1b", "--cluster", "8xH100", "--layout", "shard=2,tensor=2,pipeline=2",
+    document, text = run_plan("llama-1b", "--cluster", "8xH100", "--layout", "shard=2,tensor=2,pipeline=2",
                           settings=("pretrain.steps=10", "parallel.layout='tensor=64'"))  # fmt: skip
     assert document["layout"]["tensor"] == 2 and document["training"]["layout"]["pipeline"] == 2
     first, last = document["memory_by_pipeline_rank"]
@@ -261,7 +250,7 @@ def test_plan_command_shows_the_layout_and_each_rank() -> None:
 
 
 def test_plan_command_of_one_process_shows_no_layout() -> None:
-    document, text = call("llama-1b", "--cluster", "H100", settings=("pretrain.steps=10",))
+    document, text = run_plan("llama-1b", "--cluster", "H100", settings=("pretrain.steps=10",))
     assert document["training"]["layout"] == asdict(ONE_PROCESS) and "ranks" not in text
     assert "Memory of a device" in text and "gathered" not in text
 
@@ -276,7 +265,7 @@ def test_plan_command_of_one_process_shows_no_layout() -> None:
 )
 def test_plan_command_refuses_its_option_by_name(layout: str, problem: str) -> None:
     with pytest.raises(RecipeError) as caught:
-        call("llama-1b", "--cluster", "8xH100", "--layout", layout)
+        run_plan("llama-1b", "--cluster", "8xH100", "--layout", layout)
     assert problem in caught.value.problem
 
 

@@ -1,14 +1,13 @@
 """`bessemer plan` over several devices: what it tells of the layout, in JSON and in words."""
 
-import argparse
 import json
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from making_plans import run_plan
 
-from bessemer.cli import plan as plan_command
 from bessemer.errors import RefusedError
 
 PARTS = {
@@ -17,19 +16,9 @@ PARTS = {
 }  # fmt: skip
 
 
-def planned(*words: str, settings: tuple[str, ...] = ()) -> tuple[dict[str, Any], str]:
-    parser = argparse.ArgumentParser()
-    plan_command.arguments(parser)
-    args = parser.parse_args(list(words))
-    args.set = list(settings)
-    document = plan_command.run(args)
-    json.dumps(document, allow_nan=False)
-    return document, plan_command.show(document)
-
-
 @pytest.fixture(scope="module")
 def seventy() -> tuple[dict[str, Any], str]:
-    return planned("llama-70b", "--cluster", "64xH100", "--top", "3")
+    return run_plan("llama-70b", "--cluster", "64xH100", "--top", "3")
 
 
 def test_step_is_told_part_by_part_and_the_parts_are_the_step(seventy: tuple[dict[str, Any], str]) -> None:
@@ -88,10 +77,10 @@ def test_given_layout_is_costed_alike_and_set_beside_the_best(seventy: tuple[dic
     micro_batch = f"pretrain.micro_batch={best['layout']['micro_batch']}"
     recompute = f'pretrain.recompute="{best["layout"]["recompute"]}"'
     words = ("llama-70b", "--cluster", "64xH100", "--layout")
-    same, _ = planned(*words, best["layout"]["words"], settings=(micro_batch, recompute))
+    same, _ = run_plan(*words, best["layout"]["words"], settings=(micro_batch, recompute))
     assert same["predicted"]["step_time_s"] == best["predicted"]["step_time_s"]
     assert abs(same["place"]["slower_than_best"]) < 0.001
-    other, text = planned(*words, "shard=8,tensor=8", settings=("pretrain.micro_batch=1", recompute))
+    other, text = run_plan(*words, "shard=8,tensor=8", settings=("pretrain.micro_batch=1", recompute))
     assert other["place"]["slower_than_best"] > 0.1 and "slower than the best" in text
 
 
@@ -105,7 +94,7 @@ def test_given_layout_is_costed_alike_and_set_beside_the_best(seventy: tuple[dic
     ],
 )
 def test_what_is_chosen_is_what_training_would_start(recipe: str, cluster: str) -> None:
-    document, _ = planned(recipe, "--cluster", cluster)
+    document, _ = run_plan(recipe, "--cluster", cluster)
     assert document["refused_because"] is None
     memory = document["predicted"]["memory_gib"]
     assert memory["high"] <= document["cluster"]["memory_gib"]
@@ -115,21 +104,21 @@ def test_what_is_chosen_is_what_training_would_start(recipe: str, cluster: str) 
 
 
 def test_preference_in_the_recipe_decides() -> None:
-    frugal, _ = planned("llama-8b", "--cluster", "32xH100", settings=('energy.prefer="energy"',))
-    fast, _ = planned("llama-8b", "--cluster", "32xH100")
+    frugal, _ = run_plan("llama-8b", "--cluster", "32xH100", settings=('energy.prefer="energy"',))
+    fast, _ = run_plan("llama-8b", "--cluster", "32xH100")
     assert frugal["predicted"]["kwh"]["value"] <= 1.001 * fast["predicted"]["kwh"]["value"]
     assert frugal["search"]["preferred"] == "energy"
 
 
 def test_model_that_fits_nowhere_is_refused_with_what_would_do() -> None:
     with pytest.raises(RefusedError, match="does not fit on this cluster") as caught:
-        planned("llama-405b", "--cluster", "16xH100")
+        run_plan("llama-405b", "--cluster", "16xH100")
     assert "take " in caught.value.fix and "x H100" in caught.value.fix
 
 
 def test_outside_what_was_validated_the_plan_says_so_and_its_band_is_wider() -> None:
-    near, _ = planned("llama-8b", "--cluster", "64xH100")
-    far, text = planned("llama-8b", "--cluster", "256xTPUv5p")
+    near, _ = run_plan("llama-8b", "--cluster", "64xH100")
+    far, text = run_plan("llama-8b", "--cluster", "256xTPUv5p")
     assert "TPU" in " ".join(far["caveats"]) and "Outside what was validated" in text
 
     def width(document: dict[str, Any]) -> float:
@@ -151,7 +140,7 @@ def test_plan_of_a_cluster_needs_no_torch() -> None:
 
 
 def test_given_layout_that_does_not_fit_is_told_so_with_the_best_that_does() -> None:
-    document, text = planned("llama-70b", "--cluster", "64xH100", "--layout", "replicate=64")
+    document, text = run_plan("llama-70b", "--cluster", "64xH100", "--layout", "replicate=64")
     place = document["place"]
     assert place["fits"] is False and place["needed_gib"] > place["usable_gib"] > 70
     assert "does not fit" in text and f"the best that fits is {place['best']['words']}" in text
@@ -159,16 +148,30 @@ def test_given_layout_that_does_not_fit_is_told_so_with_the_best_that_does() -> 
 
 
 def test_given_layout_where_none_fits_is_told_so() -> None:
-    document, text = planned("llama-405b", "--cluster", "16xH100", "--layout", "shard=16")
+    document, text = run_plan("llama-405b", "--cluster", "16xH100", "--layout", "shard=16")
     assert document["place"]["best"] is None and "no other layout fits either" in text
 
 
 def test_waiting_for_the_disk_costs_goodput_and_saves_less_often() -> None:
     words = ("llama-8b", "--cluster", "64xH100", "--layout", "shard=64")
     (writing, _), (waiting, _) = (
-        planned(*words, settings=(f"pretrain.async_save={value}",)) for value in ("true", "false")
+        run_plan(*words, settings=(f"pretrain.async_save={value}",)) for value in ("true", "false")
     )
     assert waiting["predicted"]["goodput"]["value"] < writing["predicted"]["goodput"]["value"]
     assert waiting["predicted"]["hours"]["value"] > writing["predicted"]["hours"]["value"]
     ends = [row["reliability"]["checkpoint_interval_s"]["value"] for row in (waiting, writing)]
     assert ends[0] > ends[1]
+
+
+def test_what_must_be_compiled_gets_a_layout_that_can_be() -> None:
+    document, _ = run_plan("llama-8b", "--cluster", "64xH100", settings=("pretrain.compile=true",))
+    assert document["training"]["compile"] is True and document["layout"]["schedule"] != "zbv"
+    assert all(row["layout"]["recompute"] != "selective" for row in document["candidates"])
+
+
+def test_one_device_of_a_node_is_charged_for_a_workstation_not_for_a_server() -> None:
+    one, node = (run_plan("llama-1b", "--cluster", f"{count}xH100")[0] for count in (1, 8))
+    watts = [
+        row["predicted"]["kwh"]["value"] / row["predicted"]["device_hours"]["value"] for row in (one, node)
+    ]
+    assert watts[0] < 0.8 * watts[1]

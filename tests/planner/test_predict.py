@@ -4,9 +4,10 @@ import pytest
 
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.hardware import Ceilings
+from bessemer.planner.calibrated import between_widths
 from bessemer.planner.facts import Facts, cluster_facts
 from bessemer.planner.plan import UNKNOWN, Estimate
-from bessemer.planner.predict import cpu_share, efficiency
+from bessemer.planner.predict import cpu_share
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import load, parse
 
@@ -48,13 +49,13 @@ def test_carbon_needs_a_region_and_money_a_price() -> None:
 
 def test_efficiency_runs_through_its_points_and_is_flat_outside() -> None:
     curve = ((128, 0.1), (512, 0.3))
-    assert [efficiency(curve, hidden) for hidden in (64, 128, 256, 512, 4096)] == pytest.approx(
+    assert [between_widths(curve, hidden) for hidden in (64, 128, 256, 512, 4096)] == pytest.approx(
         [0.1, 0.1, 0.2, 0.3, 0.3]
     )
 
 
 def test_slower_cores_reach_a_larger_share_and_the_measured_one_is_in_the_band() -> None:
-    share = efficiency(CPU.curve, 512)
+    share = between_widths(CPU.curve, 512)
     assert cpu_share(share, 1.0) == pytest.approx(share)
     shares = [cpu_share(share, tflops) for tflops in (2.0, 1.0, 0.5, 0.1, 0.0)]
     assert shares == sorted(shares) and shares[-1] == pytest.approx(0.97)

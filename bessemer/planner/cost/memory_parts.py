@@ -92,8 +92,9 @@ def over_ranks(
     else:
         per_stage = shape.layers / (candidates.pipeline * _turns(candidates))
         dense = num_dense_layers(shape) if shape.experts else 0
-        routed = np.ceil(dense / per_stage).astype(np.int64)
-        ranks = [np.zeros_like(last), np.minimum(1, last), np.minimum(routed, last), last]
+        ranks = [np.zeros_like(last), np.minimum(1, last), last]
+        if dense:
+            ranks.insert(2, np.minimum(np.ceil(dense / per_stage).astype(np.int64), last))
     shifts = 3 if is_v_shaped(candidates).any() else 1 + int((_turns(candidates) > 1).any())
     found: Parts | None = None
     for rank in ranks:

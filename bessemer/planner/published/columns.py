@@ -104,7 +104,9 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
 def _check_header(path: Path, header: list[str]) -> None:
     wanted = "a header with `model` and columns such as seq, gpus, gpu_type, tp, pp, dp, micro_batch"
     if not header:
-        raise RecipeError(f"{path} is empty", found="no header", wanted=wanted, fix="name another file")
+        raise RecipeError(
+            f"{path} has no header", found="no names of columns", wanted=wanted, fix="name another file"
+        )
     layout = {spelling for key in ("tp", "pp", "dp", "devices") for spelling in COLUMNS[key]}
     if "model" not in header or not layout & set(header):
         raise RecipeError(

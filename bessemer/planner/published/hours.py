@@ -14,10 +14,9 @@ from itertools import product
 
 import numpy as np
 
-from bessemer.formulas.goodput import CHECKPOINT_BYTES_PER_PARAM, reliability
 from bessemer.formulas.layout import SCHEDULES
 from bessemer.formulas.parameters import total_params
-from bessemer.planner.cluster import Cluster, catalogue_cluster
+from bessemer.planner.cluster import Cluster, catalogue_cluster, reliability_of
 from bessemer.planner.cost import memory
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates
 from bessemer.planner.cost.time import step_times
@@ -67,7 +66,8 @@ def device_hours(run: PublishedRun) -> DeviceHours | None:
         return None
     step_s = float(step_times(asked.shape, asked.context, layout, cluster, asked.stack).total_s[0])
     projected = "derived from that" in run.notes
-    goodput = 1.0 if projected else _goodput(asked)
+    reliability = reliability_of(total_params(asked.shape), cluster, asynchronous=True)
+    goodput = 1.0 if projected else reliability.goodput.value
     step_tokens = asked.batch_rows * asked.context
     hours = asked.tokens / step_tokens * step_s * asked.devices / 3600.0 / goodput
     return DeviceHours(
@@ -145,8 +145,3 @@ def _sharing(asked: Asked, data: int) -> list[dict[str, int]]:
     shards = [shard for shard in (8, 64, data) if shard <= data and data % shard == 0]
     hows = [{"replicate": data // shard, "shard": shard, "zero": zero} for shard in shards for zero in (2, 3)]
     return [{"replicate": data, "shard": 1, "zero": 0}, *hows]
-
-
-def _goodput(asked: Asked) -> float:
-    rank_bytes = CHECKPOINT_BYTES_PER_PARAM * total_params(asked.shape) / asked.devices
-    return reliability(asked.devices, rank_bytes).goodput.value

@@ -5,7 +5,7 @@
 3. The first of them are gone over rank by rank and schedule by schedule (exact.py); their order is final.
 What lies beside the best is kept for `bessemer plan`: the front over time, money and energy (pareto.py),
 and why the others were not chosen (rejected.py), both made only when they are asked for.
-Cost: under a second for 1,024 devices; docs/planner.md has the figures.
+Cost: 0.7 to 1.9 s for 1,024 devices, the whole command; docs/planner.md has the figures.
 """
 
 from dataclasses import dataclass
@@ -17,14 +17,12 @@ from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import Candidates, Floats, Ints
-from bessemer.planner.facts import Facts
 from bessemer.planner.search.costed import Field
 from bessemer.planner.search.exact import Exact, exact
 from bessemer.planner.search.nowhere import fits_nowhere
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import Impossible, least, structures, ways
 from bessemer.planner.stage import Decided
-from bessemer.planner.stage_rules import compile_for
 from bessemer.planner.step import costed_by_profile
 from bessemer.recipe.schema import Optimization
 from bessemer.units import format_count
@@ -76,7 +74,6 @@ def choose_layout(
     shape: ModelShape,
     decided: Decided,
     cluster: Cluster,
-    facts: Facts,
     prefer: str = "time",
 ) -> Chosen:
     """The best layout of a stage whose rows and compute type are decided. Raises as `search` does.
@@ -116,8 +113,9 @@ def question_of(
         prefer,
         None if section.micro_batch == "auto" else section.micro_batch,
         recompute,
-        compile_for(section, Layout(), "pretrain") is not False if recompute != "selective" else False,
-        section.async_save is not False,
+        compiles=section.compile is not False,
+        must_compile=section.compile is True,
+        saves_async=section.async_save is not False,
     )
 
 

@@ -5,6 +5,7 @@ Columns for all candidates at once, by the formulas of planner/cost; `exact.py` 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -34,11 +35,12 @@ class Field:
     """All candidates with their times, and the memory of those that somebody asked for.
 
     Memory costs several times what time does, and of most candidates nobody asks: the fastest that fit are
-    found by going down the list. Changes: `needed_bytes` fills up.
+    found by going down the list. Changes: `needed_bytes` and `gone_over` fill up.
     """
 
     def __init__(self, question: Question, candidates: Candidates) -> None:
         self.question, self.candidates = question, candidates
+        self.gone_over: dict[int, Any] = {}  # by exact.py: by number of the candidate
         self.times = own_times(question, candidates)
         self.step_s = self.times.total_s
         self.kwh = run_kwh(question, self.times)
@@ -206,5 +208,5 @@ def run_hours(question: Question, step_s: Floats) -> Floats:
 def run_kwh(question: Question, times: StepTimes) -> Floats | None:
     """At the meter of the building. None: the device's power is not known."""
     cluster = question.cluster
-    drawn = kilowatts(cluster.device, cluster.per_node, question.pue, board_share(times))
+    drawn = kilowatts(cluster.device, cluster.filled_node, question.pue, board_share(times))
     return None if drawn is None else drawn[0] * cluster.devices * run_hours(question, times.total_s)

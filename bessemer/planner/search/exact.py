@@ -35,7 +35,6 @@ class Exact:
     parts: dict[str, float]  # seconds of the step; together step_s
     hidden_s: float  # exchanges behind compute, not in the step
     step_s: float
-    band: tuple[float, float]  # relative, below and above
     memories: tuple[Memory, ...]  # of the pipeline ranks that were looked at
     room: Room
     pipeline_ranks: tuple[int, ...]
@@ -57,12 +56,15 @@ class Exact:
 def exact(field: Field, place: int) -> Exact:
     """Of one candidate, with the memory of the pipeline ranks that may be the fullest: the first two, and
     the last."""
-    return gone_over(field.question, field.candidates, place, field.room(place))
+    if place not in field.gone_over:
+        field.gone_over[place] = gone_over(field.question, field.candidates, place, field.room(place))
+    found: Exact = field.gone_over[place]
+    return found
 
 
 def gone_over(question: Question, candidates: Candidates, place: int, room: Room) -> Exact:
     one = candidates.take(np.array([place]))
-    layout = layout_of(question, candidates, place)
+    layout = layout_of(question, one, 0)
     micro_batch, recompute = int(one.micro_batch[0]), RECOMPUTE[int(one.recompute[0])]
     last = layout.pipeline - 1
     ranks = tuple(sorted({0, min(1, last), last}))
@@ -78,7 +80,6 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
         again.parts(0),
         float(again.hidden_s[0]),
         float(again.total_s[0]),
-        (float(again.low[0]), float(again.high[0])),
         memories,
         room,
         ranks,

@@ -26,6 +26,7 @@ class Question:
     micro_batch: int | None = None  # None: to be chosen
     recompute: str | None = None
     compiles: bool = True  # where the layout allows it
+    must_compile: bool = False  # then only what can be compiled
     saves_async: bool = True  # checkpoints are written while training goes on
 
     @property

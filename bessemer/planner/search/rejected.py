@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bessemer.formulas.layout import SCHEDULES, Layout
+from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Ints
 from bessemer.planner.search.choose import Search
 from bessemer.planner.search.costed import memory_of, own_times
@@ -78,8 +79,8 @@ def _too_large(search: Search) -> Iterator[Rejected]:
 def _nearest_miss(search: Search, places: Ints) -> int:
     """Of those that do not fit, the one to tell of: fast, and not far beyond the memory."""
     field = search.field
-    field.fit(places[:_LOOKED_INTO])
-    places = places[:_LOOKED_INTO]
+    places = places[np.argsort(field.step_s[places], kind="stable")][:_LOOKED_INTO]
+    field.fit(places)
     return int(places[np.argmin(field.step_s[places] * field.needed_bytes[places] ** 2)])
 
 
@@ -105,7 +106,7 @@ def _memory_words(search: Search, found: Exact) -> str:
     where = f"pipeline rank {found.pipeline_ranks[found.fullest]}" if found.layout.pipeline > 1 else "a rank"
     usable = search.field.usable_bytes
     return (
-        f"{where} needs {found.needed_bytes / 2**30:.1f} of {usable / 2**30:.1f} GiB; "
+        f"{where} needs {found.needed_bytes / GIB:.1f} of {usable / GIB:.1f} GiB; "
         f"{name} {'is' if name == 'logits' else 'are'} {format_bytes(value)} of it"
     )
 

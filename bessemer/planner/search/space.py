@@ -19,6 +19,7 @@ from bessemer.formulas.layout import AXES, SCHEDULES, Layout, num_micro_batches
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Ints
 from bessemer.planner.layout_rules import first_complaint
 from bessemer.planner.search.question import Question
+from bessemer.planner.stage_rules import eager_only
 
 _INTERLEAVES = (2, 3, 4, 6, 8)
 _MOST_UNEVEN = 1.10  # layers of the fullest stage over the mean
@@ -61,8 +62,19 @@ def ways(question: Question, columns: dict[str, Ints]) -> Candidates:
             sizes.append(np.full(len(fitting), size))
     none = [np.zeros(0, np.int64)]
     pairs = np.concatenate(places or none), np.concatenate(sizes or none)
-    kinds = [RECOMPUTE.index(kind) for kind in ((question.recompute,) if question.recompute else RECOMPUTE)]
-    return joined([_way(question, columns, *pairs, kind, keeps) for kind in kinds for keeps in (False, True)])
+    return joined(
+        [
+            _way(question, columns, *pairs, RECOMPUTE.index(kind), keeps)
+            for kind in _recomputes(question)
+            for keeps in (False, True)
+        ]
+    )
+
+
+def _recomputes(question: Question) -> list[str]:
+    if question.recompute:
+        return [question.recompute]
+    return [kind for kind in RECOMPUTE if not (question.must_compile and eager_only(Layout(), kind))]
 
 
 def least(question: Question, columns: dict[str, Ints]) -> Candidates:
@@ -196,7 +208,7 @@ def _schedules(question: Question, pipeline: int) -> list[tuple[int, int]]:
 
     found = [(ONE_F_ONE_B, 1)]
     found += [(INTERLEAVED, turns) for turns in _INTERLEAVES if even(pipeline * turns)]
-    return found + ([(ZBV, 2)] if even(2 * pipeline) else [])
+    return found + ([(ZBV, 2)] if even(2 * pipeline) and not question.must_compile else [])
 
 
 def _with_experts_and_shards(

@@ -144,7 +144,8 @@ def test_rows_that_cannot_be_predicted_say_why(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "is empty"),
+        ("", "has no header"),
+        ("# a page of text\n\nabout runs\n", "has no header"),
         ("name,kind\nH100,gpu\n", "no table of published runs"),
         (HEADER + "\n", "has no rows"),
         (HEADER + "\nNeMo,Llama-3 8B,8192,128,8,H100,two,1,8,1,1000,\n", "row 1 .* tp is no number"),
