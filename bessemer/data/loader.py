@@ -8,8 +8,9 @@ Cost: about 20 µs a row, under 0.1 % of a step, so rows are made when they are 
 Dims: B rows, T tokens.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +31,25 @@ class MicroBatch:
     targets_BT: Tensor  # NO_LOSS: none
     starts_BT: Tensor  # where in the row the document of each token begins
     balance_B: Tensor | None = None  # weight of each row in the balance of experts; set where there are any
+    columns: Mapping[str, Tensor] = field(default_factory=dict)  # what else the loss needs: Row.columns
+    counted_B: Tensor | None = None  # what the loss is divided by, of each row; None: its targets
+
+    @property
+    def units_B(self) -> Tensor:
+        """What the loss of each row counts for: targets, or pairs, or answers."""
+        return (self.targets_BT != NO_LOSS).sum(1) if self.counted_B is None else self.counted_B
 
     def to(self, device: torch.device) -> "MicroBatch":
         if device.type == "cpu":
             return self
-        tensors = (self.tokens_BT, self.targets_BT, self.starts_BT)
-        if device.type != "cuda":  # pinned memory is CUDA's way of copying while the device computes
-            return MicroBatch(*(tensor.to(device) for tensor in tensors))
-        return MicroBatch(*(tensor.pin_memory().to(device, non_blocking=True) for tensor in tensors))
+        return replace(
+            self,
+            tokens_BT=_moved(self.tokens_BT, device),
+            targets_BT=_moved(self.targets_BT, device),
+            starts_BT=_moved(self.starts_BT, device),
+            columns={name: _moved(column, device) for name, column in self.columns.items()},
+            counted_B=None if self.counted_B is None else _moved(self.counted_B, device),
+        )
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,7 @@ class Batch:
     """What one optimizer step reads on one rank."""
 
     micro_batches: list[MicroBatch]
-    num_targets: int  # in these rows
+    num_targets: int  # in these rows, or of pairs or answers: what their loss is divided by
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,7 @@ class Batches:
         parts = [
             micro_batch(self.rows, indices[cut : cut + self.micro_batch], self.micro_batch) for cut in cuts
         ]
-        return Batch(parts, sum(int((part.targets_BT != NO_LOSS).sum()) for part in parts))
+        return Batch(parts, sum(int(part.units_B.sum()) for part in parts))
 
     def _rows_at(self, positions: Places) -> Places:
         if self.mixture is None:
@@ -84,18 +96,32 @@ class Batches:
 def micro_batch(rows: Rows, indices: Sequence[int], size: int | None = None) -> MicroBatch:
     """These rows, and empty ones up to `size`; which may be all."""
     picked = [rows.row(index) for index in indices] or [rows.row(0)]
-    columns = (
-        [row.tokens_T for row in picked],
-        [row.targets_T for row in picked],
-        [row.starts_T for row in picked],
+    tokens_BT, targets_BT, starts_BT = (
+        _stacked([getattr(row, name) for row in picked], len(indices), size, filler)
+        for name, filler in (("tokens_T", 0), ("targets_T", NO_LOSS), ("starts_T", 0))
     )
-    tensors = []
-    for column, filler in zip(columns, (0, NO_LOSS, 0), strict=True):
-        stacked = np.stack(column).astype(np.int64)
-        missing = (size or len(indices)) - len(indices)
-        stacked = stacked[: len(indices)]
-        if missing:
-            empty = np.full((missing, stacked.shape[1]), filler, dtype=np.int64)
-            stacked = np.concatenate([stacked, empty])
-        tensors.append(torch.from_numpy(stacked))
-    return MicroBatch(*tensors)
+    others = {
+        name: _stacked([row.columns[name] for row in picked], len(indices), size)
+        for name in picked[0].columns
+    }
+    counted_B = None
+    if picked[0].units is not None:
+        counted_B = _stacked([np.asarray(row.units) for row in picked], len(indices), size)
+    return MicroBatch(tokens_BT, targets_BT, starts_BT, columns=others, counted_B=counted_B)
+
+
+def _stacked(rows: Sequence[np.ndarray[Any, Any]], count: int, size: int | None, filler: int = 0) -> Tensor:
+    """The first `count` rows, and `filler` up to `size`: int64, or fp32 what is no whole number."""
+    stacked = np.stack(rows)[:count]
+    stacked = stacked.astype(np.float32 if stacked.dtype.kind == "f" else np.int64)
+    missing = (size or count) - count
+    if missing:
+        empty = np.full((missing, *stacked.shape[1:]), filler, dtype=stacked.dtype)
+        stacked = np.concatenate([stacked, empty])
+    return torch.from_numpy(stacked)
+
+
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    if device.type != "cuda":  # pinned memory is CUDA's way of copying while the device computes
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)

@@ -11,8 +11,8 @@ Dims: T tokens in a row.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
@@ -28,6 +28,9 @@ class Row:
     tokens_T: Int32
     targets_T: Int32  # NO_LOSS: none
     starts_T: Int32  # where in the row the document of each token begins; padding belongs to the last
+    # What else the loss needs, [T] or [T, …], zero where a row holds nothing (formulas/objective.py).
+    columns: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    units: int | None = None  # what the loss is divided by; None: targets
 
 
 class Rows(ABC):

@@ -10,7 +10,6 @@ import torch
 
 from bessemer.data.loader import micro_batch as stack_rows
 from bessemer.data.rows import Rows
-from bessemer.model.loss import IGNORED
 from bessemer.parallel.engine import Engine
 
 
@@ -30,7 +29,7 @@ def validation_loss(
             stack_rows(rows, range(begin, min(begin + micro_batch, num_rows)), micro_batch)
             for begin in begins[first : first + engine.in_turn]
         ]
-        targets += sum(int((part.targets_BT != IGNORED).sum()) for part in parts)
+        targets += sum(int(part.units_B.sum()) for part in parts)
         total += engine.forward(parts)
     summed, count = torch.stack([engine.summed(total), engine.total(targets)]).tolist()
     assert count > 0, f"{num_rows} validation rows hold no target token"

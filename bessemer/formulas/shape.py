@@ -1,7 +1,24 @@
 """The shape of a decoder: the numbers from which every tensor, FLOP and byte follows."""
 
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Low-rank updates of frozen matrices, W + scale B A (arXiv:2106.09685): A, B and magnitudes learn."""
+
+    rank: int
+    alpha: float
+    targets: tuple[str, ...]  # names of modules: q_proj, …
+    rslora: bool = False
+    dora: bool = False
+    base: str = "float"  # how the frozen weights are kept: float (the compute type), int8 or nf4
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 @dataclass(frozen=True)
@@ -45,6 +62,9 @@ class ModelShape:
     mla_nope_dim: int = 0
     mla_rope_dim: int = 0
     mla_v_dim: int = 0
+    # What fine-tuning adds.
+    adapter: Adapter | None = None  # then everything else is frozen
+    labels: int = 0  # rows of a head of classes (`score.weight`) in place of the vocabulary's; 1: a reward
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -52,4 +72,7 @@ class ModelShape:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "ModelShape":
         known = {field.name for field in fields(ModelShape)}
-        return ModelShape(**{name: value for name, value in values.items() if name in known})
+        given = {name: value for name, value in values.items() if name in known}
+        if adapter := given.get("adapter"):
+            given["adapter"] = Adapter(**{**adapter, "targets": tuple(adapter["targets"])})
+        return ModelShape(**given)

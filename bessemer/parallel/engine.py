@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from bessemer.data.loader import MicroBatch
-from bessemer.data.rows import NO_LOSS
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.model.loss import ChunkFunction, Head, next_token_loss
@@ -116,12 +115,11 @@ class Engine:
         return num_targets.clamp(min=1.0).reciprocal().float()
 
     def _ready(self, part: MicroBatch, scale: Tensor) -> MicroBatch:
-        """On the device, and with the rows' weights in the balance of experts: by their targets."""
+        """On the device, and with the rows' weights in the balance of experts: what their loss counts for."""
         part = part.to(self.device)
         if not self._experts:
             return part
-        targets_B = (part.targets_BT != NO_LOSS).sum(1)
-        return replace(part, balance_B=targets_B.float() * scale * self._balance)
+        return replace(part, balance_B=part.units_B.float() * scale * self._balance)
 
 
 class Ranks(Engine):

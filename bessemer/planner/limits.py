@@ -24,6 +24,8 @@ _USABLE_SHARE = 0.95
 
 Refusal = tuple[str, str, str]  # found, wanted, fix
 
+BUILT_METHODS = ("full",)
+
 
 def untrainable(recipe: Recipe, shape: ModelShape) -> Refusal | None:
     """The first thing in a recipe or shape that this version does not train; None when it trains all."""
@@ -171,9 +173,9 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
     sections: list[tuple[str, Optimization]] = [("pretrain", recipe.pretrain)]
     if recipe.finetune is not None:
         sections.append(("finetune", recipe.finetune))
-        if recipe.finetune.method != "full":
+        if recipe.finetune.method not in BUILT_METHODS:
             method = f'finetune.method = "{recipe.finetune.method}"'
-            refusals.append((method, 'method = "full"', "remove finetune.method"))
+            refusals.append((method, "one of " + ", ".join(BUILT_METHODS), "remove finetune.method"))
     for name, section in sections:
         if section.optimizer != "adamw":
             found = f'{name}.optimizer = "{section.optimizer}"'

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from bessemer.formulas.layout import ONE_PROCESS, Layout, num_micro_batches
+from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.shape import ModelShape
 
 
@@ -87,6 +88,7 @@ class StagePlan:
     layout: Layout = ONE_PROCESS
     async_save: bool = True  # write checkpoints while training goes on
     recompute_layers: int | None = None  # of "full": the first so many of the model; None: all
+    objective: Objective = NEXT_TOKEN
 
     @property
     def micro_batches(self) -> int:
@@ -103,7 +105,10 @@ class StagePlan:
     @staticmethod
     def from_json(values: dict[str, Any]) -> "StagePlan":
         layout = Layout.from_json(values.get("layout") or {})  # plans from before layouts: one process
-        return StagePlan(**{**values, "betas": tuple(values["betas"]), "layout": layout})
+        objective = Objective.from_json(values.get("objective"))
+        return StagePlan(
+            **{**values, "betas": tuple(values["betas"]), "layout": layout, "objective": objective}
+        )
 
 
 @dataclass(frozen=True)

@@ -253,23 +253,83 @@ class Pretrain(Optimization):
 
 
 class FinetuneData(Section):
-    kind: Literal["jsonl", "parquet", "csv", "sql"] = key("jsonl", "data", "what the file is")
-    path: str | None = key(None, "data", "file or glob; for sql a SQLite file")
+    kind: Literal["jsonl", "parquet", "csv", "sql", "huggingface"] = key("jsonl", "data", "what the file is")
+    path: str | None = key(None, "data", "file, folder or glob; for sql a SQLite file")
     url_env: str | None = key(None, "data", "sql: name of the environment variable that holds the DSN")
     table: str | None = key(None, "data", "sql: table to read")
     query: str | None = key(None, "data", "sql: query to read instead of a table")
-    prompt: str = key("prompt", "data", "column or field of the prompt")
+    format: Literal["auto", "prompt", "messages", "instruction", "preference", "classification", "text"] = (
+        key("auto", "data", "what a row is; auto: as the method wants it, else by the columns that are named")
+    )
+    prompt: str = key("prompt", "data", "column or field of the prompt (also of a preference)")
     answer: str = key("answer", "data", "column or field of the answer: the loss is on this only")
     messages: str | None = key(None, "data", "column or field of chat messages instead")
+    instruction: str = key("instruction", "data", "instruction: column or field of what is asked")
+    input: str = key("input", "data", "instruction: column or field of what it is asked about; may be empty")
+    output: str = key("output", "data", "instruction: column or field of the answer")
+    chosen: str = key("chosen", "data", "preference: column or field of the better answer")
+    rejected: str = key("rejected", "data", "preference: column or field of the worse answer")
+    text: str = key("text", "data", "text and classification: column or field of the text")
+    label: str = key("label", "data", "classification: column or field of the label")
+    labels: list[str] | None = key(
+        None, "data", "classification: the labels there are; left out: those of the training rows, sorted"
+    )
+    system: str | None = key(None, "data", "system message of rows that have none")
+    template: str = key(
+        "auto",
+        "data",
+        "chat template: chatml, llama3, qwen3, plain, or a .jinja file; auto: the tokenizer's own, or plain",
+    )
+    learn: Literal["answers", "last", "all"] = key(
+        "answers", "data", "tokens with loss: every answer, the last one, or all"
+    )
+    packing: bool = key(True, "data", "several examples in a row, none of which sees another")
+    allow_masked: bool = key(False, "data", "train although over 1 % of the examples have nothing to learn")
     id: str | None = key(None, "data", "column or field that names the example")
     group: str | None = key(None, "data", "column or field whose values are held out together")
 
 
+class Lora(Section):
+    rank: PositiveInt = key(16, "learning", "rank of the update")
+    alpha: PositiveFloat | Auto = key("auto", "learning", "scale: alpha / rank; auto: twice the rank")
+    targets: list[str] | Literal["linear", "attention"] = key(
+        "linear", "learning", "layers that get one: linear (all but head and experts), attention, or names"
+    )
+    rslora: bool = key(False, "learning", "scale by alpha / sqrt(rank) (arXiv:2312.03732)")
+    dora: bool = key(False, "learning", "learn direction and magnitude apart (arXiv:2402.09353)")
+    base: Literal["nf4", "int8"] = key("nf4", "learning", "qlora: how the frozen weights are kept")
+
+
 class Finetune(Optimization):
-    method: Literal["full", "lora", "qlora", "dpo"] = key("full", "learning", "what is trained")
+    method: Literal[
+        "full", "lora", "qlora", "dpo", "ipo", "orpo", "simpo", "reward", "classify", "distill", "grpo"
+    ] = key("full", "learning", "full, lora, qlora: learn the answers; the others: what their name says")
+    adapter: Literal["none", "lora", "qlora"] | Auto = key(
+        "auto", "learning", "what is trained; auto: adapters for lora and qlora, else all weights"
+    )
+    lora: Lora = key(Lora(), "learning", "settings of adapters")
     data: FinetuneData | None = key(None, "data", "the task's examples")
     epochs: PositiveInt = key(2, "learning", "times each example is seen")
+    beta: PositiveFloat | Auto = key(
+        "auto", "learning", "preferences: how far from the reference; auto: 0.1, for simpo 2.0"
+    )
+    margin: NonNegativeFloat = key(1.0, "learning", "simpo: how much better the chosen answer is to be")
+    smoothing: Fraction = key(0.0, "learning", "dpo: share of preferences that are taken to be the wrong way")
+    class_weights: Literal["none", "balanced"] | dict[str, PositiveFloat] = key(
+        "none", "learning", "classify: weight of each label; balanced: inverse to how often it occurs"
+    )
+    teacher: str | None = key(None, "learning", "distill: the run or Hugging Face folder to learn from")
+    top_k: PositiveInt = key(32, "learning", "distill: probabilities kept of each of the teacher's tokens")
+    on_policy: bool = key(False, "learning", "distill: on the model's own answers, made anew each round")
+    temperature: PositiveFloat = key(1.0, "learning", "distill, grpo: of the answers that are sampled")
+    group_size: PositiveInt = key(8, "learning", "grpo: answers sampled to a prompt")
+    rounds: PositiveInt = key(4, "learning", "grpo, distill on policy: times that answers are made anew")
+    answer_tokens: PositiveInt = key(64, "learning", "grpo, distill on policy: longest answer to sample")
+    reward_function: str = key("exact", "learning", "grpo: exact, number, or module:function of your own")
+    clip: PositiveFloat = key(0.2, "learning", "grpo: how far one round may move a token's probability")
+    add_tokens: list[str] = key([], "data", "special tokens that the tokenizer and the model get")
     compare_scratch: bool = key(False, "execution", "also train from random weights and compare")
+    compare_seeds: PositiveInt = key(1, "execution", "trainings of each point of that comparison")
     context: PositiveInt | Auto = key("auto", "data", "tokens in a row; auto: as in pre-training")
     lr: PositiveFloat | Auto = key("auto", "learning", "peak learning rate")
 

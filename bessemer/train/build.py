@@ -29,15 +29,15 @@ from bessemer.model.decoder import Decoder
 from bessemer.model.device import this_device
 from bessemer.model.loss import loss_chunk
 from bessemer.parallel.apply import build_parts, joined, materialise
-from bessemer.parallel.engine import Engine, Loss, Ranks, summed_loss
+from bessemer.parallel.engine import Engine, Loss, Ranks
 from bessemer.parallel.mesh import Mesh
-from bessemer.parallel.vocabulary import split_head
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
 from bessemer.train.compiling import compile_blocks
 from bessemer.train.expect import Expected, expected_of
 from bessemer.train.job import Job
+from bessemer.train.objective import loss_of
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.ranks import ALONE, Company
 from bessemer.train.record import Gauge, Recorder, Silence
@@ -87,7 +87,7 @@ def build(
         compile_blocks=compile_blocks if plan.compile else None,
     )
     chunk = torch.compile(loss_chunk, dynamic=False) if plan.compile else None
-    loss: Loss = partial(summed_loss, chunk=chunk, head=split_head(mesh, shape.vocab))
+    loss = loss_of(plan.objective, shape, mesh, chunk)
     # A stage with a checkpoint sets every weight from it; its origin need not be there any more.
     fresh = stage.origin is None and not listed(stage.folder)
     materialise(joined(parts), shape, mesh, stage.seed if fresh else None)
