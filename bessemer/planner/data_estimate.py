@@ -42,8 +42,8 @@ _MOST_FOR_TWO_BYTES = 65_536
 # Of text: what the build keeps to go on from, and where each document of 0.5 to 10 kB stands.
 _STAGES: Band = (0.7, 0.5, 1.2)
 _PLACES: Band = (0.012, 0.006, 0.12)
-# Text a second of a core on the whole path, from reading to shards.
-_MB_PER_CPU_S: Band = (3.0, 1.5, 18.0)
+# Text a second of a core on the whole path, to shards (benchmarks/data.py: 6.5 to 11.5).
+_MB_PER_CPU_S: Band = (7.0, 2.0, 18.0)
 _START_S: Band = (6.0, 2.0, 20.0)  # workers, and a tokenizer learnt on one core
 _UNCOUNTED = 10.0  # a listing that was cut may be of so many times more
 
