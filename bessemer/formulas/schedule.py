@@ -11,17 +11,15 @@ is ready, within its limit of activations, so any number of micro-batches has an
 simulated cannot wait in a circle.
 """
 
-from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from bessemer.formulas.layout import V_SHAPED, Layout
 
 Kind = Literal["F", "B", "W"]
 
 
-@dataclass(frozen=True)
-class Action:
+class Action(NamedTuple):
     kind: Kind
     stage: int
     micro_batch: int
@@ -84,68 +82,69 @@ def _one_forward_one_backward(layout: Layout, rank: int, micro_batches: int) -> 
 
 
 class _Simulation:
-    """All ranks in units of time in which each does one thing."""
+    """All ranks in units of time in which each does one thing.
+
+    A stage takes its micro-batches in turn, so how many it has done of each kind says what is done. What a
+    unit of time chooses from is what the units before it have done.
+    """
 
     def __init__(self, layout: Layout, micro_batches: int) -> None:
         self.layout, self.micro_batches = layout, micro_batches
-        self.done: set[Action] = set()
+        self.stages = [layout.stages_of(rank) for rank in range(layout.pipeline)]
+        self.last = layout.num_stages - 1
         self.orders: Order = [[] for _ in range(layout.pipeline)]
-        stages = layout.num_stages
-        self.waiting = {
-            kind: [
-                [Action(kind, stage, number) for number in range(micro_batches)] for stage in range(stages)
-            ]
-            for kind in ("F", "B", "W")
-        }
+        self.forwards = [0] * layout.num_stages  # done, by stage
+        self.backwards = [0] * layout.num_stages
+        self.weights = [0] * layout.num_stages
         self.held = [0] * layout.pipeline  # forwards whose weights wait, over all stages of a rank
 
     def run(self) -> Order:
-        total = 3 * self.layout.num_stages * self.micro_batches
-        while sum(map(len, self.orders)) < total:
+        left = 3 * self.layout.num_stages * self.micro_batches
+        while left:
             chosen = [self._choose(rank) for rank in range(self.layout.pipeline)]
             assert any(chosen), f"{self.layout} with {self.micro_batches} micro-batches waits for itself"
             for rank, action in enumerate(chosen):
                 if action is not None:
                     self._do(rank, action)
+                    left -= 1
         return self.orders
 
     def _choose(self, rank: int) -> Action | None:
-        """Backward first, as others wait for it; then forward while there is room; then waiting weights."""
-        backward = self._ready("B", rank)
-        if backward:
-            return min(backward, key=lambda action: (action.micro_batch, -action.stage))
-        forward = self._ready("F", rank)
-        if forward and self.held[rank] < self._limit():
-            return min(forward, key=self._urgency)
-        weights = self._ready("W", rank)
-        return min(weights, key=lambda action: action.micro_batch) if weights else None
+        """Backward first, as others wait for it; then forward while there is room; then waiting weights.
 
-    def _urgency(self, action: Action) -> tuple[int, int]:
-        """The deeper stage is nearer to its backward, so it goes first."""
-        return (-action.stage, action.micro_batch)
+        Of two stages the one that is behind goes back first, and the deeper one forward, as it is nearer to
+        its backward pass.
+        """
+        stages = self.stages[rank]
+        backward = [(self.backwards[stage], -stage) for stage in stages if self._can_go_back(stage)]
+        if backward:
+            number, stage = min(backward)
+            return Action("B", -stage, number)
+        if self.held[rank] < self._limit():
+            forward = [stage for stage in stages if self._can_go_forward(stage)]
+            if forward:
+                return Action("F", max(forward), self.forwards[max(forward)])
+        waiting = [stage for stage in stages if self.weights[stage] < self.backwards[stage]]
+        if not waiting:
+            return None
+        stage = min(waiting, key=self.weights.__getitem__)
+        return Action("W", stage, self.weights[stage])
 
     def _limit(self) -> int:
         """Forwards that a rank may hold: as many as 1F1B's first rank, in stages of half the size."""
         return 2 * self.layout.pipeline
 
-    def _ready(self, kind: str, rank: int) -> list[Action]:
-        """The next of each of the rank's stages, where it can be done."""
-        waiting = [self.waiting[kind][stage] for stage in self.layout.stages_of(rank)]
-        return [actions[0] for actions in waiting if actions and self._is_ready(actions[0])]
+    def _can_go_forward(self, stage: int) -> bool:
+        before = self.forwards[stage - 1] if stage else self.micro_batches
+        return self.forwards[stage] < before
 
-    def _is_ready(self, action: Action) -> bool:
-        stage, number = action.stage, action.micro_batch
-        if action.kind == "F":
-            return stage == 0 or Action("F", stage - 1, number) in self.done
-        if action.kind == "W":
-            return Action("B", stage, number) in self.done
-        is_last = stage == self.layout.num_stages - 1
-        return Action("F" if is_last else "B", stage if is_last else stage + 1, number) in self.done and (
-            Action("F", stage, number) in self.done
-        )
+    def _can_go_back(self, stage: int) -> bool:
+        number = self.backwards[stage]
+        after = self.forwards[stage] if stage == self.last else self.backwards[stage + 1]
+        return number < after and number < self.forwards[stage]
 
     def _do(self, rank: int, action: Action) -> None:
-        self.waiting[action.kind][action.stage].remove(action)
+        done = {"F": self.forwards, "B": self.backwards, "W": self.weights}[action.kind]
+        done[action.stage] += 1
         self.orders[rank].append(action)
-        self.done.add(action)
         self.held[rank] += (action.kind == "F") - (action.kind == "W")

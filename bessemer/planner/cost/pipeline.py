@@ -8,6 +8,8 @@ Source: arXiv:2104.04473 (interleaved), arXiv:2401.10241 and 2405.15362 (zero bu
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,36 +59,56 @@ def simulate(
     `forward_s`, `backward_s` (of inputs), `weight_s`: by stage, of one micro-batch. `send_s`: from one rank
     to another; between stages of one rank it costs nothing.
     """
-    order = pipeline_order(layout, micro_batches)
+    work = _in_turn(layout, micro_batches)
     seconds = {"F": forward_s, "B": backward_s, "W": weight_s}
-    joined = not splits_backward(layout)
-    last = layout.num_stages - 1
-    rank_of = {stage: rank for rank in range(layout.pipeline) for stage in layout.stages_of(rank)}
-    done: dict[tuple[str, int, int], float] = {}
-    places = [0] * layout.pipeline
+    durations = [seconds[kind][stage] for kind, stage in work.kinds]
+    done = [0.0] * (len(work.steps) + 1)  # the last: what needs nothing
     clocks = [0.0] * layout.pipeline
-    left = sum(map(len, order))
-    while left:
-        before = left
-        for rank, actions in enumerate(order):
-            place, clock = places[rank], clocks[rank]
-            while place < len(actions):
-                action = actions[place]
-                needed = _needed(action.kind, action.stage, action.micro_batch, last)
-                ready = 0.0
-                if needed is not None:
-                    if needed not in done:
-                        break
-                    ready = done[needed] + (send_s if rank_of[needed[1]] != rank else 0.0)
-                clock = max(clock, ready) + seconds[action.kind][action.stage]
-                done[action.kind, action.stage, action.micro_batch] = clock
-                if joined and action.kind == "W":  # one with B: the neighbour waits for both
-                    done["B", action.stage, action.micro_batch] = clock
-                place += 1
-                left -= 1
-            places[rank], clocks[rank] = place, clock
-        assert left < before, f"{layout} with {micro_batches} micro-batches waits for itself"
+    for number, (rank, what, needed, travels) in enumerate(work.steps):
+        clock, ready = clocks[rank], done[needed] + (send_s if travels else 0.0)
+        done[number] = clocks[rank] = (ready if ready > clock else clock) + durations[what]
     return max(clocks)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A schedule in an order in which everything comes after what it needs."""
+
+    kinds: list[tuple[str, int]]  # (kind, stage)
+    # (rank, place in `kinds`, number of the step that it needs or -1, whether that is sent by another rank)
+    steps: list[tuple[int, int, int, bool]]
+
+
+@cache
+def _in_turn(layout: Layout, micro_batches: int) -> _Work:
+    """Made once: a search plays one schedule with the times of many layouts."""
+    order, last = pipeline_order(layout, micro_batches), layout.num_stages - 1
+    joined = not splits_backward(layout)
+    rank_of = {stage: rank for rank in range(layout.pipeline) for stage in layout.stages_of(rank)}
+    kinds = [(kind, stage) for kind in "FBW" for stage in range(layout.num_stages)]
+    place_of = {kind: place for place, kind in enumerate(kinds)}
+    numbers: dict[tuple[str, int, int], int] = {}
+    steps: list[tuple[int, int, int, bool]] = []
+    places, total = [0] * layout.pipeline, sum(map(len, order))
+    while len(steps) < total:
+        before = len(steps)
+        for rank, actions in enumerate(order):
+            place = places[rank]
+            while place < len(actions):
+                kind, stage, number = actions[place]
+                needed = _needed(kind, stage, number, last)
+                if needed is not None and needed not in numbers:
+                    break
+                numbers[kind, stage, number] = len(steps)
+                if joined and kind == "W":  # one with B: the neighbour waits for both
+                    numbers["B", stage, number] = len(steps)
+                travels = needed is not None and rank_of[needed[1]] != rank
+                needs = -1 if needed is None else numbers[needed]
+                steps.append((rank, place_of[kind, stage], needs, travels))
+                place += 1
+            places[rank] = place
+        assert len(steps) > before, f"{layout} with {micro_batches} micro-batches waits for itself"
+    return _Work(kinds, steps)
 
 
 def _needed(kind: str, stage: int, micro_batch: int, last: int) -> tuple[str, int, int] | None:
