@@ -9,7 +9,7 @@ demo: setup            ## the whole path on data found on this machine, under 10
 	$(BIN)/bessemer demo
 
 test: setup-dev lint   ## every test that CI runs
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 prove: setup-dev       ## the slow proofs: kills at random moments, long curves
 	$(BIN)/python -m pytest -m slow

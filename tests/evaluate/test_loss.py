@@ -1,9 +1,8 @@
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 import torch
 
+from bessemer.data.rows import Row
 from bessemer.evaluate.loss import validation_loss
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
@@ -23,13 +22,6 @@ SHAPE = ModelShape(
     tie_embeddings=True,
     qk_norm=False,
 )
-
-
-@dataclass
-class Row:
-    tokens_T: np.ndarray
-    targets_T: np.ndarray
-    starts_T: np.ndarray
 
 
 class Rows:
