@@ -33,7 +33,7 @@ from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
 from bessemer.log import Console
 
 VERBS = ("demo", "run", "doctor", "recipes", "schema", "plan", "data", "pretrain", "finetune", "evaluate",
-         "compare", "export", "chat", "report", "check")  # fmt: skip
+         "compare", "export", "chat", "report", "check", "energy")  # fmt: skip
 
 _WITH_VALUE = ("--set", "--run", "--store")  # global options whose next word is not the verb
 _ABOUT = "Bessemer trains large AI models end to end, and says beforehand what that will take."

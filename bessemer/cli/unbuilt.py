@@ -4,10 +4,6 @@ from bessemer.errors import RecipeError
 
 # Verb: (what it will do, what serves until then).
 UNBUILT = {
-    "energy": (
-        "the energy account of a run",
-        "`bessemer report RUN` shows the energy of a run, `bessemer plan RECIPE` predicts it",
-    ),
     "dashboard": (
         "a live page of the runs in a folder",
         "`bessemer report RUN` writes a page with the curves so far, also while the run goes on",
@@ -19,8 +15,15 @@ UNBUILT = {
 }
 
 
+ACCOUNT = (
+    "the energy account of a run",
+    "`bessemer report RUN` shows the energy of a run, `bessemer plan RECIPE` predicts it",
+)
+
+
 def refusal(verb: str) -> RecipeError:
-    purpose, instead = UNBUILT[verb]
+    """Of an unbuilt verb, or of `energy RUN`, of which only `energy validate` is built."""
+    purpose, instead = UNBUILT.get(verb, ACCOUNT)
     return RecipeError(
         f"`bessemer {verb}` is not built yet in this version",
         found=f"{verb}: {purpose}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 _CORE_W = (2.0, 1.0, 4.0)  # value, low, high
 _BUSY_CORE_W = (5.0, 2.5, 12.0)
 _BOARD_SHARE = (0.8, 0.6, 0.95)
-_NODE_OVERHEAD_W = (240.0, 190.0, 290.0)  # per accelerator in a server: hosts, fans, network cards
+NODE_OVERHEAD_W = 240.0  # per accelerator in a server: hosts, fans, network cards
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ def assumed_cpu_power(cores: int, busy_cores: float) -> Band:
 
 def assumed_accelerator_power(tdp_w: float, node_overhead_w: float | None, devices_per_node: int) -> Band:
     """One accelerator in training with its share of the server around it."""
-    overhead = _NODE_OVERHEAD_W
-    if node_overhead_w is not None:
-        overhead = (node_overhead_w, node_overhead_w - 50.0, node_overhead_w + 50.0)
+    around_w = NODE_OVERHEAD_W if node_overhead_w is None else node_overhead_w
+    overhead = (around_w, around_w - 50.0, around_w + 50.0)
     if devices_per_node <= 1:
         overhead = (100.0, 60.0, 200.0)  # a workstation around one card
     values = [tdp_w * share + more for share, more in zip(_BOARD_SHARE, overhead, strict=True)]
