@@ -7,7 +7,7 @@ from bessemer.energy.published import read_published, validate
 from bessemer.errors import RecipeError
 from bessemer.hardware import lookup
 
-# Published figures, with their sources: Patterson 2021 table 4 (arXiv:2104.10350), LLaMA table 15 (2302.13971),
+# Published figures: Patterson 2021 table 4 (arXiv:2104.10350), LLaMA table 15 (2302.13971),
 # StarCoder (2305.06161), MLPerf 4.0 results of SMC (node-metered), OpenBA table 4.
 HEADING = "model,gpu_type,gpu_count,gpu_hours,avg_W_per_gpu,kWh,energy_scope,PUE,gCO2_per_kWh,tCO2e,basis\n"
 ROWS = """T5-11B,TPUv3,512,245760,310,85700,system+PUE,1.12,545,46.7,measured
