@@ -51,7 +51,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "compiler": _compiler("gpu" if accelerators else "cpu"),
         "optional": _optional(),
     }
-    return {**document, "missing": _missing(document, meter.missing), "advice": _advice(devices)}
+    missing = _missing(document, meter.missing)
+    missing += [{"what": "RAPL", "why": "measured energy of the CPU", "get": hint} for hint in meter.hints]
+    meter.close()
+    return {**document, "missing": missing, "advice": _advice(devices)}
 
 
 def show(document: dict[str, Any]) -> str:

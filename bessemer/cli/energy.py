@@ -1,26 +1,58 @@
-"""`bessemer energy validate ROWS.csv`: the energy model against published trainings."""
+"""`bessemer energy RUN`: the account of a run; `bessemer energy validate ROWS.csv`: a check of the model."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from bessemer.cli.columns import text_table
-from bessemer.cli.unbuilt import refusal
 from bessemer.errors import RecipeError
 
-HELP = "check the energy model on published trainings: energy validate ROWS.csv"
+HELP = "what a run drew: joules, carbon, money; energy validate ROWS.csv checks the model"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", metavar="validate", help="what to do")
-    parser.add_argument("rows", nargs="?", metavar="ROWS.csv", help="published trainings, a row each")
+    parser.add_argument("what", metavar="RUN", help='a run directory, or "validate"')
+    parser.add_argument(
+        "rows", nargs="?", metavar="ROWS.csv", help="validate: published trainings, a row each"
+    )
+    parser.add_argument("--region", metavar="CODE", help="grid region, e.g. DEU; instead of the recipe's")
+    parser.add_argument(
+        "--pue", type=float, metavar="F", help="facility over IT energy; instead of the recipe's"
+    )
+    parser.add_argument(
+        "--intensity", type=Path, metavar="FILE", help="carbon by the hour: CSV with time (UTC), g_per_kwh"
+    )
+    parser.add_argument(
+        "--prometheus", type=Path, metavar="FILE", help="also write it for node_exporter: a file *.prom"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    if args.what == "validate":
+        return _validate(args)
+    from bessemer.energy.account import account
+    from bessemer.energy.prometheus import write_prometheus
+
+    if args.rows is not None:
+        raise _useless(args.rows, "with a run")
+    document = account(Path(args.what), region=args.region, pue=args.pue, intensity=args.intensity)
+    if args.prometheus is not None:
+        write_prometheus(args.prometheus, document)
+    return document
+
+
+def show(document: dict[str, Any]) -> str:
+    from bessemer.cli import energy_tables
+
+    tables = energy_tables.validation if "rows" in document else energy_tables.account
+    return tables(document)
+
+
+def _validate(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.energy.published import read_published, validate
 
-    if args.what != "validate":
-        raise refusal("energy RUN")
+    for name in ("region", "pue", "intensity", "prometheus"):
+        if getattr(args, name) is not None:
+            raise _useless(f"--{name}", "with validate")
     if args.rows is None:
         raise RecipeError(
             "no file of published trainings named",
@@ -31,39 +63,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return validate(read_published(Path(args.rows)))
 
 
-def show(document: dict[str, Any]) -> str:
-    rows = [
-        [
-            str(row["row"]),
-            row["model"][:36],
-            row["how"] or "skipped",
-            _kwh(row["predicted_kwh"]["value"]),
-            _kwh(row["actual_kwh"]),
-            _percent(row["kwh_error"]),
-            _percent(row["tco2e_error"]),
-        ]
-        for row in document["rows"]
-    ]
-    headings = ["Row", "model", "", "kWh here", "published", "off", "carbon off"]
-    summary = document["summary"]
-    lines = [
-        f"Recomputed as published: {summary['recomputed_rows']} rows, {_percent(summary['recomputed_mape'])} "
-        f"off on average, {_percent(summary['recomputed_worst'])} at most.",
-        f"Measured, predicted from device, hours, count and PUE: {summary['measured_rows']} rows, "
-        f"{_percent(summary['measured_mape'])} off on average, {_percent(summary['measured_inside_band'])} "
-        f"inside the band of {_percent(summary['widest_band'])}.",
-    ]
-    skipped = [
-        f"Row {row['row']} skipped: {row['skipped_because']}" for row in document["rows"] if not row["how"]
-    ]
-    return "\n".join([*text_table(headings, rows, left=3), "", *lines, *skipped])
-
-
-def _kwh(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _percent(share: float | None) -> str:
-    return "" if share is None else f"{100 * share:.1f} %"
+def _useless(word: str, where: str) -> RecipeError:
+    return RecipeError(
+        f"{word} has no effect {where}",
+        found=word,
+        wanted="`bessemer energy RUN [--region CODE] …`, or `bessemer energy validate ROWS.csv`",
+        fix="leave it out",
+    )

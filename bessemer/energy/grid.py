@@ -33,12 +33,13 @@ def region(code: str) -> Region:
     found = _regions().get(code.lower())
     if found is not None:
         return found
-    near = difflib.get_close_matches(code.lower(), list(_regions()), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(code.lower(), list(_regions()), n=5, cutoff=0.6)
+    codes = list(dict.fromkeys(_regions()[word].code for word in near))[:3]
     raise RecipeError(
         f"unknown grid region {code!r}",
         found=code,
         wanted='a country by its three letters, "WLD", or a cloud region such as "gcp:europe-west1"',
-        fix=f"did you mean {_regions()[near[0]].code}?" if near else "use WLD for the world's mean",
+        fix=f"did you mean {' or '.join(codes)}?" if codes else "use WLD for the world's mean",
     )
 
 

@@ -1,58 +1,46 @@
-"""Joules and watts of a run, each with its band and how it was come by.
+"""Joules and watts of a run on this machine, each with its band and how it was come by.
 
-The ladder, part by part: the energy counter of each accelerator (NVML) and of each CPU package (RAPL)
-is *measured*; a CPU that shows no counter, as in most virtual machines, is *assumed*: watts per core
-times the time that this process kept cores busy. A sum is only as good as its weakest part. What
-cannot even be assumed is None, never 0.
+Part by part the best reader counts (energy/readers/): of each accelerator NVML's or amdsmi's energy counter,
+else its watts, else its utilisation times its limit, else the limit's band; of the CPU and its memory RAPL,
+else watts per core times the time that this run kept cores busy. Where something reads the whole node, that
+is the sum, and what the parts leave of it is "other". Else the sum is that of the parts, without fans,
+disks, network and power supply: the account says which (energy/account.py).
+A reader that fails within a run leaves a gap: bridged by the next below it, counted with its seconds
+(energy/readers/ladder.py). What nothing can tell makes the sum None, and keeps it so; never 0.
 One meter per machine: it reads whole packages, so a second one would count them twice.
-Cost: under 1 ms a reading (a few files in /sys, one call per accelerator).
-Not included: fans, disks, network, power supply and cooling; that is the energy account's work.
-Source: kernel documentation of powercap (counters wrap at max_energy_range_uj); NVML's
-nvmlDeviceGetTotalEnergyConsumption (mJ, Volta and later), preferred to sampled power because that is
-sampled only a quarter of the time on A100 and H100 (arXiv:2312.02741).
+Cost: 0.2 ms a reading with RAPL of two packages, 0.03 ms without (2 cores, 2026-11-28); a call of NVML more
+for each accelerator.
 """
 
-import importlib
-import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from bessemer.energy.power import Band, assumed_cpu_power
+from bessemer.energy.power import Band
+from bessemer.energy.readers.amd import open_amd
+from bessemer.energy.readers.assumed import AssumedCpu, assumed_board, busy_seconds
+from bessemer.energy.readers.ladder import Gaps, Ladder
+from bessemer.energy.readers.nvml import open_nvml
+from bessemer.energy.readers.rapl import POWERCAP, open_rapl
+from bessemer.energy.readers.supply import NodeSources, open_node
+from bessemer.energy.reading import (
+    ACCELERATOR,
+    NODE,
+    OTHER,
+    ZERO,
+    Drawn,
+    EnergyReading,
+    PowerReading,
+    Reader,
+    Tally,
+    total,
+)
 
-POWERCAP = Path("/sys/class/powercap")
-_BASES = ("measured", "modelled", "assumed")  # from best to worst
+__all__ = ["POWERCAP", "ZERO", "EnergyReading", "NodeSources", "PowerMeter", "PowerReading", "busy_seconds"]
 
-
-@dataclass(frozen=True)
-class EnergyReading:
-    """Energy since the run began. joules None: unknown."""
-
-    joules: float | None
-    low: float | None
-    high: float | None
-    basis: str
-
-
-ZERO = EnergyReading(0.0, 0.0, 0.0, "measured")
-
-
-@dataclass(frozen=True)
-class PowerReading:
-    power_w: float | None  # mean since the reading before
-    energy: EnergyReading
-
-
-class _Counter(Protocol):
-    """Something that grows with the energy used."""
-
-    name: str
-    basis: str
-
-    def advance(self, seconds: float) -> Band | None:
-        """Joules since the last call, with a band; None when it could not be read."""
+OTHER_MACHINES = "of other machines"  # an accelerator of that name is one that nobody here can read
+_REST_ERROR = 0.25  # of what the node draws beside its parts, where its meter fails for a while
 
 
 class PowerMeter:
@@ -66,22 +54,47 @@ class PowerMeter:
         accelerators: Sequence[int | str] = (),
         powercap: Path = POWERCAP,
         others_s: Callable[[], float] = lambda: 0.0,
+        node: NodeSources | None = None,
+        device_name: str | None = None,
+        earlier: Mapping[str, Any] | None = None,
     ) -> None:
         """accelerators: those that this machine's ranks use, by NVML's UUID or index. torch's index is
         another one where CUDA_VISIBLE_DEVICES is set. others_s: CPU time of this machine's other ranks,
-        from which energy is assumed where no counter is."""
-        self._counters: list[_Counter] = [*_open_nvml(accelerators)]
-        known = {counter.device for counter in self._nvml()}
-        self.missing = [f"accelerator {device}" for device in accelerators if device not in known]
-        packages = _open_rapl(powercap)
-        self._counters += packages or [_AssumedCpu(cores, others_s)]
+        from which energy is assumed where no counter is. device_name: of the accelerators, for the band of
+        those that nothing reads. earlier: `columns` of the attempt before."""
+        known = earlier or {}
+        self.gaps = Gaps(int(known.get("energy_gaps") or 0), float(known.get("energy_gap_s") or 0.0))
+        boards = _boards(accelerators, device_name)
+        self.missing = [f"accelerator {device}" for device in accelerators if device not in boards]
+        self._parts = [Ladder(readers, self.gaps) for readers in boards.values()]
+        rapl, hint = open_rapl(powercap)
+        self.hints = [hint] if hint else []
+        assumed = AssumedCpu(cores, lambda: busy_seconds() + others_s())
+        self._parts.append(Ladder([rapl, assumed] if rapl else [assumed], self.gaps))
+        whole = open_node(NodeSources() if node is None else node)
+        self._node = None if whole is None else Ladder([whole], self.gaps)
+        self._rest_j = self._rest_s = 0.0  # of the node beside its parts, and in how long
+        self._tally = Tally(known.get("energy_parts_j"))
         self._total = start
         self._last_s = time.monotonic()
 
     @property
     def parts(self) -> list[dict[str, str]]:
         """What is read, for `doctor` and for receipts."""
-        return [{"name": counter.name, "basis": counter.basis} for counter in self._counters]
+        ladders = [*([self._node] if self._node else []), *self._parts]
+        readers = [ladder.rungs[0] for ladder in ladders]
+        return [{"name": one.name, "basis": one.basis, "component": one.component} for one in readers]
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """What a row of metrics has beside the sum, since the run began."""
+        parts, gaps = self.breakdown, self.gaps
+        return {"energy_parts_j": parts, "energy_gaps": gaps.count, "energy_gap_s": gaps.seconds}
+
+    @property
+    def breakdown(self) -> dict[str, Any]:
+        """Joules by component since the run began: {component: {value, low, high, basis, by_basis}}."""
+        return self._tally.to_json()
 
     def read(self) -> PowerReading:
         """Energy so far and mean power since the last reading. Call this or `keep_up` at least once a minute.
@@ -91,137 +104,77 @@ class PowerMeter:
         """
         now_s = time.monotonic()
         seconds, self._last_s = now_s - self._last_s, now_s
-        moves = [counter.advance(seconds) for counter in self._counters]
-        if self.missing or any(move is None for move in moves):
-            self._total = EnergyReading(None, None, None, self._basis())
-            return PowerReading(None, self._total)
-        spent = [sum(getattr(move, name) for move in moves) for name in ("value", "low", "high")]
-        if self._total.joules is None or self._total.low is None or self._total.high is None:
-            return PowerReading(spent[0] / seconds if seconds > 0 else None, self._total)
-        self._total = EnergyReading(
-            self._total.joules + spent[0],
-            self._total.low + spent[1],
-            self._total.high + spent[2],
-            self._basis(),
-        )
-        return PowerReading(spent[0] / seconds if seconds > 0 else None, self._total)
+        parts = self._advance_parts(seconds)
+        spent = parts if self._node is None else self._advance_node(self._node, parts, seconds)
+        self._total = self._total.plus(spent)
+        power_w = spent.joules.value / seconds if spent is not None and seconds > 0 else None
+        return PowerReading(power_w, self._total)
 
     def keep_up(self) -> None:
         """Between readings: a RAPL counter may wrap within minutes, and shows one wrap at most."""
-        for counter in self._counters:
-            if isinstance(counter, _Rapl):
-                counter.keep_up()
+        for ladder in (*self._parts, *([self._node] if self._node else [])):
+            ladder.keep_up()
 
-    def _basis(self) -> str:
-        """The weakest of the parts and of what was carried over."""
-        named = [counter.basis for counter in self._counters] + [self._total.basis]
-        return max(named, key=_BASES.index)
+    def close(self) -> None:
+        """Ends what reads in a process of its own."""
+        for ladder in (*self._parts, *([self._node] if self._node else [])):
+            ladder.close()
 
-    def _nvml(self) -> "list[_Nvml]":
-        return [counter for counter in self._counters if isinstance(counter, _Nvml)]
+    def _advance_parts(self, seconds: float) -> Drawn | None:
+        """Their sum; None where one of them is not known."""
+        drawn: list[Drawn] = []
+        known = not self.missing
+        if self.missing:
+            self._tally.lose(ACCELERATOR)
+        for ladder in self._parts:
+            told = ladder.advance(seconds)
+            if told is None:
+                self._tally.lose(ladder.component)
+                known = False
+                continue
+            for part in told:
+                self._tally.add(part)
+            drawn += told
+        return total(drawn, NODE) if known else None
 
-
-class _Rapl:
-    """One package or DRAM counter of the kernel's powercap interface."""
-
-    basis = "measured"
-
-    def __init__(self, folder: Path) -> None:
-        self.name = f"RAPL {(folder / 'name').read_text().strip()}"
-        self._file = folder / "energy_uj"
-        self._range = int((folder / "max_energy_range_uj").read_text())
-        self._last = int(self._file.read_text())
-        self._since: float | None = 0.0  # joules after the last `advance`; None: it could not be read
-
-    def keep_up(self) -> None:
-        try:
-            now = int(self._file.read_text())
-        except (OSError, ValueError):
-            self._since = None
-            return
-        if self._since is not None:
-            self._since += ((now - self._last) % (self._range + 1)) / 1e6
-        self._last = now
-
-    def advance(self, seconds: float) -> Band | None:
-        self.keep_up()
-        joules, self._since = self._since, 0.0
-        if joules is None:
+    def _advance_node(self, node: Ladder, parts: Drawn | None, seconds: float) -> Drawn | None:
+        told = node.advance(seconds)
+        whole = told[0] if told else self._bridged(parts, seconds)
+        if whole is None:
+            self._tally.lose(NODE)
+            self._tally.lose(OTHER)
             return None
-        return Band(joules, 0.95 * joules, 1.05 * joules)  # our band: RAPL states no error
+        self._tally.add(whole)
+        if parts is None:
+            self._tally.lose(OTHER)
+            return whole
+        rest = whole.joules.value - parts.joules.value
+        if told:
+            self._rest_j, self._rest_s = self._rest_j + rest, self._rest_s + seconds
+        self._tally.add(_rest(whole, parts))
+        return whole
 
-
-class _Nvml:
-    """Total energy counter of one NVIDIA device."""
-
-    basis = "measured"
-
-    def __init__(self, nvml: Any, device: int | str) -> None:
-        self.name, self.device = f"NVML device {device}", device
-        self._nvml = nvml
-        by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
-        self._handle = by_index(device) if isinstance(device, int) else by_uuid(device)
-        self._last = nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-
-    def advance(self, seconds: float) -> Band | None:
-        try:
-            now = self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
-        except self._nvml.NVMLError:
+    def _bridged(self, parts: Drawn | None, seconds: float) -> Drawn | None:
+        """While the node's meter fails: its parts, and what it has drawn beside them on average so far."""
+        if parts is None or self._rest_s <= 0.0:
             return None
-        joules = (now - self._last) / 1e3
-        self._last = now
-        return Band(joules, 0.95 * joules, 1.05 * joules)  # NVML's documentation: within 5 %
+        rest = Band.around(max(0.0, self._rest_j / self._rest_s * seconds), _REST_ERROR)
+        return total([parts, Drawn(OTHER, rest, "modelled")], NODE)
 
 
-class _AssumedCpu:
-    """Band per core times the cores that this process, its children and its fellow ranks kept busy."""
-
-    name = "CPU by watts per core"
-    basis = "assumed"
-
-    def __init__(self, cores: int, others_s: Callable[[], float]) -> None:
-        self._cores, self._others_s = cores, others_s
-        self._last_s = busy_seconds() + others_s()
-
-    def advance(self, seconds: float) -> Band | None:
-        now_s = busy_seconds() + self._others_s()
-        busy = min(float(self._cores), (now_s - self._last_s) / seconds) if seconds > 0 else 0.0
-        self._last_s = now_s
-        return assumed_cpu_power(self._cores, busy).times(seconds)
+def _boards(accelerators: Sequence[int | str], device_name: str | None) -> dict[int | str, list[Reader]]:
+    """The readers of each accelerator that anything can tell something of."""
+    found = open_nvml(accelerators)
+    found |= open_amd([device for device in accelerators if device not in found])
+    for device in accelerators:
+        assumed = assumed_board(device, device_name)
+        if device not in found and device != OTHER_MACHINES and assumed is not None:
+            found[device] = [assumed]
+    return {device: found[device] for device in accelerators if device in found}
 
 
-def busy_seconds() -> float:
-    """CPU time of this process and of those children that have ended."""
-    return sum(os.times()[:4])
-
-
-def _open_rapl(powercap: Path) -> list[_Counter]:
-    """Packages and their DRAM. Not `psys` (it holds the packages), nor cores and graphics (inside them),
-    nor the MMIO twin of a package (the same counter again)."""
-    counters: list[_Counter] = []
-    try:
-        for folder in sorted(powercap.glob("intel-rapl:*")):
-            name = (folder / "name").read_text().strip()
-            if name.startswith("package-") or name == "dram":
-                counters.append(_Rapl(folder))
-    except (OSError, ValueError):
-        return []  # closed to us (root only since CVE-2020-8694), so none of them counts
-    return counters
-
-
-def _open_nvml(devices: Sequence[int | str]) -> "list[_Nvml]":
-    """The devices whose counters can be read through the optional package nvidia-ml-py."""
-    if not devices:
-        return []
-    try:
-        nvml = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-    except Exception:  # no package, no driver, no rights: each has its own type
-        return []
-    found = []
-    for device in devices:
-        try:
-            found.append(_Nvml(nvml, device))
-        except nvml.NVMLError:
-            continue
-    return found
+def _rest(whole: Drawn, parts: Drawn) -> Drawn:
+    """What the parts leave of the node. Its band is that of a difference: each end against the other's."""
+    one, other = whole.joules, parts.joules
+    band = Band(one.value - other.value, one.low - other.high, one.high - other.low)
+    return Drawn(OTHER, band, total([whole, parts], OTHER).basis)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 _CORE_W = (2.0, 1.0, 4.0)  # value, low, high
 _BUSY_CORE_W = (5.0, 2.5, 12.0)
 _BOARD_SHARE = (0.8, 0.6, 0.95)
+_IDLE_SHARE, _BUSY_SHARE = 0.12, 0.87
+UTILISATION_ERROR = 0.25
 NODE_OVERHEAD_W = 240.0  # per accelerator in a server: hosts, fans, network cards
 
 
@@ -27,12 +29,34 @@ class Band:
     def times(self, factor: float) -> "Band":
         return Band(self.value * factor, self.low * factor, self.high * factor)
 
+    def plus(self, other: "Band") -> "Band":
+        return Band(self.value + other.value, self.low + other.low, self.high + other.high)
+
+    @staticmethod
+    def around(value: float, error: float) -> "Band":
+        """error: as a fraction, both ways."""
+        return Band(value, (1.0 - error) * value, (1.0 + error) * value)
+
 
 def assumed_cpu_power(cores: int, busy_cores: float) -> Band:
     """Package and memory of a CPU, for the cores that are ours."""
     idle, busy = _CORE_W, _BUSY_CORE_W
     values = [cores * there + busy_cores * more for there, more in zip(idle, busy, strict=True)]
     return Band(*values)
+
+
+def assumed_accelerator_board(tdp_w: float) -> Band:
+    """The board alone, in training."""
+    return Band(*(tdp_w * share for share in _BOARD_SHARE))
+
+
+def modelled_accelerator_board(limit_w: float, busy_share: float) -> Band:
+    """The board alone, by the share of the time in which it ran anything at all.
+
+    That says nothing of how hard: of the limit 0.12 idle and 0.87 busy (energy/draw.py), within 25 %.
+    """
+    watts = limit_w * (_IDLE_SHARE + (_BUSY_SHARE - _IDLE_SHARE) * busy_share)
+    return Band.around(watts, UTILISATION_ERROR)
 
 
 def assumed_accelerator_power(tdp_w: float, node_overhead_w: float | None, devices_per_node: int) -> Band:

@@ -1,3 +1,4 @@
+import json
 import sys
 import time
 from pathlib import Path
@@ -5,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bessemer.energy.grid import region
+from bessemer.energy.grid import _regions, region
 from bessemer.energy.meter import EnergyReading, PowerMeter
 from bessemer.energy.power import assumed_accelerator_power, assumed_cpu_power
 from bessemer.errors import RecipeError
@@ -52,16 +53,6 @@ def test_energy_of_earlier_attempts_is_carried_on_with_its_basis(tmp_path: Path)
     assert (energy.low, energy.high) == pytest.approx((54.75, 205.25))  # RAPL within 5 %
 
 
-def test_counter_that_vanishes_makes_the_sum_unknown_not_zero(tmp_path: Path) -> None:
-    file = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
-    meter = PowerMeter(powercap=tmp_path)
-    file.unlink()
-    reading = meter.read()
-    assert reading.power_w is None and reading.energy.joules is None
-    file.write_text("7000000")
-    assert meter.read().energy.joules is None  # what was missed cannot be made up for
-
-
 def test_cpu_without_a_counter_is_assumed_with_a_band() -> None:
     meter = PowerMeter(cores=2, powercap=NOWHERE)
     time.sleep(0.02)
@@ -70,7 +61,7 @@ def test_cpu_without_a_counter_is_assumed_with_a_band() -> None:
     assert energy.basis == "assumed"
     assert 0 < energy.low < energy.joules < energy.high
     assert 4.0 <= reading.power_w <= 14.0
-    assert meter.parts == [{"name": "CPU by watts per core", "basis": "assumed"}]
+    assert meter.parts == [{"name": "CPU by watts per core", "basis": "assumed", "component": "cpu"}]
 
 
 def test_accelerator_without_a_meter_makes_the_energy_unknown() -> None:
@@ -143,7 +134,26 @@ def test_counter_that_wraps_several_times_between_readings_is_kept_up_with(tmp_p
     file.write_text("150000000")
     assert meter.read().energy.joules == pytest.approx(200.0 + 950.0 + 100.0)
     assert meter.read().energy.joules == pytest.approx(1250.0)
-    file.unlink()
-    meter.keep_up()
-    file.write_text("150000000")
-    assert meter.read().energy.joules is None  # it may have wrapped unseen
+
+
+def test_parts_and_gaps_of_earlier_attempts_are_carried_on(tmp_path: Path) -> None:
+    file = rapl(tmp_path, "intel-rapl:0", "package-0", 0)
+    meter = PowerMeter(powercap=tmp_path)
+    file.write_text("5000000")
+    meter.read()
+    meter.gaps.count, meter.gaps.seconds = 2, 7.5
+    row = json.loads(json.dumps(meter.columns))
+    again = PowerMeter(powercap=tmp_path, earlier=row)
+    file.write_text("8000000")
+    again.read()
+    assert again.breakdown["cpu"]["value"] == pytest.approx(8.0)
+    assert (again.columns["energy_gaps"], again.columns["energy_gap_s"]) == (2, 7.5)
+    assert PowerMeter(powercap=tmp_path, earlier={"step": 3}).breakdown == {}
+
+
+def test_every_region_has_an_intensity_above_zero_and_names_near_a_wrong_one_are_told() -> None:
+    regions = set(_regions().values())
+    assert len(regions) > 200 and all(1.0 < entry.g_co2e_per_kwh < 1500.0 for entry in regions)
+    with pytest.raises(RecipeError) as caught:
+        region("gcp:europe-west99")
+    assert caught.value.fix.count("gcp:europe-west") == 3
