@@ -66,7 +66,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> str:
     if document["action"] == "inspect":
-        return _shown_row(document)
+        from bessemer.cli.data_row import shown_row
+
+        return shown_row(document)
     if document["action"] == "search":
         return _shown_finds(document)
     from bessemer.data.ledger import funnel_lines
@@ -87,7 +89,14 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     prepared = prepare(loaded.recipe, loaded.base, args.store, args.console, How(**given))
     document = {"action": "build", **_told(prepared), "finetune": None}
     if loaded.recipe.finetune is not None and loaded.recipe.finetune.data is not None:
-        task = prepare_task(loaded.recipe, loaded.base, args.store, prepared.tokenizer_path, args.console)
+        task = prepare_task(
+            loaded.recipe,
+            loaded.base,
+            args.store,
+            prepared.tokenizer_path,
+            args.console,
+            refresh=bool(args.refresh),
+        )
         document["finetune"] = _told(task)
     return document
 
@@ -163,28 +172,6 @@ def _splits(document: dict[str, Any]) -> list[str]:
             f"tokenizer: {document['tokenizer']['vocab']:,} tokens, {size / tokens:.2f} bytes a token"
         )
     return [*lines, document["manifest"], *([document["page"]] if "page" in document else [])]
-
-
-def _shown_row(document: dict[str, Any]) -> str:
-    """Tokens one after another, those that no loss is on in ‹brackets›; a line before each document."""
-    tokens = document["tokens"]
-    lines = [
-        f"{document['split']} row {document['row']} of {document['num_rows']:,}: "
-        f"{document['context']} tokens, {document['targets']} targets, {document['padding']} padding. "
-        "[learnt], ‹not learnt›"
-    ]
-    for part in document["documents"]:
-        group = f", group {part['group']}" if part["group"] is not None else ""
-        lines.append(
-            f"--- {part['source']}: {part['id']}{group} (tokens {part['begin']} to {part['end'] - 1})"
-        )
-        lines.append("".join(_bracketed(token) for token in tokens[part["begin"] : part["end"]]))
-    return "\n".join(lines)
-
-
-def _bracketed(token: dict[str, Any]) -> str:
-    text = repr(token["text"])[1:-1]
-    return f"[{text}]" if token["loss"] else f"‹{text}›"
 
 
 def _prepared_folder(path: Path) -> Path:

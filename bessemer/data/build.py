@@ -35,6 +35,7 @@ from bessemer.data.folders import in_use
 from bessemer.data.ledger import check_kept
 from bessemer.data.snapshots import cut_source
 from bessemer.data.sources.parts import Input
+from bessemer.data.task.templates import own_template
 from bessemer.data.tokens.encoder import Encoder
 from bessemer.data.tokens.learn import learn
 from bessemer.data.tokens.tokenizer import TextTokenizer, word_level
@@ -93,7 +94,10 @@ def _built(work: Work) -> dict[str, Any]:
         with _timed(work, "tokenizer_s"):
             learnt = work.ready or _learn(work, engine, parts, decisions)
             write_text(work.folder / "tokenizer.json", learnt.text)
-            write_text(work.folder / "tokenizer_config.json", learnt.config_text())
+            path = work.recipe.tokenizer.path
+            own = own_template(work.base / path) if path is not None else None
+            more = {} if own is None else {"chat_template": own}
+            write_text(work.folder / "tokenizer_config.json", learnt.config_text(more))
         with _timed(work, "encode_s"):
             encoded = _encode(work, engine, parts, decisions, learnt)
     finally:

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 from bessemer.data.labels import labels
 from bessemer.data.prepared import PreparedTask, Split, open_prepared
 from bessemer.data.rows import NO_LOSS
+from bessemer.data.task.telling import shares
 from bessemer.errors import RecipeError
 
 _CONTEXT = 512
@@ -40,6 +41,7 @@ def inspect_row(folder: Path, split: str, index: int, context: int | None) -> di
         "context": context,
         "targets": int((row.targets_T != NO_LOSS).sum()),
         "padding": context - shown[-1][2],
+        "shares": shares(prepared.manifest, split) if isinstance(prepared, PreparedTask) else None,
         "documents": [
             {"number": number, "begin": begin, "end": end, **known[number]} for number, begin, end in shown
         ],

@@ -5,7 +5,8 @@ of Bresenham splits: of the first k samples, floor(k * share / SHARES) are the f
 the rest is split among the others in the same way. So counts are exact to one sample a source at every
 moment, any sample is found without going through those before it, and the reverse is found by bisection.
 Counts go on from stage to stage: another stage, also one added in mid-run, loses and repeats no sample.
-A source that may be read `epochs` times gives its share to the others once it has been.
+A source that may be read `epochs` times gives its share to the others once it has been. Sources that are
+replayed, of earlier data, have a share together that does not depend on the others.
 Cost: 30 ns a sample and source; nothing is stored.
 Source: the split is Bresenham's line, IBM Systems Journal 4(1), 1965.
 """
@@ -31,6 +32,20 @@ class MixtureStage:
     begin: int  # the first sample of it
     weights: tuple[float, ...]  # of each source, its size counted in; 0: none of it
     most: tuple[int | None, ...]  # samples of each source that may be read in all, earlier stages counted
+    replayed: int = 0  # so many last sources are earlier data
+    replay_share: float = 0.0  # of all samples, theirs together; `weights` says how it is parted among them
+
+    def weights_left(self, carried: Sequence[int]) -> list[float]:
+        """Of each source, after so many samples of it; all 0 where no other than replayed ones are left."""
+        left = [
+            0.0 if cap is not None and done >= cap else weight
+            for weight, cap, done in zip(self.weights, self.most, carried, strict=True)
+        ]
+        if not self.replayed:
+            return left
+        others, old = left[: -self.replayed], left[-self.replayed :]
+        scale = self.replay_share / (1.0 - self.replay_share) * sum(others) / sum(old)
+        return [*others, *(scale * weight for weight in old)]
 
 
 class Mixture:
@@ -75,10 +90,7 @@ class Mixture:
         begin = stage.begin
         carried = self.counts(begin) if self._begins else np.zeros(len(stage.weights), dtype=np.int64)
         while self.end is None and (until is None or begin < until):
-            weights = [
-                0.0 if cap is not None and done >= cap else weight
-                for weight, cap, done in zip(stage.weights, stage.most, carried.tolist(), strict=True)
-            ]
+            weights = stage.weights_left(carried.tolist())
             if not any(weights):
                 self.end = begin
                 return
@@ -164,13 +176,28 @@ def followed_stages(
     now = [stage for stage in wanted if stage.begin <= position][-1]
     past = [stage for stage in kept if stage.begin < position]
     later = [stage for stage in wanted if stage.begin > position]
-    if past and (past[-1].weights, past[-1].most) == (now.weights, now.most):
+    if past and replace(past[-1], begin=now.begin) == now:
         return [*past, *later]  # nothing changes here: an extended schedule is as if it had always been so
     return [*past, replace(now, begin=position), *later]
 
 
 def _stage_from(row: dict[str, Any]) -> MixtureStage:
-    return MixtureStage(row["begin"], tuple(row["weights"]), tuple(row["most"]))
+    old = {name: row[name] for name in ("replayed", "replay_share") if name in row}
+    return MixtureStage(row["begin"], tuple(row["weights"]), tuple(row["most"]), **old)
+
+
+def with_replay(stages: Sequence[MixtureStage], share: float, weights: Sequence[float]) -> list[MixtureStage]:
+    """The stages with earlier data behind their sources. weights: how its share is parted."""
+    return [
+        replace(
+            stage,
+            weights=(*stage.weights, *weights),
+            most=(*stage.most, *[None] * len(weights)),
+            replayed=len(weights),
+            replay_share=share,
+        )
+        for stage in stages
+    ]
 
 
 def check_schedule(data: Data) -> None:

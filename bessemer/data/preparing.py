@@ -29,14 +29,19 @@ from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
 from bessemer.data.snapshots import meant_inputs
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
-from bessemer.data.task import WHAT, TaskWork, build_task
+from bessemer.data.task.build import TaskWork, build_task
+from bessemer.data.task.reading import Reading, task_inputs
+from bessemer.data.task.templates import Template, find_template, shipped
 from bessemer.data.tokens import tokenizer
+from bessemer.data.tokens.added import with_tokens
 from bessemer.data.tokens.tokenizer import TextTokenizer
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import DataError
 from bessemer.log import Console
 from bessemer.recipe.keys import leaves
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import FinetuneData, Recipe
+
+_FIRST_KEYS = ("kind", "path", "url_env", "table", "query", "prompt", "answer", "messages", "id", "group")
 
 
 def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How) -> Prepared:
@@ -88,30 +93,58 @@ def prepare_task(
     tokenizer_path: Path,
     console: Console,
     context: int | None,
+    *,
+    refresh: bool = False,
 ) -> PreparedTask:
     """The recipe's fine-tuning examples for this tokenizer: found in the store, or built there now.
 
     context: tokens in a row of the model that they are for; None: as the recipe says.
     """
     assert recipe.finetune is not None and recipe.finetune.data is not None, "the caller checks finetune.data"
-    data, learnt = recipe.finetune.data, tokenizer.load(tokenizer_path)
-    supported.check_task(data)
+    section, data = recipe.finetune, recipe.finetune.data
+    learnt = with_tokens(tokenizer.load(tokenizer_path), section.add_tokens, console.line)
+    supported.check_task(data, section.method)
     if context is None:
-        asked = recipe.finetune.context
-        context = asked if isinstance(asked, int) else recipe.model.context
-    inputs = find_inputs(WHAT, data.path or "", _start(recipe, base, store, console))
-    about = {key.path: key.value for key in leaves(recipe) if key.path.startswith("finetune.data.")}
-    about |= {"validation": recipe.data.validation, "dedup": recipe.data.clean.dedup, "context": context}
+        context = section.context if isinstance(section.context, int) else recipe.model.context
+    listed = task_inputs(data, _start(recipe, base, store, console))
+    (inputs,) = meant_inputs([data], [listed], store, refresh=refresh)
+    reading = Reading.of(data, section.method, inputs)
+    template = shipped("plain")  # of no use, but where there are chats
+    if reading.is_templated:
+        template = find_template(data.template, tokenizer_path, base)
+    about = _about_task(recipe, reading, template) | {"context": context}
     content = [[(entry.name, entry.xxh3_128) for entry in inputs]]
     final = store / _hash("finetune", about, content, learnt)
 
     def fill(folder: Path) -> dict[str, Any]:
-        return build_task(TaskWork(recipe, data, inputs, learnt, context, folder, console))
+        return build_task(
+            TaskWork(
+                recipe, data, inputs, reading, template, learnt, tokenizer_path, context, folder, console
+            )
+        )
 
     _publish(final, "finetune", fill, console)
     prepared = open_prepared(final)
     assert isinstance(prepared, PreparedTask), f"{final} is of another kind"
     return prepared
+
+
+def _about_task(recipe: Recipe, reading: Reading, template: Template) -> dict[str, Any]:
+    """The keys that decide the examples. Later ones count only where they are not as they were before
+    they came, so that data prepared then is found again."""
+    leaf = {key.path: key.value for key in leaves(recipe) if key.path.startswith("finetune.data.")}
+    defaults = FinetuneData().model_dump(mode="json")
+    about = {
+        path: value
+        for path, value in leaf.items()
+        if (name := path.removeprefix("finetune.data.")) in _FIRST_KEYS or value != defaults.get(name)
+    }
+    about |= {"validation": recipe.data.validation, "dedup": recipe.data.clean.dedup}
+    if reading.task_format != "prompt" or reading.columns["answer"] != reading.data.answer:
+        about |= {"format": reading.task_format, "columns": reading.columns}
+    if reading.is_templated:
+        about["template"] = template.xxh3_128
+    return about
 
 
 def _start(recipe: Recipe, base: Path, store: Path, console: Console) -> Path:

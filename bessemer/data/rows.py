@@ -4,20 +4,18 @@ Pre-training rows are windows of the stream of documents: row i is tokens i*T â€
 further, and a target that would cross into the next document is none. So the begin token is never a
 target; every other token is one exactly once, also the first of a window, whose target belongs to the
 window before. The last window is filled up with padding, which is no target.
-Task rows hold whole examples, packed best fit, longest first (arXiv:2404.10830 without cropping);
-targets are the answer and its end.
+Task rows hold whole examples (packed_rows.py).
 Dims: T tokens in a row.
 """
 
 from abc import ABC, abstractmethod
-from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
 import numpy as np
 
-from bessemer.data.tokens.shards import Shard, Stream, Tokens
+from bessemer.data.tokens.shards import Shard, Stream
 
 NO_LOSS = -100
 Int32 = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -93,88 +91,6 @@ class StreamRows(Rows):
         return [
             (k, int(max(borders[k], begin) - begin), int(min(borders[k + 1], end) - begin)) for k in shown
         ]
-
-
-@final
-class PackedRows(Rows):
-    """Rows of whole examples. `prompt_tokens[k]`: how many tokens of example k are prompt."""
-
-    def __init__(
-        self,
-        shard: Shard,
-        prompt_tokens: Sequence[int],
-        context: int,
-        pad_id: int,
-        examples: int | None = None,
-    ) -> None:
-        self._context, self._pad_id = context, pad_id
-        count = shard.num_documents if examples is None else min(examples, shard.num_documents)
-        whole = [(shard.document(number), prompt_tokens[number]) for number in range(count)]
-        self._examples = [fit_example(tokens, prompt, context) for tokens, prompt in whole]
-        self.truncated = sum(len(tokens) > context for tokens, _ in whole)
-        self._rows = pack([len(tokens) for tokens, _ in self._examples], context)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def row(self, index: int) -> Row:
-        """Raises IndexError beyond the last row."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        tokens_T = np.full(self._context, self._pad_id, dtype=np.int32)
-        targets_T = np.full(self._context, NO_LOSS, dtype=np.int32)
-        starts_T = np.zeros(self._context, dtype=np.int32)
-        begin = 0
-        for number in self._rows[index]:
-            tokens, prompt = self._examples[number]
-            end = begin + len(tokens)
-            tokens_T[begin:end] = tokens
-            targets_T[begin + prompt - 1 : end - 1] = tokens[prompt:]
-            starts_T[begin:] = begin
-            begin = end
-        return Row(tokens_T, targets_T, starts_T)
-
-    def documents(self, index: int) -> list[tuple[int, int, int]]:
-        shown, begin = [], 0
-        for number in self._rows[index]:
-            end = begin + len(self._examples[number][0])
-            shown.append((number, begin, end))
-            begin = end
-        return shown
-
-
-def fit_example(tokens: Tokens, prompt: int, context: int) -> tuple[Tokens, int]:
-    """(tokens, prompt tokens) of at most `context`, with as much of the answer as there is room for.
-
-    What is cut is the prompt, from three quarters on: its beginning says what it is about, its end what
-    is asked. Only an answer longer than the row loses its own end. One prompt token always stays, as
-    an answer's first token is predicted from something.
-    """
-    excess = len(tokens) - context
-    if excess <= 0:
-        return tokens, prompt
-    room = max(1, prompt - excess)
-    head = max(1, room * 3 // 4)
-    cut = np.concatenate([tokens[:head], tokens[prompt - (room - head) : prompt], tokens[prompt:]])
-    return cut[:context], room
-
-
-def pack(lengths: Sequence[int], context: int) -> list[list[int]]:
-    """Numbers of the examples in each row: best fit decreasing. Rows go by their first example."""
-    rows: list[list[int]] = []
-    gaps: list[tuple[int, int]] = []  # (tokens free, row), sorted
-    for number in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
-        place = bisect_left(gaps, (lengths[number], -1))
-        if place < len(gaps):
-            free, row = gaps.pop(place)
-            rows[row].append(number)
-        else:
-            free, row = context, len(rows)
-            rows.append([number])
-        if free > lengths[number]:
-            insort(gaps, (free - lengths[number], row))
-    # Not longest first: the first rows should be like any others.
-    return sorted((sorted(row) for row in rows), key=lambda row: row[0])
 
 
 def pad_id_of(tokenizer: dict[str, Any]) -> int:

@@ -16,12 +16,12 @@ from bessemer.data.factory.keys import key
 from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.parts import Input, Part
 from bessemer.durable import write_json
-from bessemer.recipe.schema import Source
+from bessemer.recipe.schema import FinetuneData, Source
 from bessemer.rundir import read_object
 
 
 def meant_inputs(
-    sources: Sequence[Source], inputs: Sequence[Sequence[Input]], store: Path, *, refresh: bool
+    sources: Sequence[Source | FinetuneData], inputs: Sequence[Sequence[Input]], store: Path, *, refresh: bool
 ) -> list[list[Input]]:
     """The inputs of each source; those of servers in the reading that is meant, with `refresh` a new one."""
     asked = {

@@ -28,11 +28,14 @@ def prepare_task(
     tokenizer_path: Path,
     console: Console,
     context: int | None = None,
+    *,
+    refresh: bool = False,
 ) -> PreparedTask:
     """The recipe's fine-tuning examples for this tokenizer.
 
     context: tokens in a row of the model that they are for; None: as the recipe says.
+    refresh: read a database server anew.
     """
     from bessemer.data import preparing
 
-    return preparing.prepare_task(recipe, base, store, tokenizer_path, console, context)
+    return preparing.prepare_task(recipe, base, store, tokenizer_path, console, context, refresh=refresh)

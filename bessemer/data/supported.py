@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bessemer.data.mixture import check_schedule
+from bessemer.data.task.formats import check_keys
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Clean, FinetuneData, Recipe, Source
 
@@ -46,14 +47,9 @@ def check_recipe(recipe: Recipe) -> None:
         )
 
 
-def check_task(data: FinetuneData) -> None:
-    if data.messages is not None:
-        raise later("finetune.data.messages", data.messages, "name `prompt` and `answer` columns")
-    if data.kind == "parquet":
-        raise later("finetune.data.kind", data.kind, 'write the rows as JSON lines and use kind = "jsonl"')
-    if data.url_env is not None:
-        raise later("finetune.data.url_env", data.url_env, "copy the rows into a SQLite file: `path`")
+def check_task(data: FinetuneData, method: str = "full") -> None:
     _check_origin(data, "finetune.data", is_sql=data.kind == "sql")
+    check_keys(data, method)
 
 
 def check_code(recipe: Recipe, *, allowed: bool) -> None:
@@ -81,15 +77,6 @@ def other_files(recipe: Recipe, base: Path) -> list[tuple[str, str]]:
         own = clean.code.partition(":")[0].replace(".", "/") + ".py"
         named += [("data.clean.code", own)] if (base / own).is_file() else []
     return named
-
-
-def later(key: str, value: object, instead: str) -> RecipeError:
-    return RecipeError(
-        f"{key} = {_shown(value)} is not built yet in this version",
-        found=f"{key} = {_shown(value)}",
-        wanted="what this version reads of a task: prompt and answer in jsonl, csv or SQLite",
-        fix=instead,
-    )
 
 
 def _check_source(source: Source, key: str, recipe: Recipe) -> None:
@@ -167,7 +154,3 @@ def _no_effect(key: str, why: str) -> RecipeError:
     return RecipeError(
         f"{key} has no effect {why}", found=key, wanted="keys that do something", fix=f"remove {key}"
     )
-
-
-def _shown(value: object) -> str:
-    return f'"{value}"' if isinstance(value, str) else str(value)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,8 @@ import pytest
 from making import QUIET, build, make, text_source
 
 from bessemer.cli import data
-from bessemer.data.supported import check_recipe, check_task
+from bessemer.data.supported import check_recipe
 from bessemer.errors import DataError, RecipeError
-from bessemer.recipe.schema import FinetuneData
 
 RECIPE = (
     f'name = "made"\n[tokenizer]\nvocab = 300\n[data]\nvalidation = 0.2\n[[data.source]]\n{text_source()}'
@@ -156,12 +156,22 @@ def test_recipe_without_data_or_with_twins_or_a_tiny_vocabulary_is_refused() -> 
         check_recipe(make(text_source(), vocab=258))
 
 
-@pytest.mark.parametrize(
-    "values", [{"messages": "m"}, {"kind": "parquet"}, {"kind": "sql", "url_env": "DSN", "table": "t"}]
-)
-def test_kinds_of_task_that_are_not_built_yet_are_refused(values: dict[str, str]) -> None:
-    with pytest.raises(RecipeError, match="not built yet"):
-        check_task(FinetuneData.model_validate({"path": "a", **values}))
+def test_learnt_tokens_are_coloured_on_a_terminal_only(
+    recipe: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built, _ = call("build", str(recipe), store=texts / "store")
+    task = str(Path(built["finetune"]["manifest"]).parent)
+    row, piped = call("inspect", task, store=texts)
+    share = row["shares"]
+    assert 0 < share["masked"] < 100 and share["truncated"] == share["empty"] == share["fully_masked"] == 0
+    assert f"train split: {share['masked']:.1f} % of tokens masked, 0.0 % of examples truncated" in piped
+    assert "\x1b" not in piped and "‹What› is" not in piped and "[<|eos|>]" in piped
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    coloured = data.show(row)
+    assert "\x1b[32mA number, " in coloured and "[<|eos|>]" not in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert data.show(row) == piped
 
 
 def test_build_prints_one_table_and_nothing_twice(

@@ -95,36 +95,46 @@ class Plugin:
 
 def load_plugin(name: str, base: Path, *, allowed: bool) -> Plugin:
     """`base`: the recipe's folder. Runs nothing of it unless `allowed`."""
+    function, digest = load_function("data.clean.code", name, base, allowed=allowed)
+    return Plugin(name, function, digest)
+
+
+def load_function(setting: str, name: str, base: Path, *, allowed: bool) -> tuple[Callable[..., Any], str]:
+    """The function that a recipe's `setting` names, and the hash of its module's file."""
     match = _NAME.fullmatch(name)
     if match is None:
-        raise _unusable(name, "no such form", 'write it as "module:function"')
+        raise _unusable(setting, name, "no such form", 'write it as "module:function"')
     if not allowed:
         raise RecipeError(
-            f"data.clean.code would run code of your own: {name}",
+            f"{setting} would run code of your own: {name}",
             found="no --allow-code",
             wanted="your word that this code may run with your rights",
             fix="read it, then add --allow-code to the command",
         )
-    file, module = _load(name, match[1], base)
+    try:
+        file, module = _load(match[1], base)
+    except (Exception, SystemExit) as error:
+        own = _own_file(match[1], base)
+        problem = f"{type(error).__name__}: {error}"
+        fix = f"put the module into {own}, or mend it"
+        raise _unusable(setting, name, f"{problem}, on importing it", fix) from error
+    if not file.is_file():
+        fix = "put the function into a file beside the recipe"
+        raise _unusable(setting, name, "a module that is no file", fix)
     function = getattr(module, match[2], None)
     if not callable(function):
-        raise _unusable(name, f"{file} without a function {match[2]}", "mend data.clean.code or the file")
-    return Plugin(name, function, xxhash.xxh3_128_hexdigest(file.read_bytes()))
+        raise _unusable(setting, name, f"{file} without a function {match[2]}", f"mend {setting} or the file")
+    return function, xxhash.xxh3_128_hexdigest(file.read_bytes())
 
 
-def _load(name: str, module_name: str, base: Path) -> tuple[Path, ModuleType]:
-    own = base.joinpath(*module_name.split(".")).with_suffix(".py")
-    try:
-        module = _run_file(own) if own.is_file() else importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise _unusable(
-            name, f"{problem}, on importing it", f"put the module into {own}, or mend it"
-        ) from error
-    file = Path(getattr(module, "__file__", None) or "")
-    if not file.is_file():
-        raise _unusable(name, "a module that is no file", "put the function into a file beside the recipe")
-    return file, module
+def _own_file(module_name: str, base: Path) -> Path:
+    return base.joinpath(*module_name.split(".")).with_suffix(".py")
+
+
+def _load(module_name: str, base: Path) -> tuple[Path, ModuleType]:
+    own = _own_file(module_name, base)
+    module = _run_file(own) if own.is_file() else importlib.import_module(module_name)
+    return Path(getattr(module, "__file__", None) or ""), module
 
 
 def _run_file(file: Path) -> ModuleType:
@@ -148,9 +158,9 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", errors="replace").decode()
 
 
-def _unusable(name: str, found: str, fix: str) -> RecipeError:
+def _unusable(setting: str, name: str, found: str, fix: str) -> RecipeError:
     return RecipeError(
-        f"data.clean.code: cannot use {name!r}",
+        f"{setting}: cannot use {name!r}",
         found=found,
         wanted="module:function, of a file in the recipe's folder or of an installed package",
         fix=fix,

@@ -5,6 +5,7 @@ is one for its row. Bytes that are not UTF-8 in a column of texts stay visible a
 Cost: Parquet 310 MB/s of text a core, Arrow streams 480 (pieces of 4 kB; Zstandard pages).
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,12 +71,36 @@ def read_arrow(wanted: Wanted, part: Part) -> Iterator[Record]:
         yield Record.failed(f"{entry.name}:{number}", wanted, "corrupt")
 
 
+def schema_of(wanted: Wanted, entry: Input, *, is_stream: bool) -> pa.Schema | None:
+    """Of a file of Parquet or an Arrow stream; None where it cannot be read."""
+    try:
+        if is_stream:
+            with pa.memory_map(str(entry.path)) as source, pa.ipc.open_stream(source) as stream:
+                return stream.schema
+        with open_arrow(entry, wanted.what) as source:
+            return open_parquet(source).schema_arrow
+    except UNREADABLE:
+        return None
+
+
+def class_names_in(schema: pa.Schema, column: str) -> list[str] | None:
+    """What the numbers in a column stand for, as `datasets` keeps it beside a table (ClassLabel)."""
+    try:
+        info = json.loads((schema.metadata or {})[b"huggingface"])
+        feature = info["info"]["features"][column]
+        return [str(name) for name in feature["names"]] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def check_schema(wanted: Wanted, entry: Input, schema: pa.Schema) -> None:
     """WrongColumns where one is missing or cannot be what it is wanted for."""
     for place, name in enumerate(wanted.columns):
         if schema.get_field_index(name) < 0:
             raise no_column(wanted.what, place_of(entry), name, schema.names)
         kind = schema.field(name).type
+        if wanted.any_type:
+            continue
         if place == 0 and wanted.kind == "tokens":
             good = _is_list(kind) and pa.types.is_integer(kind.value_type)
         else:
@@ -104,8 +129,11 @@ def wanted_bytes(group: Any, columns: Sequence[str]) -> int:
 
 
 def _records(wanted: Wanted, entry: Input, batch: pa.RecordBatch, number: int) -> Iterator[Record]:
-    columns = [_values(batch.column(batch.schema.get_field_index(name))) for name in wanted.columns]
-    sizes = _sizes(batch.column(batch.schema.get_field_index(wanted.columns[0])))
+    found = [batch.column(batch.schema.get_field_index(name)) for name in wanted.columns]
+    columns = [_values(column, any_type=wanted.any_type) for column in found]
+    # What is no text has no size of its own in each row: then the mean is told.
+    plain = _is_text(found[0].type) or not wanted.any_type
+    sizes = _sizes(found[0]) if plain else [batch.nbytes // max(1, len(batch))] * len(batch)
     for place, (values, size) in enumerate(zip(zip(*columns, strict=True), sizes, strict=True), number):
         if size > LARGEST_BYTES:
             yield Record.failed(f"{entry.name}:{place}", wanted, "too_large", size)
@@ -113,8 +141,8 @@ def _records(wanted: Wanted, entry: Input, batch: pa.RecordBatch, number: int) -
             yield Record(f"{entry.name}:{place}", values, size)
 
 
-def _values(column: pa.Array) -> list[Any]:
-    if _is_list(column.type):
+def _values(column: pa.Array, *, any_type: bool) -> list[Any]:
+    if _is_list(column.type) and not any_type:
         return _token_arrays(column)
     try:
         values = column.to_pylist()

@@ -52,7 +52,16 @@ def wanted_columns(source: Source) -> Wanted:
     if source.kind == "tokens" and "text" not in source.model_fields_set:
         text = "tokens"
     columns = [text, *(name for name in (source.id, source.group) if name is not None)]
-    return Wanted(what(source), source.kind, columns, source.table, source.query)
+    return Wanted(
+        what(source),
+        source.kind,
+        columns,
+        source.table,
+        source.query,
+        source.url_env,
+        source.split_by,
+        (source.text, source.id, source.group),
+    )
 
 
 def cut(source: Source, inputs: Sequence[Input], part_bytes: int = PART_BYTES) -> list[Part]:

@@ -10,12 +10,14 @@ line ends escaped); lists of tokens 77 MB/s.
 import io
 import json
 from collections.abc import Iterator
+from typing import Any
 
-from bessemer.data.sources.parts import LARGEST_BYTES, Part, Record, Wanted
+from bessemer.data.sources.parts import LARGEST_BYTES, Input, Part, Record, Wanted
 from bessemer.data.sources.streams import Broken, open_stream
 from bessemer.data.sources.values import MISSING
 
 _SKIP_BYTES = 1 << 20
+_FIRST_LINES = 100
 _MOST_VALUES = 8 << 20
 _LONG_BYTES = 16 << 20  # shorter lines cannot hold too many values
 
@@ -39,6 +41,27 @@ def read_lines(wanted: Wanted, part: Part, most_bytes: int = LARGEST_BYTES) -> I
                 at, number = at + num_bytes, number + 1
         except Broken as broken:
             yield Record.failed(f"{entry.name}:{number}", wanted, broken.reason)
+
+
+def first_fields(wanted: Wanted, entry: Input) -> list[str] | None:
+    """The fields of the first row that is an object; None where none of the first lines is one."""
+    with open_stream(entry, wanted.what) as stream:
+        try:
+            for _ in range(_FIRST_LINES):
+                row = _object(stream.readline(LARGEST_BYTES))
+                if row is not None:
+                    return list(row)
+        except Broken:
+            pass  # told as a row when it is read
+    return None
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line.removeprefix(b"\xef\xbb\xbf"))
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _skip_line(stream: io.BufferedReader) -> int:

@@ -39,6 +39,10 @@ class Wanted:
     columns: Sequence[str]
     table: str | None = None
     query: str | None = None
+    url_env: str | None = None  # of a database server: the variable with its address
+    split_by: str | None = None
+    asked: tuple[str | None, ...] = ()  # what a server is asked for, as the recipe names it
+    any_type: bool = False  # fields may hold lists and objects, not only texts
 
 
 # Told before a document is extracted, with its place in the part. Gives the reason if it is to be left out,

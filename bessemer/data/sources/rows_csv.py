@@ -48,6 +48,15 @@ def check_columns(wanted: Wanted, entry: Input) -> None:
         _places(wanted, entry, LARGEST_BYTES)
 
 
+def header_of(wanted: Wanted, entry: Input) -> list[str] | None:
+    """The names in the first record; None where it cannot be read."""
+    try:
+        header, _ = next(_records(wanted, Part((entry,)), LARGEST_BYTES), (b"", 0))
+        return _fields(header) if header else None
+    except (Broken, csv.Error):
+        return None
+
+
 def _places(wanted: Wanted, entry: Input, most_bytes: int) -> list[int]:
     """Where the wanted columns are in a row. None in a file without a header."""
     header, _ = next(_records(wanted, Part((entry,)), most_bytes), (b"", 0))

@@ -19,13 +19,14 @@ from uuid import UUID
 
 import xxhash
 
+from bessemer.data.sources.cutting import wanted_columns
 from bessemer.data.sources.inputs import check_unchanged, find_inputs
-from bessemer.data.sources.parts import Document, Input, Part
+from bessemer.data.sources.parts import Document, Input, Part, Record, Wanted
 from bessemer.data.sources.sql_address import Address, file_address, server_address
 from bessemer.data.sources.sql_ranges import ranges, rows_of
 from bessemer.data.sources.sql_session import session, told
-from bessemer.data.sources.sql_tables import selection
-from bessemer.data.sources.values import usable_label, usable_text
+from bessemer.data.sources.sql_tables import names_of, selection
+from bessemer.data.sources.values import MISSING, usable_label, usable_text
 from bessemer.errors import DataError
 from bessemer.recipe.schema import Source
 
@@ -33,68 +34,93 @@ _ROWS_A_PART = 50_000
 
 
 def sql_inputs(source: Source, base: Path) -> list[Input]:
+    return database_inputs(wanted_columns(source), source.path, base)
+
+
+def database_inputs(wanted: Wanted, path: str | None, base: Path) -> list[Input]:
     """SQLite files by their content; of a server, what is asked of it. No server is reached here."""
-    if source.url_env is None:
-        return find_inputs(_what(source), source.path or "", base)
-    return [_server_input(source, server_address(_what(source), source.url_env))]
+    if wanted.url_env is None:
+        return find_inputs(wanted.what, path or "", base)
+    return [_server_input(wanted, server_address(wanted.what, wanted.url_env))]
 
 
 def sql_parts(source: Source, inputs: list[Input], rows_a_part: int = _ROWS_A_PART) -> list[Part]:
     """Ranges of keys that hold all rows, or the first `source.limit` ones."""
+    wanted = wanted_columns(source)
     parts: list[Part] = []
     for entry in inputs:
-        address = _address(source, entry)
+        address = _address(wanted, entry)
         left = None if source.limit is None else source.limit - sum(part.most_rows or 0 for part in parts)
-        cut = _parts(source, entry, address, rows_a_part, left)
-        parts += told(_what(source), address, source.query, cut)
+        cut = _parts(wanted, entry, address, rows_a_part, left)
+        parts += told(wanted.what, address, wanted.query, cut)
     return parts
 
 
 def read_sql(source: Source, part: Part) -> Iterator[Document]:
     """Every row of the part, in order of its key. A row that is no document comes with the reason."""
+    for place, row, is_json in _told_rows(wanted_columns(source), part):
+        yield _document(source, place, row, is_json)
+
+
+def read_sql_records(wanted: Wanted, part: Part) -> Iterator[Record]:
+    """The same rows with whatever is in their fields: JSON is taken apart by the database's driver."""
+    for place, row, _ in _told_rows(wanted, part):
+        values = row[: len(wanted.columns)]
+        filled = tuple(MISSING if value is None else _plain(value) for value in values)
+        yield Record(place, filled, sum(map(_num_bytes, values)))
+
+
+def columns_of(wanted: Wanted, entry: Input) -> list[str]:
+    """The names of all columns that the table or query has."""
+    address = _address(wanted, entry)
+
+    def names() -> Iterator[str]:
+        with session(address) as connection:
+            yield from names_of(wanted, address.shown, connection)
+
+    return list(told(wanted.what, address, wanted.query, names()))
+
+
+def _told_rows(wanted: Wanted, part: Part) -> Iterator[tuple[str, tuple[Any, ...], list[bool]]]:
     entry = part.inputs[0]
-    address = _address(source, entry)
-    for place, row, is_json in told(_what(source), address, source.query, _rows(source, part, address)):
-        yield _document(source, f"{entry.name}:{place}", row, is_json)
+    address = _address(wanted, entry)
+    for place, row, is_json in told(wanted.what, address, wanted.query, _rows(wanted, part, address)):
+        yield f"{entry.name}:{place}", row, is_json
     if address.kind == "sqlite":
-        check_unchanged(entry, _what(source))
+        check_unchanged(entry, wanted.what)
 
 
-def _what(source: Source) -> str:
-    return f"source {source.name!r}"
-
-
-def _server_input(source: Source, address: Address) -> Input:
-    asked = (address.public, source.table, source.query, source.text, source.id, source.group)
-    name = source.table
-    if source.query is not None:
-        name = f"query-{xxhash.xxh32_hexdigest(source.query.encode())}"
+def _server_input(wanted: Wanted, address: Address) -> Input:
+    asked = (address.public, wanted.table, wanted.query, *wanted.asked)
+    name = wanted.table
+    if wanted.query is not None:
+        name = f"query-{xxhash.xxh32_hexdigest(wanted.query.encode())}"
     digest = xxhash.xxh3_128_hexdigest(repr(asked).encode())
     return Input(Path(), f"{address.kind}:{name}", 0, 0, digest, url=address.shown)
 
 
-def _address(source: Source, entry: Input) -> Address:
+def _address(wanted: Wanted, entry: Input) -> Address:
     """Of an input, checked to be what it was when the inputs were listed."""
-    if source.url_env is None:
+    if wanted.url_env is None:
         if entry.url is not None:
-            raise _not_here(source, entry.url)
-        check_unchanged(entry, _what(source))
+            raise _not_here(wanted.what, entry.url)
+        check_unchanged(entry, wanted.what)
         return file_address(entry.path)
-    address = server_address(_what(source), source.url_env)
-    asked = _server_input(source, address)
+    address = server_address(wanted.what, wanted.url_env)
+    asked = _server_input(wanted, address)
     if (asked.at(entry.reading) if entry.reading else asked).xxh3_128 != entry.xxh3_128:
         raise DataError(
-            f"{_what(source)}: another database than when its parts were listed",
-            found=f"{source.url_env} names {address.shown}",
+            f"{wanted.what}: another database than when its parts were listed",
+            found=f"{wanted.url_env} names {address.shown}",
             wanted=f"{entry.url}, with the same table or query and columns",
-            fix=f"set {source.url_env} alike on all machines, then run the same command again",
+            fix=f"set {wanted.url_env} alike on all machines, then run the same command again",
         )
     return address
 
 
-def _not_here(source: Source, url: str) -> DataError:
+def _not_here(what: str, url: str) -> DataError:
     return DataError(
-        f"{_what(source)}: a SQLite file must lie on this machine",
+        f"{what}: a SQLite file must lie on this machine",
         found=url,
         wanted="a path: SQLite reads here and there in the file",
         fix="copy it here first, or read the database that it comes from through `url_env`",
@@ -102,19 +128,19 @@ def _not_here(source: Source, url: str) -> DataError:
 
 
 def _parts(
-    source: Source, entry: Input, address: Address, rows_a_part: int, limit: int | None
+    wanted: Wanted, entry: Input, address: Address, rows_a_part: int, limit: int | None
 ) -> Iterator[Part]:
     with session(address) as connection:
-        chosen = selection(source, _what(source), address.shown, connection)
-        for keys, first_row, most_rows in ranges(connection, chosen, _what(source), rows_a_part, limit):
+        chosen = selection(wanted, address.shown, connection)
+        for keys, first_row, most_rows in ranges(connection, chosen, wanted.what, rows_a_part, limit):
             yield Part((entry,), keys.begin or 0, keys.end, first_row, most_rows)
 
 
-def _rows(source: Source, part: Part, address: Address) -> Iterator[tuple[str, tuple[Any, ...], list[bool]]]:
+def _rows(wanted: Wanted, part: Part, address: Address) -> Iterator[tuple[str, tuple[Any, ...], list[bool]]]:
     """(place, values of the wanted columns, which of them are JSON)."""
     last_key, same_key = object(), 0
     with session(address) as connection:
-        chosen = selection(source, _what(source), address.shown, connection)
+        chosen = selection(wanted, address.shown, connection)
         for number, (row, is_json) in enumerate(rows_of(connection, chosen, part), part.first_row):
             place = str(number)
             if chosen.key is not None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from bessemer.data.sources.inputs import near
+from bessemer.data.sources.parts import Wanted
 from bessemer.data.sources.sql_session import select
 from bessemer.errors import DataError
-from bessemer.recipe.schema import Source
 
 _NAMES_SHOWN = 50
 _NAME_PARTS = re.compile(r'"(?:[^"]|"")*"|`(?:[^`]|``)*`|[^.]+')
@@ -63,36 +63,47 @@ class Selection:
     """All names are quoted for SQL."""
 
     origin: str  # a table, or a query in brackets
-    columns: tuple[str, ...]  # text, and id and group where they are named
+    columns: tuple[str, ...]  # the wanted ones, in their order
     key: str | None  # rows are ordered and cut by it
     ties: tuple[str, ...]  # what orders rows of one key, or all rows where there is no key
     is_asked: bool  # the recipe names the key: it must be one
 
 
-def selection(source: Source, what: str, shown: str, connection: Connection) -> Selection:
-    """`what` and `shown` name source and database in errors."""
-    mark = '"' if connection.dialect.name != "mysql" else "`"
+def selection(wanted: Wanted, shown: str, connection: Connection) -> Selection:
+    """`shown` names the database in errors."""
+    origin, names, primary, key = _origin(wanted, shown, connection)
+    if wanted.split_by is not None:
+        key = _column(wanted.split_by, names, wanted.what, shown)
+    columns = tuple(_quoted(_column(name, names, wanted.what, shown), connection) for name in wanted.columns)
+    ties = tuple(_quoted(name, connection) for name in primary if name != key)
+    ordered = _quoted(key, connection) if key else None
+    return Selection(origin, columns, ordered, ties, wanted.split_by is not None)
 
-    def quote(name: str) -> str:  # not SQLAlchemy's, which doubles each % for queries with parameters
-        return mark + name.replace(mark, mark * 2) + mark
 
-    if source.query is not None:
+def names_of(wanted: Wanted, shown: str, connection: Connection) -> list[str]:
+    """The columns of the table or query."""
+    return _origin(wanted, shown, connection)[1]
+
+
+def _origin(
+    wanted: Wanted, shown: str, connection: Connection
+) -> tuple[str, list[str], list[str], str | None]:
+    """(table or query in brackets, its columns, those of the primary key, the key by which it can be cut)."""
+    if wanted.query is not None:
         # The line break ends a comment in the query.
-        origin = f"({source.query.strip().rstrip(';')}\n) as rows_of_query"
+        origin = f"({wanted.query.strip().rstrip(';')}\n) as rows_of_query"
         rows, names, _ = select(connection, f"select * from {origin} limit 0")  # noqa: S608
         list(rows)
-        primary: list[str] = []
-        key = None
-    else:
-        schema, table = _found_table(source.table or "", what, shown, connection)
-        origin = f"{quote(schema)}.{quote(table)}"
-        names, primary, key = _described(schema, table, connection)
-    if source.split_by is not None:
-        key = _column(source.split_by, names, what, shown)
-    wanted = [name for name in (source.text, source.id, source.group) if name is not None]
-    columns = tuple(quote(_column(name, names, what, shown)) for name in wanted)
-    ties = tuple(quote(name) for name in primary if name != key)
-    return Selection(origin, columns, quote(key) if key else None, ties, source.split_by is not None)
+        return origin, names, [], None
+    schema, table = _found_table(wanted.table or "", wanted.what, shown, connection)
+    origin = f"{_quoted(schema, connection)}.{_quoted(table, connection)}"
+    return origin, *_described(schema, table, connection)
+
+
+def _quoted(name: str, connection: Connection) -> str:
+    """Not SQLAlchemy's way, which doubles each % for queries with parameters."""
+    mark = '"' if connection.dialect.name != "mysql" else "`"
+    return mark + name.replace(mark, mark * 2) + mark
 
 
 def _found_table(wanted: str, what: str, shown: str, connection: Connection) -> tuple[str, str]:

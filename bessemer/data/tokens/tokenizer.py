@@ -73,11 +73,14 @@ class TextTokenizer:
         inner = list(ids[1:]) if begin and ids and ids[0] == self.bos_id else list(ids)
         return [*begin, *inner] if inner and inner[-1] == self.eos_id else [*begin, *inner, self.eos_id]
 
-    def config_text(self) -> str:
-        """tokenizer_config.json: which tokens begin, end and pad, so that nobody needs to guess again."""
+    def special_words(self) -> dict[str, str]:
+        """bos_token, eos_token and pad_token, as far as there are any."""
         ids = {"bos_token": self.bos_id, "eos_token": self.eos_id, "pad_token": self.pad_id}
-        words = {key: self.engine.id_to_token(token) for key, token in ids.items() if token is not None}
-        return json.dumps(words, indent=1, ensure_ascii=False) + "\n"
+        return {key: str(self.engine.id_to_token(token)) for key, token in ids.items() if token is not None}
+
+    def config_text(self, more: Mapping[str, str] | None = None) -> str:
+        """tokenizer_config.json: which tokens begin, end and pad, so that nobody needs to guess again."""
+        return json.dumps({**self.special_words(), **(more or {})}, indent=1, ensure_ascii=False) + "\n"
 
     def description(self) -> dict[str, Any]:
         """What a manifest keeps."""

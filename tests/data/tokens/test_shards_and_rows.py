@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bessemer.data.rows import NO_LOSS, PackedRows, StreamRows, fit_example, pack
+from bessemer.data.fitting import fit_document, fit_pair
+from bessemer.data.packed_rows import Extra, Marks, PackedRows, pack
+from bessemer.data.rows import NO_LOSS, StreamRows
 from bessemer.data.tokens.shards import Shard, ShardWriter, Stream
 from bessemer.errors import DataError
 
@@ -188,7 +190,9 @@ def test_packed_examples_are_whole_and_only_answers_are_targets(tmp_path: Path) 
     prompts = [[BOS, *random.integers(3, 99, random.integers(1, 20)).tolist()] for _ in range(60)]
     answers = [[*random.integers(100, 199, random.integers(1, 9)).tolist(), EOS] for _ in range(60)]
     shard = written(tmp_path, [prompt + answer for prompt, answer in zip(prompts, answers, strict=True)])
-    rows = PackedRows(shard, [len(prompt) for prompt in prompts], 32, PAD)
+    sizes = zip(prompts, answers, strict=True)
+    marks = [Marks.prompt(len(prompt), len(prompt) + len(answer)) for prompt, answer in sizes]
+    rows = PackedRows(shard, marks, 32, PAD)
     seen = []
     for index in range(len(rows)):
         row = rows.row(index)
@@ -205,7 +209,8 @@ def test_packed_examples_are_whole_and_only_answers_are_targets(tmp_path: Path) 
 
 def test_first_examples_are_those_of_any_longer_choice(tmp_path: Path) -> None:
     shard = written(tmp_path, some_documents(0, 30))
-    rows = PackedRows(shard, [1] * 30, 64, PAD, examples=10)
+    marks = [Marks.prompt(1, len(shard.document(number))) for number in range(30)]
+    rows = PackedRows(shard, marks, 64, PAD, examples=10)
     assert sorted(k for index in range(len(rows)) for k, _, _ in rows.documents(index)) == list(range(10))
 
 
@@ -218,10 +223,54 @@ def test_packing_wastes_little() -> None:
 
 
 def test_too_long_example_loses_the_middle_of_its_prompt() -> None:
-    tokens = np.arange(100)  # prompt 0 … 79, answer 80 … 99
-    cut, prompt = fit_example(tokens, 80, 60)
-    assert prompt == 40 and cut.tolist() == [*range(30), *range(70, 100)]
-    cut, prompt = fit_example(tokens, 80, 15)  # the answer alone is longer than the row
-    assert prompt == 1 and cut.tolist() == [0, *range(80, 94)]
-    whole, prompt = fit_example(tokens, 80, 100)
-    assert prompt == 80 and whole is tokens
+    spans = ((80, 100),)  # prompt 0 … 79, answer 80 … 99
+    fitted = fit_document(100, spans, 60)
+    assert fitted.places.tolist() == [*range(30), *range(70, 100)] and fitted.spans == ((40, 60),)
+    fitted = fit_document(100, spans, 15)  # the answer alone is longer than the row
+    assert fitted.places.tolist() == [0, *range(80, 94)] and fitted.spans == ((1, 15),)
+    fitted = fit_document(100, spans, 100)
+    assert fitted.places.tolist() == list(range(100)) and fitted.spans == spans
+    fitted = fit_document(100, (), 20)  # a text with a label keeps its end
+    assert fitted.places.tolist() == [*range(14), *range(94, 100)] and fitted.spans == ()
+
+
+def test_what_stands_behind_a_cut_is_not_learnt_from_what_stands_before_it() -> None:
+    fitted = fit_document(100, ((10, 20), (60, 80), (90, 100)), 60)
+    # 37 and 13 tokens of the first 90 stay: 0 … 36, 77 … 89; token 77 would be predicted by 36.
+    assert fitted.places.tolist() == [*range(37), *range(77, 100)]
+    assert fitted.spans == ((10, 20), (38, 40), (50, 60))
+
+
+def test_both_documents_of_a_pair_lose_the_same_of_their_prompt() -> None:
+    chosen, rejected = fit_pair((50, 60), (((40, 50),), ((40, 60),)), 70)
+    assert chosen.places.tolist() == [*range(15), *range(35, 50)] and chosen.spans == ((20, 30),)
+    assert rejected.places.tolist() == [*range(15), *range(35, 60)] and rejected.spans == ((20, 40),)
+    chosen, rejected = fit_pair((50, 100), (((40, 50),), ((40, 100),)), 40)  # a long answer loses its end
+    assert chosen.places.tolist() == [0, *range(40, 50)] and rejected.size == 29
+    chosen, rejected = fit_pair((100, 100), (((40, 100),), ((40, 100),)), 41)
+    assert (chosen.size, rejected.size) == (20, 21)
+
+
+def test_columns_of_documents_and_of_tokens_stand_where_those_are(tmp_path: Path) -> None:
+    documents = some_documents(0, 20)
+    shard = written(tmp_path, documents)
+    marks = [Marks.prompt(1, len(document)) for document in documents]
+    total = len(shard.tokens)
+    each = np.arange(2 * total, dtype=np.float32).reshape(total, 2)
+    longest = max(map(len, documents))
+    context = longest - 1  # one of them at least is cut
+    extra = Extra({"score": np.arange(20) + 0.5}, {"top": each})
+    rows = PackedRows(shard, marks, context, PAD, extra=extra)
+    assert rows.truncated > 0
+    for index in range(len(rows)):
+        row, used = rows.row(index), np.zeros(context, dtype=bool)
+        for number, begin, end in rows.documents(index):
+            assert row.columns["score"][begin] == number + 0.5
+            first = int(shard.borders[number])
+            places = (row.columns["top"][begin:end, 0] / 2).astype(int)
+            assert shard.tokens[places].tolist() == row.tokens_T[begin:end].tolist()
+            assert first <= places.min() and places.max() < int(shard.borders[number + 1])
+            used[begin:end] = True
+        begins = [begin for _, begin, _ in rows.documents(index)]
+        assert np.flatnonzero(row.columns["score"]).tolist() == begins
+        assert not row.columns["top"][~used].any()

@@ -1,0 +1,234 @@
+"""Rows of a task's files become samples, or are counted with the reason why they are none.
+
+    missing, not_text, undecodable, not_messages, role.unknown    errors: the row is not what it should be
+    empty, role.order, masked, same                               refused: there is nothing (good) to learn
+The first few of each reason are kept with their place.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bessemer.data.ledger import SourceCount
+from bessemer.data.sources.huggingface import find_dataset
+from bessemer.data.sources.inputs import find_inputs
+from bessemer.data.sources.parts import Input, Record, Wanted
+from bessemer.data.sources.records import class_names, read_records
+from bessemer.data.sources.records import columns_of as columns_there
+from bessemer.data.sources.values import MISSING, usable_label, usable_text
+from bessemer.data.task import WHAT
+from bessemer.data.task.formats import columns_of, format_of
+from bessemer.data.task.messages import checked_order, messages_of, with_system
+from bessemer.data.task.samples import Message, Sample, common_beginning
+from bessemer.data.task.unusable import Unusable
+from bessemer.recipe.schema import FinetuneData
+
+SHOWN = 5  # rows of each reason
+Fields = dict[str, Any]
+
+
+@dataclass
+class Lost:
+    """Rows that are no examples: how many are in the ledger, the first ones here."""
+
+    count: SourceCount
+    rows: list[dict[str, str]] = field(default_factory=list)
+    _seen: Counter[str] = field(default_factory=Counter)
+
+    def add(self, place: str, why: Unusable) -> None:
+        (self.count.errors if why.is_error else self.count.refused)[why.reason] += 1
+        self.show(place, why)
+
+    def show(self, place: str, why: Unusable) -> None:
+        """Of a row that is counted already."""
+        self._seen[why.reason] += 1
+        if self._seen[why.reason] <= SHOWN:
+            self.rows.append({"place": place, "reason": why.reason, "told": why.told})
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the rows of a task are read."""
+
+    data: FinetuneData
+    task_format: str
+    columns: dict[str, str]
+    names: tuple[str, ...] | None = None  # classification: what labels that are whole numbers stand for
+    of_messages: bool = False  # preference: the first pair is one of conversations, not of texts
+
+    @staticmethod
+    def of(data: FinetuneData, method: str, inputs: Sequence[Input]) -> "Reading":
+        """Looks into the first file for what recipe and method leave open."""
+        there = columns_there(wanted_of(data, ()), inputs[0]) if inputs else None
+        task_format = format_of(data, method, there)
+        columns, names = columns_of(data, task_format, there), None
+        if task_format == "classification" and inputs:
+            names = class_names(wanted_of(data, ()), inputs[0], columns["label"])
+        reading = Reading(data, task_format, columns, None if names is None else tuple(names))
+        return replace(reading, of_messages=task_format == "preference" and reading._is_of_messages(inputs))
+
+    @property
+    def is_templated(self) -> bool:
+        """Whether texts are written with a chat template; else prompt and answer stand as they are."""
+        if self.task_format in ("messages", "instruction") or self.of_messages:
+            return True
+        return self.task_format in ("prompt", "preference") and self.data.template != "auto"
+
+    def samples(self, inputs: Sequence[Input], lost: Lost) -> Iterator[Sample]:
+        wanted = wanted_of(self.data, tuple(self.columns.values()))
+        for entry in inputs:
+            for record in read_records(wanted, entry):
+                lost.count.read(record.num_bytes, None)
+                try:
+                    yield self._sample(record)
+                except Unusable as why:
+                    lost.add(record.place, why)
+
+    def _sample(self, record: Record) -> Sample:
+        if record.error is not None:
+            raise Unusable(record.error, is_error=True)
+        fields = dict(zip(self.columns, record.values, strict=True))
+        own_id = _label(fields["id"]) if "id" in fields else None
+        group = _label(fields["group"]) if "group" in fields else None
+        name = record.place if own_id is None else own_id
+        content = _READERS[self.task_format](self, fields)
+        return Sample(record.place, name, group, own_id is not None, **content)
+
+    def _prompt(self, fields: Fields) -> Fields:
+        prompt, answer = _text(fields["prompt"]), _text(fields["answer"])
+        _need(prompt, answer)
+        return {"chats": (self._chat(prompt, answer),)} if self.is_templated else {"texts": (prompt, answer)}
+
+    def _messages(self, fields: Fields) -> Fields:
+        chat = checked_order(with_system(messages_of(fields["messages"]), self.data.system))
+        return {"chats": (tuple(chat),)}
+
+    def _instruction(self, fields: Fields) -> Fields:
+        about = fields.get("input", MISSING)
+        asked, answer = _text(fields["instruction"]), _text(fields["output"])
+        more = "" if about is MISSING or about is None else _text(about)
+        _need(asked, answer)
+        return {"chats": (self._chat(f"{asked}\n\n{more}" if more.strip() else asked, answer),)}
+
+    def _preference(self, fields: Fields) -> Fields:
+        prompt, answers = fields.get("prompt", MISSING), (fields["chosen"], fields["rejected"])
+        if all(isinstance(answer, str) and not _is_list(answer) for answer in answers):
+            asked, chosen, rejected = _text(prompt), _text(answers[0]), _text(answers[1])
+            _need(asked, chosen, rejected)
+            _differ(chosen, rejected)
+            if not self.is_templated:
+                return {"texts": (asked, chosen, rejected)}
+            chats = [self._chat(asked, chosen), self._chat(asked, rejected)]
+        elif not self.is_templated:
+            raise Unusable("not_text", "messages, where the first pair is one of texts", is_error=True)
+        else:
+            chats = [self._side(prompt, answer) for answer in answers]
+            _differ(*chats)
+        return {"chats": tuple(chats), "common": common_beginning(*chats)}
+
+    def _is_of_messages(self, inputs: Sequence[Input]) -> bool:
+        wanted = wanted_of(self.data, (self.columns["chosen"],))
+        for entry in inputs:
+            with closing(read_records(wanted, entry)) as records:
+                for record in records:
+                    value = record.values[0]
+                    if record.error is None and value is not MISSING and value is not None:
+                        return not isinstance(value, str) or _is_list(value)
+        return False
+
+    def _side(self, prompt: Any, answer: Any) -> tuple[Message, ...]:
+        """A conversation of a pair; its prompt may be told once, beside both answers."""
+        said = messages_of(answer)
+        if prompt is not MISSING and prompt is not None and said[0]["role"] == "assistant":
+            is_text = isinstance(prompt, str) and not _is_list(prompt)
+            asked = [{"role": "user", "content": prompt}] if is_text else prompt
+            said = messages_of(asked) + said
+        return tuple(checked_order(with_system(said, self.data.system)))
+
+    def _classification(self, fields: Fields) -> Fields:
+        number = fields["label"]
+        if self.names is not None and type(number) is int:
+            if not 0 <= number < len(self.names):  # `datasets` writes -1 where there is none
+                raise Unusable("missing", f"label {number}", is_error=True)
+            number = self.names[number]
+        text, label = _text(fields["text"]), _label(number)
+        _need(text, label)
+        return {"texts": (text,), "label": label}
+
+    def _plain(self, fields: Fields) -> Fields:
+        text = _text(fields["text"])
+        _need(text)
+        return {"texts": (text,)}
+
+    def _chat(self, asked: str, answer: str) -> tuple[Message, ...]:
+        said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
+        return tuple(with_system(said, self.data.system))
+
+
+def wanted_of(data: FinetuneData, columns: Sequence[str]) -> Wanted:
+    named = (data.prompt, data.answer, data.messages, data.instruction, data.input, data.output)
+    others = (data.chosen, data.rejected, data.text, data.label, data.id, data.group, data.format)
+    return Wanted(
+        WHAT,
+        data.kind,
+        columns,
+        data.table,
+        data.query,
+        url_env=data.url_env,
+        asked=(*named, *others),
+        any_type=True,
+    )
+
+
+def task_inputs(data: FinetuneData, base: Path) -> list[Input]:
+    """The files, or the database, of a task's examples."""
+    wanted = wanted_of(data, ())
+    if data.kind == "sql":
+        from bessemer.data.sources.sql import database_inputs
+
+        return database_inputs(wanted, data.path, base)
+    if data.kind == "huggingface":
+        return find_dataset(wanted.what, data.path or "", base)
+    return find_inputs(wanted.what, data.path or "", base)
+
+
+def _text(value: Any) -> str:
+    text, error = usable_text(value)
+    if text is None:
+        raise Unusable(error or "not_text", is_error=True)
+    return text
+
+
+def _label(value: Any) -> str:
+    text, error = usable_label(value)
+    if text is None:
+        raise Unusable(error or "not_text", is_error=True)
+    return text
+
+
+def _need(*texts: str) -> None:
+    if not all(text.strip() for text in texts):
+        raise Unusable("empty")
+
+
+def _differ(chosen: object, rejected: object) -> None:
+    if chosen == rejected:
+        raise Unusable("same", "chosen and rejected are the same")
+
+
+def _is_list(text: str) -> bool:
+    """Messages as a text of JSON, as CSV and databases hold them."""
+    return text.lstrip().startswith(("[{", "[ {", "[\n"))
+
+
+_READERS: dict[str, Callable[[Reading, Fields], Fields]] = {
+    "prompt": Reading._prompt,
+    "messages": Reading._messages,
+    "instruction": Reading._instruction,
+    "preference": Reading._preference,
+    "classification": Reading._classification,
+    "text": Reading._plain,
+}
