@@ -6,7 +6,7 @@ headers, so a folder that does not fit is refused after reading kilobytes. fp32,
 to our fp32 parameters exactly, so loading never changes a weight. Memory: one tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -15,12 +15,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from bessemer.checkpoint.grown import EMBEDDING, GROWN, grown
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.huggingface_keys import config_path, read_json
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import tensor_table
-from bessemer.model.pieces import Piece, Pieces, local, stored, whole_pieces
+from bessemer.formulas.stored import stored_table
+from bessemer.formulas.tensors import CLASS_HEAD, HEADS, WORD_HEAD
+from bessemer.model.packed import places
+from bessemer.model.pieces import Pieces, whole_pieces
 
 if TYPE_CHECKING:  # importing it takes 1.4 s more than torch alone, and `bessemer plan` only reads a shape
     from bessemer.model.decoder import Decoder
@@ -29,7 +32,6 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _EXACT_TYPES = {"F32", "BF16", "F16"}  # those that fp32 holds without rounding
 _DEFAULT_CONTEXT = 1024  # that of a recipe; Llama 3 allows 131,072 positions, and few can train on such rows
-_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
 @dataclass(frozen=True)
@@ -57,31 +59,66 @@ def read_weights(folder: Path) -> Iterator[tuple[str, Tensor]]:
                 yield name, tensors.get_tensor(name)
 
 
+def read_parts(folder: Path, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """The same under the names of our tensor table: what is stored joined is cut."""
+    joined = {each.name: each for each in stored_table(shape) if len(each.parts) > 1}
+    for name, tensor in read_weights(folder):
+        if name not in joined:
+            yield name, tensor
+            continue
+        for part, rows in joined[name].rows():
+            yield part.name, tensor[rows]
+
+
+def weight_reader(folder: Path, shape: ModelShape) -> Callable[[str], Tensor]:
+    """Each tensor of our table by its name, in its stored type. All are checked before the first is read."""
+    inventory = check_weights(folder, shape)
+    stored = {part.name: (each.name, rows) for each in stored_table(shape) for part, rows in each.rows()}
+
+    def read(name: str) -> Tensor:
+        whole, rows = stored[name]
+        return _read(inventory, whole)[rows]
+
+    return read
+
+
 def load_into(
-    model: nn.Module, folder: Path, shape: ModelShape | None = None, pieces: Pieces | None = None
+    model: nn.Module,
+    folder: Path,
+    shape: ModelShape | None = None,
+    pieces: Pieces | None = None,
+    new_tokens: Sequence[int] = (),
 ) -> None:
     """Copy the folder's weights into a model, or into the parts that a rank holds of it.
 
     All are checked before the first is copied. shape: None: that of the model, a Decoder.
-    pieces: of a rank; None: the whole model.
+    pieces: of a rank; None: the whole model. A head of classes that the folder has not keeps its values.
+    new_tokens: numbers of those that the model has beside the folder's (checkpoint/grown.py).
     """
-    check_weights(folder, shape or cast("Decoder", model).shape)
-    tensors, held = dict(stored(model)), whole_pieces(model) if pieces is None else pieces
-    places: dict[str, list[tuple[Piece, Tensor]]] = {}
-    for name, parts in held.items():
-        for piece in parts:
-            places.setdefault(piece.name, []).append((piece, piece.of(local(tensors[name]))))
+    shape = shape or cast("Decoder", model).shape
+    words = shape.vocab
+    if new_tokens:
+        shape = replace(shape, vocab=read_shape(folder).vocab)
+    inventory = check_weights(folder, shape)
+    here = places(model, whole_pieces(model) if pieces is None else pieces)
+    if _has_new_head(inventory, shape):
+        here.pop(CLASS_HEAD, None)
     with torch.no_grad():
-        for name, tensor in read_weights(folder):
-            for piece, place in places.get(name, []):
-                ranges = [slice(o, o + n) for o, n in zip(piece.offset, piece.size, strict=True)]
-                place.copy_(tensor[tuple(ranges)])
+        for name, stored in read_parts(folder, shape):
+            tensor = grown(stored, words, new_tokens) if new_tokens and name in GROWN else stored
+            for place in here.get(name, []):
+                place.take_from(tensor)
 
 
-def check_weights(folder: Path, shape: ModelShape) -> None:
-    """Raise DataError unless the folder holds exactly the tensors of this shape."""
+def check_weights(folder: Path, shape: ModelShape) -> dict[str, _Stored]:
+    """Raise DataError unless the folder holds exactly the tensors of this shape; what it holds.
+
+    Where the shape has a head of classes, the folder may have another one, or one of words.
+    """
     inventory = _inventory(folder)
-    expected = {spec.name: spec.shape for spec in tensor_table(shape)}
+    expected = {each.name: each.shape for each in stored_table(shape)}
+    if _has_new_head(inventory, shape):
+        del expected[CLASS_HEAD]
     missing = [name for name in expected if name not in inventory]
     extra = [name for name in inventory if name not in expected and not _redundant(name, inventory, shape)]
     if missing or extra:
@@ -91,12 +128,19 @@ def check_weights(folder: Path, shape: ModelShape) -> None:
             raise _unfit(folder, f"{name} of shape {list(inventory[name].shape)} instead of {list(size)}")
         if inventory[name].dtype not in _EXACT_TYPES:
             raise _unfit(folder, f"{name} of type {inventory[name].dtype}, which fp32 cannot hold exactly")
+    return inventory
+
+
+def _has_new_head(inventory: dict[str, _Stored], shape: ModelShape) -> bool:
+    """Whether the shape's head of classes is none that the folder has."""
+    found = inventory.get(CLASS_HEAD)
+    return shape.labels > 0 and (found is None or found.shape != (shape.labels, shape.hidden))
 
 
 def _inventory(folder: Path) -> dict[str, _Stored]:
     """Name -> where it lies and what it is, from the headers alone."""
     found: dict[str, _Stored] = {}
-    for file in _files(folder):
+    for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 (not a dict)
@@ -112,7 +156,7 @@ def _inventory(folder: Path) -> dict[str, _Stored]:
     return found
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (folder / _INDEX).is_file():
@@ -132,11 +176,11 @@ def _files(folder: Path) -> list[Path]:
 
 def _redundant(name: str, inventory: dict[str, _Stored], shape: ModelShape) -> bool:
     """Tensors beyond the table that change nothing: old rotary tables, a copy of a tied embedding."""
-    if name.endswith("rotary_emb.inv_freq"):
+    if name.endswith("rotary_emb.inv_freq") or (shape.labels and name in HEADS):
         return True
-    if name != _HEAD or not shape.tie_embeddings or _EMBEDDING not in inventory:
+    if name != WORD_HEAD or not shape.tie_embeddings or EMBEDDING not in inventory:
         return False
-    return torch.equal(_read(inventory, _HEAD), _read(inventory, _EMBEDDING))
+    return torch.equal(_read(inventory, WORD_HEAD), _read(inventory, EMBEDDING))
 
 
 def _read(inventory: dict[str, _Stored], name: str) -> Tensor:

@@ -2,23 +2,28 @@
 
 Files are verified before the first tensor is copied (checkpoint/folder.py), and names before it too, so
 nothing damaged ever reaches a model. Each rank reads the pieces that it holds, whichever ranks wrote them.
+A stage of adapters has its own weights only; the others come from what it began with (checkpoint/base.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from bessemer.checkpoint.base import Base, check_base, load_base
 from bessemer.checkpoint.folder import chosen
 from bessemer.checkpoint.parts import held_pieces, local
 from bessemer.checkpoint.tensors import CheckpointTensors, incomplete
+from bessemer.checkpoint.weights import load_weights, read_piece
 from bessemer.errors import DataError
 from bessemer.formulas.shape import ModelShape
+from bessemer.model.adapter import base_pieces, trained_pieces
 from bessemer.model.decoder import Decoder
 from bessemer.model.device import this_device
-from bessemer.model.pieces import Piece, Pieces
+from bessemer.model.pieces import Piece, Pieces, whole_pieces
 from bessemer.rundir import read_object
 
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -50,28 +55,27 @@ def load_model(stage: Path, step: int | None, say: Callable[[str], None]) -> Loa
             fix="a model of your own is loaded by your own code: see docs/library.md",
         )
     shape = ModelShape.from_json(info["shape"])
-    with torch.device("meta"):
-        model = Decoder(shape, COMPUTE[(info.get("plan") or {}).get("dtype", "fp32")])
-    model.to_empty(device=this_device())
-    load_weights(model, folder)
+    compute = COMPUTE[(info.get("plan") or {}).get("dtype", "fp32")]
+    model = model_of(stage, folder, shape, compute, info.get("origin"))
     return LoadedModel(model, shape, stage / info["tokenizer"], manifest.step, folder)
 
 
-def load_weights(model: nn.Module, folder: Path, pieces: Pieces | None = None) -> None:
-    """Copy a verified checkpoint's weights into a model whose memory is there.
-
-    pieces: what this rank holds, which may be a part of the model; None: all of it.
-    """
-    held = list(held_pieces(model, pieces))
-    names = {piece.name for _, each in held for piece in each}
-    with CheckpointTensors(folder, "model") as stored, torch.no_grad():
-        found = set(stored.names)
-        different = names - found if pieces is not None else names ^ found
-        if different:
-            raise incomplete(folder, f"{len(different)} names differ, {min(different)} among them")
-        for tensor, each in held:
-            for piece in each:
-                piece.of(local(tensor)).copy_(_read(stored, piece.name, piece))
+def model_of(
+    stage: Path, folder: Path, shape: ModelShape, compute: torch.dtype, origin: dict[str, Any] | None
+) -> Decoder:
+    """The model of a verified checkpoint, in any compute type, its base kept in any way (`shape.adapter`)."""
+    with torch.device("meta"):
+        model = Decoder(shape, compute)
+    model.to_empty(device=this_device())
+    if shape.adapter is None:
+        load_weights(model, folder)
+    else:
+        held = whole_pieces(model)
+        base = Base.of(stage, origin)
+        check_base(base)
+        load_base(model, base, shape, base_pieces(held, shape))
+        load_weights(model, folder, trained_pieces(held, shape))
+    return model
 
 
 def restore(
@@ -102,10 +106,6 @@ def _state(stored: CheckpointTensors, key: str, parameter: Tensor, held: list[Pi
         return stored.read(name).clone().to(parameter.device)
     state = torch.zeros_like(parameter, dtype=stored.torch_dtype(name), requires_grad=False)
     for piece in held:
-        values = _read(stored, f"optimizer.{piece.name}.{key}", piece)
+        values = read_piece(stored, f"optimizer.{piece.name}.{key}", piece)
         piece.of(local(state)).copy_(values)
     return state
-
-
-def _read(stored: CheckpointTensors, name: str, piece: Piece) -> Tensor:
-    return stored.read(name, piece.shape, piece.offset, piece.size)

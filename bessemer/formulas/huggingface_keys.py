@@ -59,6 +59,30 @@ def token_id(config: dict[str, Any], key: str) -> int | None:
     return value[0] if isinstance(value, list) else value
 
 
+def key_heads(config: dict[str, Any], default: int | None, heads: int) -> int:
+    """Heads for keys: null means as many as query heads; missing means the class default, which differs."""
+    given = config.get("num_key_value_heads", default)
+    return heads if given is None else count(config, "num_key_value_heads", default)
+
+
+def whole(config: dict[str, Any], key: str, default: int, most: int | None = None) -> int:
+    """A count that may be 0. RecipeError: another value, or more than `most`."""
+    value = get(config, key, default)
+    if type(value) is int and value >= 0 and (most is None or value <= most):
+        return value
+    raise unsupported(
+        key, value, "a whole number, 0 or more" if most is None else f"0 to {most}, a whole number"
+    )
+
+
+def members(config: dict[str, Any], key: str, kind: type) -> list[Any]:
+    """A list of `kind`; none where the key is missing or null. RecipeError: something else."""
+    value = get(config, key, [])
+    if isinstance(value, list) and all(isinstance(one, kind) for one in value):
+        return value
+    raise unsupported(key, value, f"a list of {'names' if kind is str else 'whole numbers'}")
+
+
 def unsupported(key: str, value: Any, wanted: str) -> RecipeError:
     return RecipeError(
         "this Hugging Face model cannot be read exactly",

@@ -6,96 +6,71 @@ shared experts, dense first layers. Values that we do not compute are refused, a
 Source: transformers 5 `Qwen3MoeConfig`, `MixtralConfig`, `Glm4MoeConfig`.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
+from bessemer.formulas.families import Family
 from bessemer.formulas.huggingface_keys import count, get, unsupported
 from bessemer.formulas.shape import ModelShape
 
-
-@dataclass(frozen=True)
-class _Keys:
-    """Names of the keys, with the defaults of the config class."""
-
-    experts: tuple[str, int]
-    experts_old: str  # another name of it, in files of other versions of transformers
-    per_token: int
-    expert_ffn: tuple[str, int]
-    # Key, default when it is missing, the only value that we compute, and why another one is refused.
-    required: tuple[tuple[str, Any, Any, str], ...] = ()
-
-
-_KEYS = {
-    "qwen3-moe": _Keys(
-        ("num_experts", 128),
-        "num_local_experts",
-        8,
-        ("moe_intermediate_size", 768),
-        (
-            ("norm_topk_prob", False, True, "our routers renormalise the weights of the chosen experts"),
-            ("decoder_sparse_step", 1, 1, "every layer after the dense ones has experts"),
-        ),
+# Of each family: key, default when it is missing, the only value that we compute, and why another is refused.
+_REQUIRED: dict[str, tuple[tuple[str, Any, Any, str], ...]] = {
+    "qwen3-moe": (
+        ("norm_topk_prob", False, True, "our routers renormalise the weights of the chosen experts"),
+        ("decoder_sparse_step", 1, 1, "every layer after the dense ones has experts"),
     ),
-    "mixtral": _Keys(
-        ("num_local_experts", 8),
-        "num_experts",
-        2,
-        ("intermediate_size", 14336),
-        (("router_jitter_noise", 0.0, 0.0, "training here has no noise in the router"),),
-    ),
-    "glm4-moe": _Keys(
-        ("n_routed_experts", 128),
-        "num_local_experts",
-        8,
-        ("moe_intermediate_size", 1408),
-        (
-            ("norm_topk_prob", True, True, "our routers renormalise the weights of the chosen experts"),
-            ("n_group", 1, 1, "our routers choose among all experts"),
-            ("topk_group", 1, 1, "our routers choose among all experts"),
-            ("routed_scaling_factor", 1.0, 1.0, "our routers do not scale what they choose"),
-        ),
+    "mixtral": (("router_jitter_noise", 0.0, 0.0, "training here has no noise in the router"),),
+    "glm4-moe": (
+        ("norm_topk_prob", True, True, "our routers renormalise the weights of the chosen experts"),
+        ("n_group", 1, 1, "our routers choose among all experts"),
+        ("topk_group", 1, 1, "our routers choose among all experts"),
+        ("routed_scaling_factor", 1.0, 1.0, "our routers do not scale what they choose"),
     ),
 }
-MOE_FAMILIES = tuple(_KEYS)
+_COUNTS = ("num_experts", "num_local_experts")  # one key, in files of different versions
 
 
-def read_experts(config: dict[str, Any], family: str) -> dict[str, Any]:
+def expert_count(config: dict[str, Any], family: Family) -> int:
+    """Routed experts of a layer, under whichever name a file has them."""
+    assert family.expert_key is not None, family
+    names = [family.expert_key, *(name for name in _COUNTS if name != family.expert_key)]
+    there = next((name for name in names if config.get(name) is not None), family.expert_key)
+    return count(config, there, family.experts)
+
+
+def read_experts(config: dict[str, Any], family: Family) -> dict[str, Any]:
     """The fields of ModelShape about experts; none for a dense family."""
-    if family not in _KEYS:
+    if family.expert_key is None:
         return {}
-    keys = _KEYS[family]
-    for key, default, value, reason in keys.required:
+    for key, default, value, reason in _REQUIRED[family.name]:
         if get(config, key, default) != value:
             raise unsupported(
                 key, get(config, key, f"missing, which means {default}"), f"{value!r}: {reason}"
             )
-    name, default = keys.experts
-    experts = count(config, name if config.get(name) is not None else keys.experts_old, default)
-    per_token = count(config, "num_experts_per_tok", keys.per_token)
+    experts = expert_count(config, family)
+    per_token = count(config, "num_experts_per_tok", family.per_token)
     if per_token > experts:
         raise unsupported("num_experts_per_tok", per_token, f"at most the {experts} experts that there are")
-    expert_ffn = count(config, *keys.expert_ffn)
+    expert_ffn = count(config, family.expert_ffn_key, family.expert_ffn)
     fields = {"experts": experts, "experts_per_token": per_token, "expert_ffn": expert_ffn}
-    if family == "qwen3-moe":
+    if family.name == "qwen3-moe":
         return {**fields, "dense_layers": _dense_layers(config)}
-    if family == "glm4-moe":
+    if family.name == "glm4-moe":
         shared = count(config, "n_shared_experts", 1) * expert_ffn
         dense = int(get(config, "first_k_dense_replace", 1))
         return {**fields, "dense_layers": dense, "shared_ffn": shared, "router": "sigmoid_bias"}
     return fields
 
 
-def write_experts(shape: ModelShape) -> dict[str, Any]:
+def write_experts(shape: ModelShape, family: Family) -> dict[str, Any]:
     """The keys of `config.json` about experts; none for a dense family."""
-    if shape.family not in _KEYS:
+    if family.expert_key is None:
         return {}
-    keys = _KEYS[shape.family]
     written = {
-        keys.experts[0]: shape.experts,
+        family.expert_key: shape.experts,
         "num_experts_per_tok": shape.experts_per_token,
-        keys.expert_ffn[0]: shape.expert_ffn,
+        family.expert_ffn_key: shape.expert_ffn,
         "output_router_logits": False,
-        **{key: value for key, _, value, _ in keys.required},
+        **{key: value for key, _, value, _ in _REQUIRED[family.name]},
     }
     if shape.family == "qwen3-moe":
         written["mlp_only_layers"] = list(range(shape.dense_layers))
@@ -104,7 +79,6 @@ def write_experts(shape: ModelShape) -> dict[str, Any]:
             "first_k_dense_replace": shape.dense_layers,
             "n_shared_experts": shape.shared_ffn // shape.expert_ffn,
             "num_nextn_predict_layers": 0,
-            "partial_rotary_factor": 1.0,  # its default is 0.5
             "use_qk_norm": shape.qk_norm,
         }
     return written
@@ -116,8 +90,8 @@ def expert_conditions(shape: ModelShape) -> list[tuple[bool, str, Any, str]]:
     routers = {"glm4-moe": "sigmoid_bias"}
     whole = bool(shared) and shape.expert_ffn > 0 and shared % shape.expert_ffn == 0
     return [
-        (bool(shape.experts) == (family in _KEYS), "experts", shape.experts,
-         f"a dense model, or a family of {', '.join(_KEYS)}"),
+        (bool(shape.experts) == (family in _REQUIRED), "experts", shape.experts,
+         f"a dense model, or a family of {', '.join(_REQUIRED)}"),
         (shape.router == routers.get(family, "softmax"), "router", shape.router,
          f'"{routers.get(family, "softmax")}" in family {family}'),
         (whole if family == "glm4-moe" else not shared, "shared_ffn", shared,

@@ -2,9 +2,10 @@
 
 Weights, gradients and AdamW's two moments are fp32: 16 bytes per parameter. With bf16 compute each
 matrix is cast when it is used and the copy is kept for the backward pass: 2 bytes more (in fp32 only
-the matrices that are joined for use are copied). Activations are those of our layer, counted from the
-tensors that autograd keeps (a test counts them again in the real model); the loss never holds the full
-logits (model/loss.py).
+the matrices that are joined for use are copied). Beside adapters all other weights are frozen: kept in the
+compute type, or packed, without gradients, moments or copies. Activations are those of our layer, counted
+from the tensors that autograd keeps (a test counts them again in the real model); the loss never holds the
+full logits (model/loss.py).
 Source: arXiv:2205.05198 for the method; AdamW and casts: model/decoder.py; MoE and latent attention as
 in Megatron-Core's layers. What a layout does to each part: formulas/rank_memory.py.
 Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward width, e bytes.
@@ -12,7 +13,11 @@ Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward
 
 from dataclasses import dataclass, fields
 
+from bessemer.formulas.adapter_memory import adapter_bytes_per_token, inner_bytes_per_token
+from bessemer.formulas.adapters import trained_params
+from bessemer.formulas.families import traits_of
 from bessemer.formulas.parameters import matmul_params, num_dense_layers, total_params
+from bessemer.formulas.quantized import packed_model, unpacked_bytes
 from bessemer.formulas.shape import ModelShape
 
 _GIB = 2**30
@@ -37,7 +42,7 @@ class Memory:
     weights: int
     gradients: int
     optimizer: int
-    casts: int  # bf16 copies of the matrices; in fp32 those of the matrices that are joined
+    casts: int  # bf16 copies of the matrices; in fp32 those of the matrices that are joined; a packed one's
     activations: int
     working: int  # gradients inside the block that is being taken back
     loss: int
@@ -79,16 +84,23 @@ class Workload:
 def device_memory(shape: ModelShape, work: Workload) -> Memory:
     """Everything on one device, not sharded."""
     params = total_params(shape)
+    learned = trained_params(shape, params)
+    if shape.adapter is None:
+        weights = 4 * params
+        casts = 2 * all_matrices(shape) if work.dtype == "bf16" else 4 * joined_matrices(shape)
+    else:
+        weights = packed_model(shape).frozen_bytes(params, work.size) + 4 * learned
+        casts = unpacked_bytes(shape, work.size)
     return Memory(
-        weights=4 * params,
-        gradients=4 * params,
-        optimizer=8 * params,
-        casts=2 * all_matrices(shape) if work.dtype == "bf16" else 4 * joined_matrices(shape),
+        weights=weights,
+        gradients=4 * learned,
+        optimizer=8 * learned,
+        casts=casts,
         activations=activation_bytes(shape, work),
         working=working_bytes(shape, work),
         loss=loss_bytes(shape, work),
         base=base_bytes(work.kind),
-        saving=STATE_BYTES * params if work.saves_async else 0,
+        saving=STATE_BYTES * learned if work.saves_async else 0,
     )
 
 
@@ -125,8 +137,8 @@ def made_again_per_token(shape: ModelShape, work: Workload, *, any_full: bool) -
 
 
 def ends_per_token(shape: ModelShape) -> int:
-    """Embedding's output, final norm: fp32 inside."""
-    return 10 * shape.hidden
+    """Embedding's output, final norm: fp32 inside; what its weight multiplies, where that learns."""
+    return 10 * shape.hidden if shape.adapter is None else 6 * shape.hidden
 
 
 def working_bytes(shape: ModelShape, work: Workload) -> int:
@@ -171,6 +183,7 @@ def selective_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> 
     else:
         inner = 2 * shape.ffn + shape.hidden
     router = 4 * shape.experts if routed else 0
+    inner += inner_bytes_per_token(shape, 1, routed=routed)
     return size * (2 * shape.hidden + attention + inner) + router
 
 
@@ -179,6 +192,9 @@ def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, route
     norms = (4 * size if compiled else 16 + 2 * size) * shape.hidden + 8
     if shape.qk_norm and not compiled:
         norms += (8 if size == 2 else 4) * (shape.heads + shape.kv_heads) * shape.head_dim
+    if traits_of(shape.family).sandwiched:
+        # What two more norms were given; what they gave is added to the residual stream and not kept.
+        norms += (2 * size if compiled else 16) * shape.hidden + 8
     feed_forward = (3 if compiled else 4) * size
     if not routed:
         inner = feed_forward * shape.ffn
@@ -187,6 +203,7 @@ def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, route
         experts = shape.experts_per_token * (2 * size * shape.hidden + feed_forward * shape.expert_ffn)
         router = 4 * shape.hidden if size == 2 and not compiled else 0  # its input in fp32
         inner = experts + feed_forward * shape.shared_ffn + 8 * shape.experts + router
+    inner += adapter_bytes_per_token(shape, size, compiled, routed=routed)
     return norms + _attention_bytes_per_token(shape, size) + inner
 
 
@@ -219,7 +236,12 @@ def loss_bytes(shape: ModelShape, work: Workload) -> int:
     """Gradient of the head, one chunk of logits, gradient of the hidden states. The head's cast is a cast."""
     rows = max(_LEAST_LOSS_ROWS, 1 << max(0, (_LOSS_CHUNK_ELEMENTS // shape.vocab).bit_length() - 1))
     chunk = min(rows, work.tokens) * shape.vocab * _LOSS_BYTES_PER_ELEMENT
-    return 4 * shape.vocab * shape.hidden + chunk + work.size * work.tokens * shape.hidden
+    return head_gradient_bytes(shape) + chunk + work.size * work.tokens * shape.hidden
+
+
+def head_gradient_bytes(shape: ModelShape) -> int:
+    """Of a head of words; beside adapters it is frozen."""
+    return 4 * shape.vocab * shape.hidden if shape.adapter is None else 0
 
 
 def whole_rows_bytes(shape: ModelShape, work: Workload) -> int:

@@ -7,7 +7,7 @@ orpo, simpo  pairs                              pairs
 reward       pairs                              pairs
 classify     texts                              texts (by the weight of their class)
 distill      examples, teacher's top k          tokens with loss
-grpo         sampled answers, advantages        answers
+grpo         sampled answers, advantages        tokens with loss
 """
 
 from collections.abc import Mapping
@@ -19,12 +19,40 @@ WITH_REFERENCE = ("dpo", "ipo")
 
 
 @dataclass(frozen=True)
+class Rollouts:
+    """Answers that the model gives itself, round by round: in each it answers some prompts with the weights
+    of that moment, then takes `steps` steps on the answers."""
+
+    rounds: int
+    prompts: int  # of a round
+    group_size: int  # answers to each prompt
+    answer_tokens: int  # at most
+    prompt_tokens: int  # at most: prompts that are longer are left out
+    answers_per_step: int
+    temperature: float = 1.0
+    reward: str = ""  # grpo: exact, number, module:function
+    top_k: int = 0  # distill: words of the teacher
+
+    @property
+    def answers(self) -> int:
+        """Of a round."""
+        return self.prompts * self.group_size
+
+    @property
+    def steps(self) -> int:
+        """Of a round; the last one takes what is left."""
+        return -(-self.answers // self.answers_per_step)
+
+
+@dataclass(frozen=True)
 class Objective:
     kind: str = "next_token"
     beta: float = 0.1
     margin: float = 1.0  # simpo
     smoothing: float = 0.0  # dpo
     clip: float = 0.2  # grpo
+    temperature: float = 1.0  # grpo: at which answers are drawn
+    rollouts: Rollouts | None = None  # grpo, and distill on policy: None where the data is there before
     class_weights: tuple[float, ...] = ()  # classify, by label; empty: all 1
     labels: tuple[str, ...] = ()  # classify: names, by number
 
@@ -35,6 +63,8 @@ class Objective:
         for name in ("class_weights", "labels"):
             if name in given:
                 given[name] = tuple(given[name])
+        if given.get("rollouts") is not None:
+            given["rollouts"] = Rollouts(**given["rollouts"])
         return Objective(**given)
 
 

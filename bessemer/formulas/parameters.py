@@ -3,18 +3,25 @@
 Independent of the tensor table (formulas/tensors.py), which lists every weight; tests hold the two
 equal on every shipped recipe. FLOPs need the third count, which no list of tensors gives.
 Source: the layer definitions themselves; latent attention: arXiv:2405.04434 section 2.1.
-Not counted anywhere: the router's balancing bias (it is a state, not a weight); and biases of matrices and
-layer norms (0.1 % of a GPT-2, less of larger ones) unless `other_params` of the shape says how many.
+Not counted anywhere: the router's balancing bias (it is a state, not a weight); and biases but those of
+queries, keys and values (0.1 % of a GPT-2, less of larger ones) unless `other_params` of the shape says how
+many.
 """
 
+from bessemer.formulas.families import traits_of
 from bessemer.formulas.shape import ModelShape
 
 
 def total_params(shape: ModelShape) -> int:
     """All trained weights; a tied embedding counts once."""
-    head = 0 if shape.tie_embeddings else shape.vocab * shape.hidden
+    head = 0 if shape.tie_embeddings else head_rows(shape) * shape.hidden
     table = (shape.vocab + shape.positions) * shape.hidden
     return table + head + shape.hidden + _blocks(shape, shape.experts) + shape.other_params
+
+
+def head_rows(shape: ModelShape) -> int:
+    """What the last matmul makes of a token: a score for each word, or for each label."""
+    return shape.labels or shape.vocab
 
 
 def active_params(shape: ModelShape) -> int:
@@ -27,9 +34,9 @@ def matmul_params(shape: ModelShape) -> int:
 
     This is the N of 6 N FLOPs per token.
     """
-    norms = (shape.layers + shape.mtp_layers) * _norms(shape) + 2 * shape.mtp_layers * shape.hidden
-    heads = (1 + shape.mtp_layers) * shape.vocab * shape.hidden
-    return heads + _blocks(shape, shape.experts_per_token) - norms
+    vectors = (shape.layers + shape.mtp_layers) * _vectors(shape) + 2 * shape.mtp_layers * shape.hidden
+    heads = (1 + shape.mtp_layers) * head_rows(shape) * shape.hidden
+    return heads + _blocks(shape, shape.experts_per_token) - vectors
 
 
 def attention_params(shape: ModelShape) -> int:
@@ -58,7 +65,7 @@ def ffn_matrices(shape: ModelShape) -> int:
 def _blocks(shape: ModelShape, num_experts: int) -> int:
     """Every layer, with `num_experts` experts in each layer that has any."""
     dense, routed = num_dense_layers(shape), shape.layers - num_dense_layers(shape)
-    attention = (shape.layers + shape.mtp_layers) * (attention_params(shape) + _norms(shape))
+    attention = (shape.layers + shape.mtp_layers) * (attention_params(shape) + _vectors(shape))
     feed_forward = dense * ffn_matrices(shape) * shape.hidden * shape.ffn
     if shape.experts:
         feed_forward += (routed + shape.mtp_layers) * _routed(shape, num_experts)
@@ -78,7 +85,9 @@ def _joins(shape: ModelShape) -> int:
     return 2 * shape.hidden * shape.hidden + 2 * shape.hidden
 
 
-def _norms(shape: ModelShape) -> int:
-    """Norm weights of one layer."""
-    norms = 2 * shape.hidden + (2 * shape.head_dim if shape.qk_norm else 0)
-    return norms + (shape.mla_q_rank + shape.mla_kv_rank if shape.mla_kv_rank else 0)
+def _vectors(shape: ModelShape) -> int:
+    """Norm weights of one layer, and the biases of its queries, keys and values."""
+    norms = (4 if traits_of(shape.family).sandwiched else 2) * shape.hidden
+    norms += 2 * shape.head_dim if shape.qk_norm else 0
+    biases = (shape.heads + 2 * shape.kv_heads) * shape.head_dim if shape.qkv_bias else 0
+    return norms + biases + (shape.mla_q_rank + shape.mla_kv_rank if shape.mla_kv_rank else 0)

@@ -30,6 +30,7 @@ from bessemer.formulas.memory import (
     base_bytes,
     device_memory,
     ends_per_token,
+    head_gradient_bytes,
     kept_per_token,
     loss_bytes,
     made_again_per_token,
@@ -75,11 +76,12 @@ class _Rank:
         # What allocators keep, by resident sets, is in the base.
         working = ceil(working_bytes(shape, work) / self.spread)
         self.tensors = ceil(work.tokens * self._back_bytes() / self.spread)
-        saved = local - _second_table(shape, layout, pipeline_rank)
+        learned = self.held.learned(layout)
+        saved = learned if shape.adapter else local - _second_table(shape, layout, pipeline_rank)
         self.always = Memory(
-            weights=4 * local,
-            gradients=4 * local,
-            optimizer=8 * local,
+            weights=self.held.weight_bytes(work, layout),
+            gradients=4 * learned,
+            optimizer=8 * learned,
             casts=0,
             activations=0,
             working=0,
@@ -93,7 +95,7 @@ class _Rank:
     def at(self, moment: Moment) -> Memory:
         kept = ceil(self.work.tokens / self.spread * sum(self._kept(*part) for part in moment.held))
         casts = self._casts(moment)
-        late = round(self._late_gradients(moment) * 4 * self.held.local(self.layout) / self.held.whole)
+        late = round(self._late_gradients(moment) * self.always.gradients)
         now = replace(self.always, casts=casts, activations=kept, gradients=self.always.gradients - late)
         if moment.kind == "F":
             return self._in_loss(now, moment.stage)
@@ -112,10 +114,12 @@ class _Rank:
         full = self.work.recomputed_of(self.table[moment.stage])
         again = made_again_per_token(self.shape, self.work, any_full=full > 0)
         again = ceil(self.work.tokens / self.spread * again)
-        copy = one_copy(self.shape, self.work, self.layout) if rejoins(self.layout) else 0
-        if self.work.recompute != "none" and not rejoins(self.layout):
+        copy = 0
+        if rejoins(self.layout) or self.shape.adapter is not None:
+            copy = one_copy(self.shape, self.work, self.layout)
+        elif self.work.recompute != "none":
             copy = kept_copies(self.shape, self.work, self.layout, 1)
-        head = 4 * ceil(self.shape.vocab / self.layout.tensor) * self.shape.hidden
+        head = head_gradient_bytes(replace(self.shape, vocab=ceil(self.shape.vocab / self.layout.tensor)))
         return replace(
             now,
             activations=now.activations + again,
@@ -149,10 +153,10 @@ class _Rank:
         return kept_copies(self.shape, self.work, self.layout, layers)
 
     def _late_gradients(self, moment: Moment) -> float:
-        """Parameters of stages that no weight gradient was made for yet in this step."""
+        """Share of the parameters whose stages no weight gradient was made for yet in this step."""
         shares = {stage: len(self.table[stage]) for stage, _ in moment.held}
         late = sum(shares[stage] for stage in shares if stage not in moment.begun)
-        blocks = self.held.whole - self.held.ends
+        blocks = 1.0 if self.shape.adapter else (self.held.whole - self.held.ends) / self.held.whole
         return blocks * late / max(1, sum(shares.values()))
 
     def _back_bytes(self) -> int:
@@ -208,5 +212,5 @@ def _loss(shape: ModelShape, work: Workload, layout: Layout) -> tuple[int, int]:
     """Bytes (in the loss, of the head's cast) for the rank's tokens and part of the head."""
     part = replace(shape, vocab=ceil(shape.vocab / layout.tensor))
     tokens = ceil(work.tokens / layout.context)
-    cast = 2 * part.vocab * shape.hidden if work.dtype == "bf16" else 0
+    cast = 2 * part.vocab * shape.hidden if work.dtype == "bf16" and shape.adapter is None else 0
     return loss_bytes(part, replace(work, tokens=tokens)), cast

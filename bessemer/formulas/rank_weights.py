@@ -16,6 +16,7 @@ from math import ceil
 from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory import Workload, all_matrices, joined_matrices
 from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.quantized import NONE_PACKED, Packed, packed_block, unpacked_bytes
 from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import TensorSpec, tensor_table
@@ -30,6 +31,11 @@ class Held:
     largest_block: int
     ends: int  # embedding, head, final norm: part of ordinary
     root: int  # of the ends head and final norm, which stay gathered from forward to backward
+    # Of adapters, beside all that is above, which then is frozen; None: there are none.
+    added: int | None = None
+    added_block: int = 0
+    packed: Packed = NONE_PACKED  # of the ordinary ones, those in 4 or 8 bits
+    packed_block: Packed = NONE_PACKED  # of the largest block
 
     @property
     def whole(self) -> int:
@@ -39,22 +45,45 @@ class Held:
         """What is left of them on the rank with the largest part, once they are sharded."""
         return ceil(self.ordinary / _fsdp(layout)) + ceil(self.experts / ranks_of_experts(layout))
 
+    def learned(self, layout: Layout) -> int:
+        """Of what learns, the same."""
+        return self.local(layout) if self.added is None else ceil(self.added / _fsdp(layout))
+
+    @property
+    def learned_whole(self) -> int:
+        return self.whole if self.added is None else self.added
+
+    @property
+    def learned_block(self) -> int:
+        """Of the largest block."""
+        return self.largest_block if self.added is None else self.added_block
+
+    def weight_bytes(self, work: Workload, layout: Layout) -> int:
+        local = self.local(layout)
+        if self.added is None:
+            return 4 * local
+        return self.packed.shard(_fsdp(layout)).frozen_bytes(local, work.size) + 4 * self.learned(layout)
+
 
 def gathered_bytes(held: Held, work: Workload, layout: Layout) -> int:
     """Beside the rank's own shards, from the first forward pass of a step to its last backward pass."""
     if not _shards_weights(layout):
         return 0
+    ends = 4 if held.added is None else work.size
     if layout.reshard and layout.pipeline == 1 and _fsdp(layout) > 1:
-        return 4 * held.root
+        return ends * held.root
     blocks = held.ordinary - held.ends + (held.experts if _gathers_experts(layout) else 0)
-    return 4 * held.ends + _gathered_size(work, layout) * blocks
+    if held.added is not None:
+        frozen = held.packed.frozen_bytes(held.ends + blocks, work.size)
+        return frozen + _gathered_size(work, layout) * held.added
+    return ends * held.ends + _gathered_size(work, layout) * blocks
 
 
 def whole_gradients(held: Held, layout: Layout) -> int:
     """Bytes of fp32 gradients of other shards, where they are summed over micro-batches before they are
     scattered. The rank's own, which a rank has in any case, are left out."""
     waits = layout.pipeline > 1 or _fsdp(layout) == 1
-    return 4 * (held.whole - held.local(layout)) if waits and _shards_weights(layout) else 0
+    return 4 * (held.learned_whole - held.learned(layout)) if waits and _shards_weights(layout) else 0
 
 
 def block_bytes(held: Held, work: Workload, layout: Layout) -> int:
@@ -63,6 +92,9 @@ def block_bytes(held: Held, work: Workload, layout: Layout) -> int:
     if _fsdp(layout) == 1 or layout.pipeline > 1:
         return 0
     size, on_its_way = _gathered_size(work, layout), 4
+    if held.added is not None:  # whose gradients are small
+        frozen = held.packed_block.frozen_bytes(held.largest_block, work.size)
+        return (2 if layout.reshard else 0) * frozen + 12 * held.added_block
     if not layout.reshard:
         return (size + on_its_way) * held.largest_block
     return (size + max(2 * size, size + on_its_way)) * held.largest_block
@@ -73,12 +105,16 @@ def left_over(held: Held, work: Workload, layout: Layout) -> int:
     sends the next ones."""
     if _fsdp(layout) == 1 or layout.pipeline > 1 or work.micro_batches == 1:
         return 0
+    if held.added is not None:
+        return 4 * held.added_block
     return 4 * (held.ends - held.root or held.root)
 
 
 def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) -> int:
     """Bytes of copies of matrices that autograd keeps. layers: the rank's, one time for each micro-batch that
     is on its way, but once where they are recomputed."""
+    if shape.adapter is not None:
+        return 0
     bf16 = work.dtype == "bf16"
     routed = shape.layers - num_dense_layers(shape)
     experts = routed * shape.experts * 3 * shape.hidden * shape.expert_ffn / layout.expert if bf16 else 0.0
@@ -92,7 +128,9 @@ def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) 
 
 
 def one_copy(shape: ModelShape, work: Workload, layout: Layout) -> int:
-    """Bytes of the largest cast or joined matrix, while it is used."""
+    """Bytes of the largest cast or joined matrix, or of one out of its packing, while it is used."""
+    if shape.adapter is not None:
+        return unpacked_bytes(shape, work.size, layout.tensor)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     ffn = shape.shared_ffn if shape.experts and not num_dense_layers(shape) else shape.ffn
     return ceil(work.size * shape.hidden * max(queries, 2 * ffn) / layout.tensor)
@@ -109,19 +147,27 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
     layers = [layer for stage in stages for layer in table[stage]]
     routed = sum(layer >= num_dense_layers(shape) for layer in layers)
     counts = {False: len(layers) - routed, True: routed}
-    ordinary = experts = block = 0
+    ordinary = experts = block = added = added_block = 0
+    packed = of_block = NONE_PACKED
     for is_routed, count in counts.items():
         if count:
             plain, of_experts = block_elements(shape, layout.tensor, routed=is_routed)
             of_experts = ceil(of_experts / layout.expert)
             ordinary, experts = ordinary + count * plain, experts + count * of_experts
             block = max(block, plain + of_experts)
+            of_adapters = adapter_elements(shape, layout.tensor, routed=is_routed)
+            added, added_block = added + count * of_adapters, max(added_block, of_adapters)
+            one = packed_block(shape, layout.tensor, routed=is_routed)
+            packed, of_block = packed + one.times(count), max(of_block, one, key=lambda each: each.bytes)
     matrix = ceil(shape.vocab / layout.tensor) * shape.hidden
     first, last = 0 in stages, layout.num_stages - 1 in stages
-    one = shape.tie_embeddings and first and last
-    ends = matrix * (1 if one else first + last) + (shape.hidden if last else 0)
+    shared = shape.tie_embeddings and first and last
+    ends = matrix * (1 if shared else first + last) + (shape.hidden if last else 0)
     root = matrix + shape.hidden if last else 0
-    return Held(ordinary + ends, experts, block, ends, root)
+    found = Held(ordinary + ends, experts, block, ends, root)
+    if shape.adapter is None:
+        return found
+    return replace(found, added=added, added_block=added_block, packed=packed, packed_block=of_block)
 
 
 def block_elements(shape: ModelShape, tensor: int, *, routed: bool) -> tuple[int, int]:
@@ -132,9 +178,21 @@ def block_elements(shape: ModelShape, tensor: int, *, routed: bool) -> tuple[int
 @cache
 def _block_elements(shape: ModelShape, tensor: int, routed: bool) -> tuple[int, int]:
     """A table of 256 experts takes milliseconds to make."""
-    specs = _block_specs(shape, routed)
+    specs = _block_specs(replace(shape, adapter=None), routed)
     plain = sum(_split(spec, tensor) for spec in specs if spec.expert is None)
     return plain, sum(_split(spec, tensor) for spec in specs if spec.expert is not None)
+
+
+def adapter_elements(shape: ModelShape, tensor: int, *, routed: bool) -> int:
+    """Of one layer's adapters on the tensor rank with the largest part."""
+    return _adapter_elements(replace(shape, rope_scaling=None), tensor, routed)
+
+
+@cache
+def _adapter_elements(shape: ModelShape, tensor: int, routed: bool) -> int:
+    if shape.adapter is None:
+        return 0
+    return sum(_split(spec, tensor) for spec in _block_specs(shape, routed))
 
 
 def ranks_of_experts(layout: Layout) -> int:

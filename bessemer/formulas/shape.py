@@ -42,6 +42,11 @@ class ModelShape:
     rope_scaling: dict[str, Any] | None = None
     sliding_window: int | None = None
     full_every: int = 0  # with a window, each layer of this number sees all tokens; 0: no layer does
+    full_layers: tuple[int, ...] = ()  # the layers that see all, where they have no such rhythm
+    local_rope_theta: float | None = None  # of layers with a window, unscaled; None: as all others
+    rotary_share: float = 1.0  # of a head that is turned, its first numbers
+    query_scalar: float | None = None  # scores are divided by its square root; None: head_dim
+    qkv_bias: bool = False  # on queries, keys and values
     gated: bool = True  # SwiGLU, three feed-forward matrices; False: GELU or ReLU², two
     positions: int = 0  # rows of a trained table of positions; 0: none (rotary, ALiBi)
     mtp_layers: int = 0  # further layers that predict later tokens, each with the head again
@@ -66,6 +71,25 @@ class ModelShape:
     adapter: Adapter | None = None  # then everything else is frozen
     labels: int = 0  # rows of a head of classes (`score.weight`) in place of the vocabulary's; 1: a reward
 
+    @property
+    def longest_row(self) -> int:
+        """Positions that are computed as its makers do: LongRoPE has other frequencies in longer rows."""
+        scaling = self.rope_scaling or {}
+        longest = max(self.context, self.max_positions or 0)
+        if scaling.get("rope_type") != "longrope":
+            return longest
+        return min(longest, int(scaling["original_max_position_embeddings"]))
+
+    @property
+    def rotary_dim(self) -> int:
+        """Numbers of a head that are turned."""
+        return int(self.head_dim * self.rotary_share)
+
+    def window_of(self, layer: int) -> int | None:
+        """How many tokens a query of this layer sees, itself among them; None: all."""
+        is_full = layer in self.full_layers or (self.full_every and (layer + 1) % self.full_every == 0)
+        return None if is_full else self.sliding_window
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -75,4 +99,5 @@ class ModelShape:
         given = {name: value for name, value in values.items() if name in known}
         if adapter := given.get("adapter"):
             given["adapter"] = Adapter(**{**adapter, "targets": tuple(adapter["targets"])})
+        given["full_layers"] = tuple(given.get("full_layers") or ())
         return ModelShape(**given)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from math import ceil, prod
 
+from bessemer.formulas.adapters import MAGNITUDE
 from bessemer.formulas.layout import Layout, layers_of_stages, split_evenly
 from bessemer.formulas.memory import Workload
 from bessemer.formulas.shape import ModelShape
@@ -94,12 +95,13 @@ def embedding(shape: ModelShape) -> TensorSpec:
 def block_specs(shape: ModelShape, routed: bool) -> list[TensorSpec]:
     """Of one layer, and of its experts only the first."""
     one = replace(shape, layers=1, dense_layers=0 if routed or not shape.experts else 1)
-    table = [spec for spec in tensor_table(one) if spec.trained and ".layers." in spec.name]
-    return [spec for spec in table if spec.expert in (None, 0)]
+    table = [spec for spec in tensor_table(one) if ".layers." in spec.name]
+    return [spec for spec in table if spec.expert in (None, 0) and not spec.name.endswith("correction_bias")]
 
 
 def is_fp32(spec: TensorSpec) -> bool:
-    return len(spec.shape) == 1 or spec.name.endswith(".gate.weight")
+    """Of what computes in fp32, whatever the compute type."""
+    return spec.name.endswith(("norm.weight", ".gate.weight", MAGNITUDE))
 
 
 def cut(spec: TensorSpec, step: Step) -> list[int]:

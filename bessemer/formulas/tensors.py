@@ -2,20 +2,25 @@
 
 One source for the model, the initial values, the split over ranks, the Hugging Face names, the
 checkpoint, the optimizer groups and the parameter count. Names are those of Hugging Face's
-`LlamaForCausalLM`, `Qwen3ForCausalLM`, `Qwen3MoeForCausalLM`, `MixtralForCausalLM`, `Glm4MoeForCausalLM` and
-`DeepseekV3ForCausalLM`. Where one parameter holds many of these tensors: model/pieces.py.
-Q, K and V stay separate tensors: a concatenated one breaks under sharding.
+classes (formulas/families.py; `LlamaForCausalLM`, `DeepseekV3ForCausalLM`, …). Where one parameter holds many
+of these tensors: model/pieces.py.
+Q, K and V stay separate tensors: a concatenated one breaks under sharding. Phi-3's files have them joined:
+formulas/stored.py.
 
 Initial values: "small init", std = sqrt(2 / (5 hidden)) (arXiv:1910.05895); matrices that write into
 the residual stream are divided by sqrt(2 layers) so that its variance does not grow with depth
-(GPT-2); norms are one.
+(GPT-2); norms are one; biases, and norms that multiply by one plus their weight, zero.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bessemer.formulas.adapters import with_adapters
+from bessemer.formulas.families import traits_of
 from bessemer.formulas.shape import ModelShape
+
+WORD_HEAD, CLASS_HEAD = HEADS = ("lm_head.weight", "score.weight")
 
 
 @dataclass(frozen=True)
@@ -41,10 +46,13 @@ def tensor_table(shape: ModelShape) -> list[TensorSpec]:
     table = [_matrix("model.embed_tokens.weight", (shape.vocab, shape.hidden), std, 0)]
     for layer in range(shape.layers):
         table += _block(shape, layer, std)
-    table.append(_norm("model.norm.weight", shape.hidden))
-    if not shape.tie_embeddings:
-        table.append(_matrix("lm_head.weight", (shape.vocab, shape.hidden), std, 0))
-    return table
+    table.append(_norm(shape, "model.norm.weight", shape.hidden))
+    if shape.labels:
+        # Whole on every rank of the tensor axis: a few rows, and one label has nothing to split.
+        table.append(_matrix(CLASS_HEAD, (shape.labels, shape.hidden), std, None))
+    elif not shape.tie_embeddings:
+        table.append(_matrix(WORD_HEAD, (shape.vocab, shape.hidden), std, 0))
+    return table if shape.adapter is None else list(with_adapters(table, shape.adapter))
 
 
 def count_params(shape: ModelShape) -> int:
@@ -62,14 +70,19 @@ def count_active_params(shape: ModelShape) -> int:
 def _block(shape: ModelShape, layer: int, std: float) -> Iterator[TensorSpec]:
     prefix = f"model.layers.{layer}."
     out_std = std / math.sqrt(2.0 * shape.layers)
-    yield _norm(prefix + "input_layernorm.weight", shape.hidden)
+    sandwiched = traits_of(shape.family).sandwiched
+    yield _norm(shape, prefix + "input_layernorm.weight", shape.hidden)
     attention = _latent_attention if shape.mla_kv_rank else _attention
     yield from attention(shape, prefix + "self_attn.", std, out_std)
-    yield _norm(prefix + "post_attention_layernorm.weight", shape.hidden)
+    yield _norm(shape, prefix + "post_attention_layernorm.weight", shape.hidden)
+    if sandwiched:
+        yield _norm(shape, prefix + "pre_feedforward_layernorm.weight", shape.hidden)
     if shape.experts and layer >= shape.dense_layers:
         yield from _experts(shape, prefix + _moe_room(shape), std, out_std)
     else:
         yield from _feed_forward(prefix + "mlp.", shape.hidden, shape.ffn, std, out_std)
+    if sandwiched:
+        yield _norm(shape, prefix + "post_feedforward_layernorm.weight", shape.hidden)
 
 
 def _attention(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iterator[TensorSpec]:
@@ -78,9 +91,12 @@ def _attention(shape: ModelShape, prefix: str, std: float, out_std: float) -> It
     yield _matrix(prefix + "k_proj.weight", (keys, hidden), std, 0)
     yield _matrix(prefix + "v_proj.weight", (keys, hidden), std, 0)
     yield _matrix(prefix + "o_proj.weight", (hidden, queries), out_std, 1)
+    if shape.qkv_bias:
+        for name, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            yield TensorSpec(f"{prefix}{name}.bias", (size,), 0.0, decay=False, tensor_dim=0)
     if shape.qk_norm:
-        yield _norm(prefix + "q_norm.weight", shape.head_dim)
-        yield _norm(prefix + "k_norm.weight", shape.head_dim)
+        yield _norm(shape, prefix + "q_norm.weight", shape.head_dim)
+        yield _norm(shape, prefix + "k_norm.weight", shape.head_dim)
 
 
 def _latent_attention(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iterator[TensorSpec]:
@@ -89,13 +105,13 @@ def _latent_attention(shape: ModelShape, prefix: str, std: float, out_std: float
     query_dim = heads * (shape.mla_nope_dim + shape.mla_rope_dim)
     if shape.mla_q_rank:
         yield _matrix(prefix + "q_a_proj.weight", (shape.mla_q_rank, hidden), std, None)
-        yield _norm(prefix + "q_a_layernorm.weight", shape.mla_q_rank)
+        yield _norm(shape, prefix + "q_a_layernorm.weight", shape.mla_q_rank)
         yield _matrix(prefix + "q_b_proj.weight", (query_dim, shape.mla_q_rank), std, 0)
     else:
         yield _matrix(prefix + "q_proj.weight", (query_dim, hidden), std, 0)
     latent = shape.mla_kv_rank + shape.mla_rope_dim
     yield _matrix(prefix + "kv_a_proj_with_mqa.weight", (latent, hidden), std, None)
-    yield _norm(prefix + "kv_a_layernorm.weight", shape.mla_kv_rank)
+    yield _norm(shape, prefix + "kv_a_layernorm.weight", shape.mla_kv_rank)
     keys_and_values = heads * (shape.mla_nope_dim + shape.mla_v_dim)
     yield _matrix(prefix + "kv_b_proj.weight", (keys_and_values, shape.mla_kv_rank), std, 0)
     yield _matrix(prefix + "o_proj.weight", (hidden, heads * shape.mla_v_dim), out_std, 1)
@@ -140,5 +156,5 @@ def _matrix(
     return TensorSpec(name, shape, std, decay=True, tensor_dim=tensor_dim, expert=expert)
 
 
-def _norm(name: str, size: int) -> TensorSpec:
-    return TensorSpec(name, (size,), None, decay=False)
+def _norm(shape: ModelShape, name: str, size: int) -> TensorSpec:
+    return TensorSpec(name, (size,), 0.0 if traits_of(shape.family).centred else None, decay=False)

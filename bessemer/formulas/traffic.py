@@ -20,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import ceil
 
+from bessemer.formulas.adapters import matrices
 from bessemer.formulas.layout import Layout, split_evenly
 from bessemer.formulas.memory import Workload
 from bessemer.formulas.shape import ModelShape
@@ -91,7 +92,11 @@ def _tensor(step: Step) -> Iterator[Exchange]:
         again = step.is_repeated(layer)
         yield Exchange("tensor", "all_gather", hidden, ranks, turns * (4 + 2 * again))
         yield Exchange("tensor", "reduce_scatter", hidden, ranks, turns * (4 + again))
-    ends = turns * (step.has_first + step.has_last)
+        norms = _split_row_norms(step, layer)
+        yield Exchange("tensor", "all_reduce", FP32 * step.shape.hidden, ranks, turns * norms * (1 + again))
+    # The embedding's sum goes forwards and its gradient back. Frozen, it has none, nor has the first layer's
+    # input, whose reduction in the layers above is taken off here.
+    ends = turns * (step.has_first * (step.shape.adapter is None) + step.has_last)
     yield Exchange("tensor", "all_gather", hidden, ranks, ends)
     yield Exchange("tensor", "reduce_scatter", hidden, ranks, ends)
     if step.has_last:
@@ -99,6 +104,15 @@ def _tensor(step: Step) -> Iterator[Exchange]:
             yield Exchange("tensor", "all_reduce", FP32 * tokens, ranks, turns)
             yield Exchange("tensor", "all_reduce", 2 * FP32 * tokens, ranks, turns)
     yield Exchange("tensor", "all_reduce", FP32 * _copied(step), ranks, 1)
+
+
+def _split_row_norms(step: Step, layer: int) -> int:
+    """DoRA's matrices whose rows lie on several ranks: model/frozen.py."""
+    adapter = step.shape.adapter
+    if adapter is None or not adapter.dora:
+        return 0
+    here = matrices(step.shape, routed=step.is_routed(layer))
+    return sum(name in here and name in adapter.targets for name in ("o_proj", "down_proj"))
 
 
 def _loss_chunks(step: Step) -> Iterator[int]:
@@ -111,12 +125,13 @@ def _loss_chunks(step: Step) -> Iterator[int]:
 
 def _copied(step: Step) -> int:
     """Elements of this rank's shards of weights that every rank of the tensor axis has."""
-    sizes = [[step.shape.hidden]] if step.has_last else []
+    all_learn = step.shape.adapter is None
+    sizes = [[step.shape.hidden]] if step.has_last and all_learn else []
     for layer in step.layers:
         sizes += [
             list(spec.shape)
             for spec in block_specs(step.shape, step.is_routed(layer))
-            if spec.tensor_dim is None
+            if spec.tensor_dim is None and (all_learn or spec.trained)
         ]
     return sum(own(size, step.fsdp, step.place.fsdp) for size in sizes)
 
@@ -161,7 +176,8 @@ def _pipeline(step: Step) -> Iterator[Exchange]:
     away = _elsewhere(layout, place.pipeline, neighbours)
     yield Exchange("pipeline", "send", hidden, layout.pipeline, away * step.work.micro_batches)
     last = layout.rank_of_stage(layout.num_stages - 1)
-    if step.shape.tie_embeddings and last > 0 and place.pipeline in (0, last):
+    learns = step.shape.adapter is None
+    if step.shape.tie_embeddings and learns and last > 0 and place.pipeline in (0, last):
         elements = own(cut(embedding(step.shape), step), step.fsdp, place.fsdp)
         yield Exchange("ends", "all_reduce", FP32 * elements, 2, 1)
 

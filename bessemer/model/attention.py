@@ -2,7 +2,9 @@
 
 A packed row holds several documents; `starts` says for each token where its document begins in the
 row, so that query t sees the keys starts[t] ≤ j ≤ t and positions are arange − starts. That one
-tensor is the whole mask: packing, left padding and cached generation need nothing else.
+tensor is the whole mask: packing, left padding and cached generation need nothing else. A sliding window
+raises it (`window_starts`), so that every kernel has windows without knowing of them; what lies before is
+skipped as other documents are.
 
 What runs, chosen once by `choose`:
   "cpu"   our own kernel, on CPUs with AMX or AVX512_BF16 (model/attention_cpu.cpp), bf16 only
@@ -75,6 +77,12 @@ def make_mask(kind: Kind, starts_BT: Tensor, index_T: Tensor | None = None) -> M
     if index_T is None:
         return Mask(allowed_B1TS=allowed_keys(starts_BT, keys, torch.arange(keys, device=starts_BT.device)))
     return Mask(allowed_B1TS=allowed_keys(starts_BT[:, index_T], keys, index_T))
+
+
+def window_starts(starts_BT: Tensor, index_T: Tensor, window: int | None) -> Tensor:
+    """The first key that each query sees, where it sees `window` tokens, itself among them. index_T: where
+    the queries stand in their rows."""
+    return starts_BT if window is None else torch.maximum(starts_BT, index_T - (window - 1))
 
 
 def allowed_keys(starts_BT: Tensor, num_keys: int, index_T: Tensor) -> Tensor:

@@ -1,5 +1,8 @@
 """A decoder of the Llama family: RMSNorm, RoPE, grouped-query attention, SwiGLU or experts.
 
+What other families have beside it (norms behind the layers, windows, biases, a GELU gate) follows from the
+shape and from formulas/families.py.
+
 Modules are named so that `state_dict` has Hugging Face's names; how the model is split is a table
 elsewhere (formulas/tensors.py) and done elsewhere (parallel/). Weights are fp32; the compute type is
 written here and nowhere else: every matmul casts its weight on use, activations and residual stream are
@@ -16,10 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bessemer.formulas.families import traits_of
 from bessemer.formulas.shape import ModelShape
-from bessemer.model.attention import Attend, Kind, Mask, WholeRows, allowed_keys, attention, choose
+from bessemer.model.adapter import add_adapters
+from bessemer.model.attention import (
+    Attend,
+    Kind,
+    Mask,
+    WholeRows,
+    allowed_keys,
+    attention,
+    choose,
+    window_starts,
+)
 from bessemer.model.layers import FeedForward, Linear, RMSNorm, fused_linear
 from bessemer.model.moe import MoE
+from bessemer.model.packed import pack_bases
 from bessemer.model.recompute import run_block
 from bessemer.model.rotary import rotary_angles, rotate
 
@@ -41,6 +56,11 @@ class KeyValueCache:
         self.values[layer][:, self.length : end] = v_BTGK
         return self.keys[layer][:, :end], self.values[layer][:, :end]
 
+    def keep(self, rows_R: Tensor) -> None:
+        """Only these rows go on."""
+        self.keys = [keys[rows_R] for keys in self.keys]
+        self.values = [values[rows_R] for values in self.values]
+
 
 @dataclass(frozen=True)
 class Part:
@@ -60,12 +80,18 @@ class Decoder(nn.Module):
         self.compute = compute
         self.part = part or Part(range(shape.layers))
         self.model = Trunk(shape, compute, self.part)
-        own_head = self.part.last and not shape.tie_embeddings
+        own_head = self.part.last and not shape.tie_embeddings and not shape.labels
         self.lm_head = Linear(shape.hidden, shape.vocab) if own_head else None
+        self.score = Linear(shape.hidden, shape.labels) if self.part.last and shape.labels else None
+        if shape.adapter is not None:
+            add_adapters(self, shape, compute)
+            pack_bases(self, shape)
 
     @property
     def head_weight(self) -> Tensor:
-        """[V, D] fp32; the embedding itself when tied."""
+        """[V, D] fp32; the embedding itself when tied. Of classes: [labels, D]."""
+        if self.score is not None:
+            return self.score.weight
         if self.lm_head is not None:
             return self.lm_head.weight
         assert self.model.embed_tokens is not None, "only the last part has a head"
@@ -105,7 +131,7 @@ class Trunk(nn.Module):
         self.embed_tokens = nn.Embedding(shape.vocab, shape.hidden) if has_embedding else None
         # By number, so that a part's layers keep the names that they have in the whole model.
         self.layers = nn.ModuleDict({str(index): Block(shape, index) for index in part.layers})
-        self.norm = RMSNorm(shape.hidden, shape.norm_eps) if part.last else None
+        self.norm = _norm(shape) if part.last else None
         self.rows = WholeRows()  # which tokens of its rows this rank has
         self.recompute = "none"  # or "selective", "full": model/recompute.py
         self.recompute_layers: int | None = None  # the first so many of the model; None: all
@@ -120,25 +146,42 @@ class Trunk(nn.Module):
     ) -> Tensor:
         starts_BT = torch.zeros_like(tokens_BT) if starts_BT is None else starts_BT
         kind: Kind = "sdpa" if cache else choose(tokens_BT.device.type, self.compute, self.shape.head_dim)
-        first = cache.length if cache else 0
-        if cache:
-            index_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device) + first
-            mask = Mask(allowed_B1TS=allowed_keys(starts_BT, first + tokens_BT.shape[1], index_T))
-        else:
-            kind = self.rows.kind(kind)
-            index_T = self.rows.index(tokens_BT.shape[1], tokens_BT.device)
-            mask = self.rows.mask(kind, starts_BT)
-        rope = rotary_angles(self.shape, index_T - self.rows.local(starts_BT))
-        if hidden_BTD is None:
-            assert self.embed_tokens is not None, "only the first part begins with tokens"
-            x_BTD = self.embed_tokens(self.rows.local(tokens_BT)).to(self.compute)
-        else:
-            x_BTD = hidden_BTD
-        for block in self.layers.values():
+        kind = kind if cache else self.rows.kind(kind)
+        views = self._views(starts_BT, kind, cache)
+        x_BTD = self._embedded(tokens_BT) if hidden_BTD is None else hidden_BTD
+        for name, block in self.layers.items():
+            rope, mask = views[self.shape.window_of(int(name))]
             x_BTD = run_block(block, self._recompute(block, cache), x_BTD, rope, mask, kind, cache, balance_B)
         if cache:
             cache.length += tokens_BT.shape[1]
         return x_BTD if self.norm is None else self.norm(x_BTD)
+
+    def _embedded(self, tokens_BT: Tensor) -> Tensor:
+        assert self.embed_tokens is not None, "only the first part begins with tokens"
+        x_BTD = self.embed_tokens(self.rows.local(tokens_BT)).to(self.compute)
+        if not traits_of(self.shape.family).scaled_embedding:
+            return x_BTD
+        # Rounded first, as transformers does: in bf16 sqrt(1152) is 34.
+        return x_BTD * torch.tensor(self.shape.hidden**0.5, dtype=x_BTD.dtype, device=x_BTD.device)
+
+    def _views(self, starts_BT: Tensor, kind: Kind, cache: KeyValueCache | None) -> "dict[int | None, View]":
+        """By window: what layers of each kind see, made once for all of them."""
+        tokens, device = starts_BT.shape[1], starts_BT.device
+        if cache:
+            index_T = row_T = torch.arange(tokens, device=device) + cache.length
+        else:
+            index_T, row_T = self.rows.index(tokens, device), torch.arange(tokens, device=device)
+        positions_BT = index_T - self.rows.local(starts_BT)
+        views: dict[int | None, View] = {}
+        for window in {self.shape.window_of(int(name)) for name in self.layers}:
+            rope = rotary_angles(self.shape, positions_BT, windowed=window is not None)
+            seen_BT = window_starts(starts_BT, row_T, window)
+            if cache:
+                mask = Mask(allowed_B1TS=allowed_keys(seen_BT, cache.length + tokens, index_T))
+            else:
+                mask = self.rows.mask(kind, seen_BT)
+            views[window] = rope, mask
+        return views
 
     def _recompute(self, block: Any, cache: KeyValueCache | None) -> str:
         if cache or (self.recompute_layers is not None and block.index >= self.recompute_layers):
@@ -146,16 +189,27 @@ class Trunk(nn.Module):
         return self.recompute
 
 
+View = tuple[tuple[Tensor, Tensor], Mask]  # rotary angles, and which keys are seen
+
+
 class Block(nn.Module):
+    """Pre-norm, or with norms on both sides of attention and feed-forward layer ("sandwiched")."""
+
     def __init__(self, shape: ModelShape, index: int) -> None:
         super().__init__()
         self.index = index
-        self.input_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
+        traits = traits_of(shape.family)
+        self.input_layernorm = _norm(shape)
         self.self_attn = Attention(shape, index)
-        self.post_attention_layernorm = RMSNorm(shape.hidden, shape.norm_eps)
+        # Sandwiched, it belongs to attention; else it is the one before the feed-forward layer.
+        self.post_attention_layernorm = _norm(shape)
+        self.pre_feedforward_layernorm = _norm(shape) if traits.sandwiched else None
+        self.post_feedforward_layernorm = _norm(shape) if traits.sandwiched else None
         routed = shape.experts > 0 and index >= shape.dense_layers
         self.room = "block_sparse_moe" if routed and shape.family == "mixtral" else "mlp"
-        self.add_module(self.room, MoE(shape) if routed else FeedForward(shape.hidden, shape.ffn))
+        self.add_module(
+            self.room, MoE(shape) if routed else FeedForward(shape.hidden, shape.ffn, traits.gate)
+        )
 
     def forward(
         self,
@@ -166,10 +220,18 @@ class Block(nn.Module):
         cache: KeyValueCache | None = None,
         balance_B: Tensor | None = None,
     ) -> Tensor:
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rope, mask, kind, cache)
-        between_BTD = self.post_attention_layernorm(x_BTD)
+        attended_BTD = self.self_attn(self.input_layernorm(x_BTD), rope, mask, kind, cache)
+        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
+            x_BTD = x_BTD + attended_BTD
+            return x_BTD + self._fed_forward(self.post_attention_layernorm(x_BTD), balance_B)
+        x_BTD = x_BTD + self.post_attention_layernorm(attended_BTD)
+        fed_BTD = self._fed_forward(self.pre_feedforward_layernorm(x_BTD), balance_B)
+        return x_BTD + self.post_feedforward_layernorm(fed_BTD)
+
+    def _fed_forward(self, x_BTD: Tensor, balance_B: Tensor | None) -> Tensor:
         layer = self.feed_forward
-        return x_BTD + (layer(between_BTD, balance_B) if isinstance(layer, MoE) else layer(between_BTD))
+        fed_BTD: Tensor = layer(x_BTD, balance_B) if isinstance(layer, MoE) else layer(x_BTD)
+        return fed_BTD
 
     @property
     def feed_forward(self) -> nn.Module:
@@ -183,12 +245,14 @@ class Attention(nn.Module):
         self.index = index
         self.heads, self.kv_heads, self.head_dim = shape.heads, shape.kv_heads, shape.head_dim
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-        self.q_proj = Linear(shape.hidden, queries)
-        self.k_proj = Linear(shape.hidden, keys)
-        self.v_proj = Linear(shape.hidden, keys)
+        self.q_proj = Linear(shape.hidden, queries, bias=shape.qkv_bias)
+        self.k_proj = Linear(shape.hidden, keys, bias=shape.qkv_bias)
+        self.v_proj = Linear(shape.hidden, keys, bias=shape.qkv_bias)
         self.o_proj = Linear(queries, shape.hidden)
-        self.q_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
-        self.k_norm = RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.q_norm = _norm(shape, shape.head_dim) if shape.qk_norm else None
+        self.k_norm = _norm(shape, shape.head_dim) if shape.qk_norm else None
+        # Every kernel divides scores by sqrt(head_dim); what is wanted beyond that, queries bring along.
+        self.query_scale = (shape.head_dim / (shape.query_scalar or shape.head_dim)) ** 0.5
         self.attend: Attend = attention  # over this rank's tokens; context parallelism puts its own here
 
     def forward(
@@ -201,12 +265,15 @@ class Attention(nn.Module):
     ) -> Tensor:
         rows, tokens, _ = x_BTD.shape
         mixed = fused_linear(x_BTD, self.q_proj, self.k_proj, self.v_proj)
-        mixed = mixed.view(rows, tokens, self.heads + 2 * self.kv_heads, self.head_dim)
-        q_BTHK, k_BTGK, v_BTGK = mixed.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
+        q_BTHK, k_BTGK, v_BTGK = (part.view(rows, tokens, -1, self.head_dim) for part in mixed)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        q_BTHK, k_BTGK = rotate(q_BTHK, rope), rotate(k_BTGK, rope)
+        q_BTHK, k_BTGK = rotate(q_BTHK, rope, self.query_scale), rotate(k_BTGK, rope)
         if cache:
             k_BTGK, v_BTGK = cache.extend(self.index, k_BTGK, v_BTGK)
         out_BTHK = self.attend(kind, q_BTHK, k_BTGK, v_BTGK, mask)
         return self.o_proj(out_BTHK.reshape(rows, tokens, self.heads * self.head_dim))
+
+
+def _norm(shape: ModelShape, size: int | None = None) -> RMSNorm:
+    return RMSNorm(size or shape.hidden, shape.norm_eps, centred=traits_of(shape.family).centred)

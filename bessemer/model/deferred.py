@@ -55,6 +55,11 @@ def is_deferring() -> bool:
     return _Switch.on and torch.is_grad_enabled()
 
 
+def current_deferral() -> Deferral | None:
+    """That of the backward pass that runs now."""
+    return _current[-1] if _current else None
+
+
 def rejoined_linear(x: Tensor, *weights: Tensor) -> Tensor:
     """x (W1; W2; …)ᵀ, as `layers.fused_linear` computes it, without keeping what is cast and joined.
 
@@ -75,9 +80,10 @@ class _Rejoined(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
         grad_x = grad @ _joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
-        if not _current:
+        deferral = current_deferral()
+        if deferral is None:
             return grad_x, *_gradients(x, grad, weights)
-        _current[-1].add(lambda: _add_gradients(ctx.weights, _gradients(x, grad, weights)))
+        deferral.add(lambda: add_gradients(ctx.weights, _gradients(x, grad, weights)))
         return grad_x, *(None for _ in weights)
 
 
@@ -92,7 +98,7 @@ def _gradients(x: Tensor, grad: Tensor, weights: Sequence[Tensor]) -> list[Tenso
     return [part.to(weight.dtype) for part, weight in zip(parts, weights, strict=True)]
 
 
-def _add_gradients(weights: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
+def add_gradients(weights: Sequence[Tensor], parts: Sequence[Tensor]) -> None:
     for weight, part in zip(weights, parts, strict=True):
         _add_gradient(weight, part)
 

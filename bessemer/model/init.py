@@ -6,6 +6,8 @@ based: the key is a hash of seed and name, the counter's high word is the block.
 Cost: about 100 M values a second and core.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import xxhash
@@ -13,7 +15,8 @@ from torch import nn
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import TensorSpec, tensor_table
-from bessemer.model.pieces import Pieces, local, stored, whole_pieces
+from bessemer.model.packed import Sizes, places
+from bessemer.model.pieces import Pieces, whole_pieces
 
 _BLOCK = 65536
 
@@ -28,14 +31,15 @@ def initialise(model: nn.Module, shape: ModelShape, seed: int, device: torch.dev
 def fill(model: nn.Module, pieces: Pieces, shape: ModelShape, seed: int) -> None:
     """First values of what is held here, be it whole tensors or parts of them."""
     specs = {spec.name: spec for spec in tensor_table(shape)}
-    tensors = dict(stored(model))
     with torch.no_grad():
-        for name, parts in pieces.items():
-            tensor = local(tensors[name])
-            for piece in parts:
-                rows = slice(piece.offset[0], piece.offset[0] + piece.size[0])
-                others = [slice(o, o + n) for o, n in zip(piece.offset[1:], piece.size[1:], strict=True)]
-                piece.of(tensor).copy_(initial_values(specs[piece.name], seed, rows)[(slice(None), *others)])
+        for name, held in places(model, pieces).items():
+            for place in held:
+                place.take(partial(_region, specs[name], seed))
+
+
+def _region(spec: TensorSpec, seed: int, offset: Sizes, size: Sizes) -> torch.Tensor:
+    rows, *others = (slice(o, o + n) for o, n in zip(offset, size, strict=True))
+    return initial_values(spec, seed, rows)[(slice(None), *others)]
 
 
 def zero_counters(model: nn.Module) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 IGNORED = -100  # target of a token that has no loss
 _CHUNK_ELEMENTS = 8 * 2**20  # of logits: 16 MiB in bf16
 
-ChunkFunction = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+# (hidden_CD, weight_VD, targets_C, whether the head learns): as `loss_chunk`.
+ChunkFunction = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,10 @@ def next_token_loss(
     return _ChunkedLoss.apply(hidden_ND, weight_VD, targets_N, chunk, vocab)
 
 
-def loss_chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Summed loss of a chunk, and its gradients to hidden and head weight."""
+def loss_chunk(
+    hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, learns: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Summed loss of a chunk, and its gradients to hidden and, where the head learns, its weight."""
     logits_CV = (hidden_CD @ weight_VD.T).float()
     lse_C1 = logits_CV.logsumexp(-1, keepdim=True)
     counts_C1 = (targets_C != IGNORED).unsqueeze(-1)
@@ -59,7 +62,7 @@ def loss_chunk(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple
     onehot_CV = columns_V == targets_C.unsqueeze(-1)
     grad_CV = torch.where(counts_C1, (logits_CV - lse_C1).exp() - onehot_CV.float(), 0.0)
     grad_CV = grad_CV.to(hidden_CD.dtype)
-    return loss, grad_CV @ weight_VD, grad_CV.T @ hidden_CD
+    return loss, grad_CV @ weight_VD, grad_CV.T @ hidden_CD if learns else None
 
 
 class _ChunkedLoss(torch.autograd.Function):
@@ -68,12 +71,14 @@ class _ChunkedLoss(torch.autograd.Function):
         weight = weight_VD.to(hidden_ND.dtype)
         loss = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden = torch.empty_like(hidden_ND)
-        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        for rows in _chunks(hidden_ND.shape[0], vocab):
-            part, grad_rows, grad_part = chunk(hidden_ND[rows], weight, targets_N[rows])
+        learns = ctx.needs_input_grad[1]
+        grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if learns else None
+        for rows in chunks(hidden_ND.shape[0], vocab):
+            part, grad_rows, grad_part = chunk(hidden_ND[rows], weight, targets_N[rows], learns)
             loss += part
             grad_hidden[rows] = grad_rows
-            grad_weight += grad_part
+            if learns:
+                grad_weight += grad_part
         ctx.save_for_backward(grad_hidden, grad_weight)
         return loss
 
@@ -81,12 +86,13 @@ class _ChunkedLoss(torch.autograd.Function):
     def backward(ctx, grad_loss):  # type: ignore[no-untyped-def]
         grad_hidden, grad_weight = ctx.saved_tensors
         # Scaled in place: this node owns both, and the head's gradient is the largest of the model.
-        return grad_hidden.mul_(grad_loss), grad_weight.mul_(grad_loss), None, None, None
+        grad_weight = None if grad_weight is None else grad_weight.mul_(grad_loss)
+        return grad_hidden.mul_(grad_loss), grad_weight, None, None, None
 
 
 def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, head: Head | None) -> Tensor:
     loss = hidden_ND.new_zeros((), dtype=torch.float32)
-    for rows in _chunks(hidden_ND.shape[0], head.vocab if head else weight_VD.shape[0]):
+    for rows in chunks(hidden_ND.shape[0], head.vocab if head else weight_VD.shape[0]):
         if head is not None:
             loss += head.loss_only(hidden_ND[rows], weight_VD, targets_N[rows])
             continue
@@ -97,7 +103,7 @@ def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, head: He
     return loss
 
 
-def _chunks(num_tokens: int, vocab: int) -> list[slice]:
+def chunks(num_tokens: int, vocab: int) -> list[slice]:
     """Chunks of one size (the last may be shorter), so that a compiled `loss_chunk` sees few shapes."""
     size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // vocab).bit_length() - 1))
     return [slice(begin, min(begin + size, num_tokens)) for begin in range(0, num_tokens, size)]

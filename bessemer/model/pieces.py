@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from bessemer.model.quantized import Packing
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -61,11 +63,20 @@ def stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in persistent)
 
 
+def packings(model: nn.Module) -> dict[str, Packing]:
+    """How parameters are packed, by name, of those that are (model/quantized.py)."""
+    packed = ((name, getattr(module, "packing", None)) for name, module in model.named_modules())
+    return {f"{name}.weight": packing for name, packing in packed if packing is not None}
+
+
 def whole_pieces(model: nn.Module) -> Pieces:
     """Of a model that one process holds whole."""
     found: Pieces = {}
+    packed = packings(model)
     for name, tensor in stored(model):
         names, shape = stored_names(name, tensor), tuple(tensor.shape)
+        if name in packed:
+            shape = (shape[0], packed[name].whole)
         if len(names) == 1 and names[0] == name:
             found[name] = [Piece(name, shape, (0,) * len(shape), shape)]
         else:

@@ -5,6 +5,7 @@ The loop is the same under every layout. A rank sees its own rows; losses, norms
 added over all ranks once a step, in one exchange of three numbers.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -83,7 +84,8 @@ class Engine:
     ) -> tuple[float, float, bool]:
         """Clip, and agree on (mean loss, gradient norm before clipping, whether any rank is to stop)."""
         clipped = clip_gradients(self.parameters, most)
-        mean, norm = torch.stack([(loss.double() / num_targets.clamp(min=1.0)), clipped.double()]).tolist()
+        # Of a step without any target the mean is NaN, not 0: the loop refuses it.
+        mean, norm = torch.stack([loss.double() / num_targets, clipped.double()]).tolist()
         return mean, norm, stop
 
     def any(self, flag: bool) -> bool:
@@ -200,11 +202,10 @@ class Ranks(Engine):
         squares = self._gradients.finish()
         sums = torch.stack([loss.double(), squares, torch.full_like(squares, float(stop))])
         dist.all_reduce(sums)
-        targets = num_targets.clamp(min=1.0).reshape(1)
-        summed, square, stops, count = self._read(torch.cat([sums, targets]))
+        summed, square, stops, count = self._read(torch.cat([sums, num_targets.reshape(1)]))
         norm = square**0.5
         self._gradients.clip(norm, most)
-        return summed / count, norm, stops > 0
+        return summed / count if count else math.nan, norm, stops > 0
 
     def any(self, flag: bool) -> bool:
         flags = torch.full((), float(flag), device=self.device)

@@ -38,7 +38,7 @@ class Gradients:
 
     def finish(self) -> Tensor:
         """Sum what is partial; returns this rank's share of the squared global norm, fp64."""
-        if self._tensor is not None:
+        if self._tensor is not None and self._partial:
             _sum(_gradients(self._partial), self._tensor)
         if len(self._tied) == 2:  # both ends on one rank
             one, other = _gradients(self._tied)

@@ -14,6 +14,7 @@ from bessemer.formulas.layout import split_evenly
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.tensors import TensorSpec, tensor_table
 from bessemer.model.decoder import Decoder
+from bessemer.model.packed import pack_bases
 from bessemer.model.pieces import Piece, Pieces, stored, stored_names
 from bessemer.parallel.mesh import Mesh
 
@@ -26,9 +27,13 @@ def cut(model: Decoder, mesh: Mesh) -> None:
     for room, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             full = f"{room}.{name}" if room else name
+            if parameter.dtype == torch.uint8:  # its bytes follow from its part of the matrix: below
+                continue
             size = [len(each) for each in _ranges(full, parameter, specs, mesh)]
             if size != list(parameter.shape):
-                module.register_parameter(name, nn.Parameter(torch.empty(size, device="meta")))
+                own = torch.empty(size, dtype=parameter.dtype, device="meta")
+                module.register_parameter(name, nn.Parameter(own, requires_grad=parameter.requires_grad))
+    pack_bases(model, model.shape, mesh.layout.tensor, mesh.place("tensor"))
 
 
 def held_pieces(models: nn.Module, shape: ModelShape, mesh: Mesh) -> Pieces:

@@ -112,6 +112,8 @@ class Pipeline:
             gradient = scale
         else:
             gradient = self._mail.receive(Action("B", action.stage + 1, action.micro_batch))
+        if not kept.output.requires_grad:  # a first stage in which nothing learns
+            return
         torch.autograd.backward(kept.output, gradient)
         if kept.received is not None:
             assert kept.received.grad is not None, f"{action}: no gradient of what was received"

@@ -87,7 +87,7 @@ def _units(model: Decoder) -> Iterator[list[nn.Parameter]]:
     inside = {id(weight) for weights in [*blocks, embedding] for weight in weights}
     ends = [weight for weight in _trained(model) if id(weight) not in inside]
     # Tied, the embedding is the head as well, and has its gradient when all is done.
-    tied = model.lm_head is None
+    tied = model.shape.tie_embeddings
     yield from [] if tied else [ends]
     yield from reversed(blocks)
     yield ends + embedding if tied else embedding

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from bessemer.formulas.schedule import splits_backward
 from bessemer.model.decoder import Block, Decoder
-from bessemer.model.layers import RMSNorm
+from bessemer.model.layers import Linear, RMSNorm
 from bessemer.model.moe import MoE, Router
 from bessemer.parallel.mesh import Mesh
 
@@ -39,9 +39,11 @@ def shard(model: Decoder, mesh: Mesh) -> None:
             alone |= _shard_experts(block.feed_forward.experts, model, mesh, reshard)
         matrices = _of_matrices(model, mesh, mesh.degree["fsdp"])
         if matrices["mp_policy"].param_dtype is not None:
-            # Norms and routers compute in fp32: their few weights are a unit of their own.
-            others = [module for module in block.modules() if isinstance(module, RMSNorm | Router)]
-            fully_shard(others, **settings)  # type: ignore[arg-type]
+            # Norms, routers and magnitudes compute in fp32: their few weights are a unit of their own.
+            others: list[nn.Module] = [
+                module for module in block.modules() if isinstance(module, RMSNorm | Router)
+            ]
+            fully_shard([*others, *_magnitudes(block)], **settings)  # type: ignore[arg-type]
         fully_shard(block, **settings, **matrices, ignored_params=alone)
     if model.model.embed_tokens is not None and not model.shape.tie_embeddings:
         fully_shard(model.model.embed_tokens, **settings)
@@ -61,6 +63,11 @@ def _of_matrices(model: Decoder, mesh: Mesh, ranks: int) -> dict[str, Any]:
         param_dtype=cast, reduce_dtype=torch.float32 if cast else None, cast_forward_inputs=False
     )
     return {"mp_policy": policy, "shard_placement_fn": lambda weight: _placement(weight, ranks)}
+
+
+def _magnitudes(block: Block) -> list[nn.Module]:
+    found = [module.lora_magnitude_vector for module in block.modules() if isinstance(module, Linear)]
+    return [magnitude for magnitude in found if magnitude is not None]
 
 
 def sharded_modules(model: nn.Module) -> list[FSDPModule]:
@@ -85,6 +92,15 @@ def before_backward(model: nn.Module, mesh: Mesh, *, last: bool) -> None:
         model.set_requires_gradient_sync(last)
     elif mesh.degree["replicate"] > 1:
         model.set_requires_all_reduce(last)
+
+
+def free_gathered(model: nn.Module) -> None:
+    """After a forward pass that no backward pass follows: parameters are this rank's parts again.
+
+    Final norm and head stay gathered otherwise, and an optimizer that is made then would hold copies.
+    """
+    for module in sharded_modules(model):
+        module.reshard()
 
 
 def hold_gradients(model: nn.Module) -> None:

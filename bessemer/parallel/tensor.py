@@ -9,10 +9,12 @@ outside, so that the model knows nothing of it (arXiv:1909.08053; sequence paral
     final norm              own part of the sequence     -> gathered
     loss                    own rows of the vocabulary (parallel/vocabulary.py)
 
-Weights that are not split (norms, router) see a part of the sequence or of the heads, so their gradients
-are partial: parallel/gradients.py sums them over the axis.
+Weights that are not split (norms, router, one factor of an adapter) see a part of the sequence or of the
+heads, so their gradients are partial: parallel/gradients.py sums them over the axis. Rows of DoRA's matrices
+whose columns are split have their lengths summed over the axis.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +22,9 @@ from torch import Tensor, nn
 
 from bessemer.formulas.layout import split_evenly
 from bessemer.model.decoder import Block, Decoder
+from bessemer.model.layers import Linear
 from bessemer.model.moe import MoE
-from bessemer.parallel.collectives import gather_dim, scatter_dim
+from bessemer.parallel.collectives import all_reduce, gather_dim, scatter_dim
 from bessemer.parallel.mesh import Group, Mesh
 
 _SEQUENCE = 1  # dim of [B, T, D]
@@ -45,6 +48,9 @@ def split_over_tensor(model: Decoder, mesh: Mesh, context: int) -> None:
         for layer in (block.self_attn, block.feed_forward):
             layer.register_forward_pre_hook(_gathered_input(tokens, group))
             layer.register_forward_hook(_scattered_output(group))
+        for name, module in block.named_modules():
+            if name.endswith(("o_proj", "down_proj")) and isinstance(module, Linear):
+                module.over_columns = partial(all_reduce, operation="sum", group=group)
         if isinstance(block.feed_forward, MoE):
             block.feed_forward.share = 1.0 / mesh.degree["tensor"]
     if trunk.norm is not None:

@@ -1,6 +1,7 @@
 """The formula against what autograd really keeps in the real model."""
 
 import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
 
 SHAPE = ModelShape("llama", 4, 128, 4, 2, 32, 320, 512, 64, tie_embeddings=True, qk_norm=False)
+GEMMA = replace(SHAPE, family="gemma3", qk_norm=True, sliding_window=16, full_every=2, query_scalar=24.0)
 ROWS = 3
 
 
@@ -42,18 +44,19 @@ def kept_bytes(model: nn.Module) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("shape", [SHAPE, GEMMA], ids=["llama", "gemma"])
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
 def test_activations_are_what_autograd_keeps(
-    name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    name: str, dtype: torch.dtype, shape: ModelShape, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bessemer.model.decoder.choose", lambda *_: "sdpa")  # the same on every machine
     with torch.device("meta"):
-        model = Decoder(SHAPE, dtype)
-    initialise(model, SHAPE, 0, "cpu")
-    work = Workload(ROWS * SHAPE.context, name, "none", compiled=False)
-    memory = device_memory(SHAPE, work)
-    head = (2 if name == "bf16" else 0) * SHAPE.vocab * SHAPE.hidden  # cast in the loss, not here
-    predicted = activation_bytes(SHAPE, work) + memory.casts - head
+        model = Decoder(shape, dtype)
+    initialise(model, shape, 0, "cpu")
+    work = Workload(ROWS * shape.context, name, "none", compiled=False)
+    memory = device_memory(shape, work)
+    head = (2 if name == "bf16" else 0) * shape.vocab * shape.hidden  # cast in the loss, not here
+    predicted = activation_bytes(shape, work) + memory.casts - head
     assert predicted == pytest.approx(kept_bytes(model), rel=0.03)
 
 

@@ -1,6 +1,7 @@
 """The chunked loss against torch's cross_entropy, and the memory that it must never need."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -86,9 +87,9 @@ def test_chunks_cover_every_token_once_in_few_sizes(
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
     seen: list[Tensor] = []
 
-    def spy(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def spy(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, learns: bool) -> tuple[Any, ...]:
         seen.append(hidden_CD)
-        return loss_chunk(hidden_CD, weight_VD, targets_C)
+        return loss_chunk(hidden_CD, weight_VD, targets_C, learns)
 
     hidden, weight, targets = make_inputs(tokens)
     got = next_token_loss(hidden, weight, targets, spy)
