@@ -81,14 +81,17 @@ def enough_of_listed(
 
 def _document(recipe: Recipe, plan: Plan, sources: Sequence[tuple[str, Estimate]]) -> dict[str, Any]:
     stage = plan.pretrain
-    needed = stage.steps * stage.batch_tokens
-    reads, missing = _reads(recipe, sources, stage.steps * stage.batch_rows, stage.context)
+    replayed = 0.0 if recipe.data.replay is None else recipe.data.replay.share
+    all_rows = stage.steps * stage.batch_rows
+    needed = round((1.0 - replayed) * all_rows) * stage.context
+    reads, missing = _reads(recipe, sources, needed // stage.context, stage.context)
     tokens = total([tokens for _, tokens in sources])
     # A source of which nothing is read adds nothing to what there is for this run.
     there = total([read.tokens for read in reads if read.tokens_read]) if reads else tokens
     worth = total([read.effective_tokens for read in reads if read.tokens_read])
     return {
         "tokens_needed": needed,
+        "tokens_replayed": all_rows * stage.context - needed,
         "tokens": asdict(tokens),
         "epochs": asdict(there.inverse(needed - missing)),
         "effective_tokens": asdict(worth),

@@ -7,9 +7,11 @@
 from dataclasses import replace
 
 from bessemer.errors import RecipeError, RefusedError
-from bessemer.formulas.huggingface_moe import MOE_FAMILIES
+from bessemer.formulas import huggingface_rope, huggingface_window
+from bessemer.formulas.families import FAMILIES, TRAINABLE, model_type_of
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
+from bessemer.planner.adapter_rules import adapter_kind
 from bessemer.planner.budget import check_budget
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import allows
@@ -18,13 +20,25 @@ from bessemer.planner.predict import device_bytes
 from bessemer.recipe.schema import Optimization, Recipe
 from bessemer.units import format_bytes
 
-_TRAINABLE_FAMILIES = ("llama", "qwen3", *MOE_FAMILIES)
 # Of the memory that is there; the rest is for other programs and for what the formula leaves out.
 _USABLE_SHARE = 0.95
 
 Refusal = tuple[str, str, str]  # found, wanted, fix
 
-BUILT_METHODS = ("full",)
+BUILT_METHODS = (
+    "distill",
+    "grpo",
+    "full",
+    "lora",
+    "qlora",
+    "dpo",
+    "ipo",
+    "orpo",
+    "simpo",
+    "reward",
+    "classify",
+)
+BUILT_ADAPTERS = ("none", "lora", "qlora")
 
 
 def untrainable(recipe: Recipe, shape: ModelShape) -> Refusal | None:
@@ -149,17 +163,25 @@ def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int
 
 def _shape_refusals(shape: ModelShape) -> list[Refusal]:
     scaling = (shape.rope_scaling or {}).get("rope_type")
+    known = shape.family in TRAINABLE
     checks = [
-        (shape.family not in _TRAINABLE_FAMILIES, f'model.family = "{shape.family}"',
-         "family " + " or ".join(_TRAINABLE_FAMILIES), _nearest_family(shape)),
+        (not known, f'model.family = "{shape.family}"', "family " + " or ".join(TRAINABLE),
+         _nearest_family(shape)),
         (shape.mla_kv_rank > 0, "latent attention", "grouped-query attention", "remove the mla_ keys"),
         (shape.norm != "rms", f'model.norm = "{shape.norm}"', 'norm = "rms"', "remove model.norm"),
-        (shape.sliding_window is not None, f"model.sliding_window = {shape.sliding_window}",
-         "attention to the whole document", "remove model.sliding_window"),
-        (scaling not in (None, "llama3", "linear"), f'rope_scaling of type "{scaling}"',
-         "llama3, linear or none", "change model.rope_scaling"),
+        (known and not _has_windows(shape),
+         f'model.sliding_window = {shape.sliding_window} with family = "{shape.family}"',
+         "a family that has windows in these layers, such as llama", "remove model.sliding_window"),
+        (known and not huggingface_rope.is_written(shape),
+         f'rope_scaling of type "{scaling}" with family = "{shape.family}"',
+         "none, or one that the family has", "change model.rope_scaling"),
     ]  # fmt: skip
     return [(found, wanted, fix) for wrong, found, wanted, fix in checks if wrong]
+
+
+def _has_windows(shape: ModelShape) -> bool:
+    kind = model_type_of(shape.family, windowed=shape.sliding_window is not None)
+    return huggingface_window.is_written(shape, FAMILIES[kind])
 
 
 def _nearest_family(shape: ModelShape) -> str:
@@ -176,6 +198,9 @@ def _recipe_refusals(recipe: Recipe) -> list[Refusal]:
         if recipe.finetune.method not in BUILT_METHODS:
             method = f'finetune.method = "{recipe.finetune.method}"'
             refusals.append((method, "one of " + ", ".join(BUILT_METHODS), "remove finetune.method"))
+        if adapter_kind(recipe.finetune) not in BUILT_ADAPTERS:
+            adapter = f'finetune.adapter = "{adapter_kind(recipe.finetune)}"'
+            refusals.append((adapter, "one of " + ", ".join(BUILT_ADAPTERS), 'set finetune.adapter = "lora"'))
     for name, section in sections:
         if section.optimizer != "adamw":
             found = f'{name}.optimizer = "{section.optimizer}"'

@@ -8,8 +8,10 @@ peak, over its measured matmul ceiling.
 
 from dataclasses import dataclass, replace
 
-from bessemer.energy.grid import region
+from bessemer.energy import facility
+from bessemer.energy.facility import grid_region, power_usage_effectiveness
 from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
+from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
@@ -150,17 +152,9 @@ def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
         watts = assumed_accelerator_power(device.tdp_w, device.node_overhead_w, per_node)
     else:
         return UNKNOWN
-    band = watts.times(power_usage_effectiveness(recipe, facts) / 1000.0)
+    pue, _ = power_usage_effectiveness(recipe.cluster.pue, grid_region(recipe), facts.devices)
+    band = watts.times(pue / 1000.0)
     return Estimate(band.value, band.low, band.high, "assumed")
-
-
-def power_usage_effectiveness(recipe: Recipe, facts: Facts) -> float:
-    """The recipe's, the cloud region's, or 1.0 for one device under a desk and 1.25 for a cluster."""
-    if recipe.cluster.pue is not None:
-        return recipe.cluster.pue
-    code = grid_region(recipe)
-    known = region(code).pue if code else None
-    return known or (1.0 if facts.devices == 1 else 1.25)
 
 
 def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
@@ -174,16 +168,8 @@ def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
 
 
 def kg_per_kwh(recipe: Recipe) -> Estimate:
-    code = grid_region(recipe)
-    if code is None:
-        return UNKNOWN
-    grid = region(code)
-    low, high = grid.band
-    return Estimate(grid.g_co2e_per_kwh / 1000.0, low / 1000.0, high / 1000.0, "assumed")
-
-
-def grid_region(recipe: Recipe) -> str | None:
-    return recipe.cluster.region or recipe.energy.region
+    found = facility.kg_per_kwh(grid_region(recipe))
+    return Estimate(found.value, found.low, found.high, found.basis)
 
 
 def recomputed_share(shape: ModelShape, stage: StagePlan) -> float:
@@ -218,7 +204,8 @@ def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
     whole = sum(memory.total - memory.saving for memory in memories)
     whole *= stage.layout.world // stage.layout.pipeline
     # Of the ranks that have the same weights one saves them: together they hold one copy of the state.
-    saving = STATE_BYTES * total_params(shape) if stage.async_save else 0
+    learned = trained_params(shape, total_params(shape))
+    saving = STATE_BYTES * learned if stage.async_save else 0
     return (whole + saving) // facts.devices
 
 
@@ -257,7 +244,8 @@ def _update_s(shape: ModelShape, facts: Facts) -> float:
     )
     if not gb_per_s:
         return 0.0
-    return _UPDATE_BYTES * total_params(shape) / facts.devices / gb_per_s / 1e9
+    learned = trained_params(shape, total_params(shape))
+    return _UPDATE_BYTES * learned / facts.devices / gb_per_s / 1e9
 
 
 def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bool | None = None) -> Estimate:

@@ -5,20 +5,25 @@ be planned but not trained yet (`planner/limits.py`) is refused by `check_traina
 which the training verbs call and `bessemer plan` does not.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
+from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.shape import ModelShape
+from bessemer.planner.adapter_rules import adapter_lr, check_adapter_stages
 from bessemer.planner.budget import binding_rule, check_budget, limits
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
 from bessemer.planner.limits import fits
+from bessemer.planner.objective_rules import preference_lr
 from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
 from bessemer.planner.predict import devices_of, goodput_of, predict, training_speed
+from bessemer.planner.rollout_rules import is_sampled, rollouts_of
 from bessemer.planner.search.choose import Chosen
 from bessemer.planner.searched import Place, choose, is_searched, with_devices
 from bessemer.planner.shape import resolve_shape, sized_shape
@@ -206,11 +211,14 @@ def resolve_finetune(
     pretrain: StagePlan | None = None,
     *,
     world: int | None = None,
+    objective: Objective = NEXT_TOKEN,
+    prompts: Sequence[int] = (),
 ) -> tuple[StagePlan, list[Derived]]:
     """The fine-tuning stage for `num_rows` packed rows of examples.
 
     pretrain: the stage that made the weights, where it is known; rate and batch follow from it.
-    world: as in `resolve`; the layout is that of [parallel] too.
+    world: as in `resolve`; the layout is that of [parallel] too. objective: planner/objective_rules.py.
+    prompts: tokens of each, where the answers are to be the model's own.
     """
     section = recipe.finetune
     if section is None:
@@ -225,24 +233,36 @@ def resolve_finetune(
     layout, facts = _given_layout(recipe, shape, context, with_devices(recipe, facts, place), place)
     dtype = pretrain.dtype if pretrain and section.dtype == "auto" else section.dtype
     dtype = choose_dtype(dtype, facts, rules)
-    rows = _finetune_rows(section, context, num_rows, pretrain, rules)
-    steps = max(1, -(-section.epochs * num_rows // rows))
-    rules.settle("steps", "auto", steps, f"{section.epochs} epochs of {num_rows} rows, {rows} rows a step")
+    if is_sampled(section):
+        rollouts, rows = rollouts_of(section, prompts, context, rules)
+        steps = rollouts.rounds * rollouts.steps
+        objective = replace(objective, temperature=section.temperature, rollouts=rollouts)
+    else:
+        rows = _finetune_rows(section, context, num_rows, pretrain, rules)
+        steps = max(1, -(-section.epochs * num_rows // rows))
+        rules.settle(
+            "steps", "auto", steps, f"{section.epochs} epochs of {num_rows} rows, {rows} rows a step"
+        )
     lr, rule = _FINETUNE_LR_ALONE, "usual for full fine-tuning of a model that was made elsewhere"
     if pretrain is not None:
         lr = float(f"{_FINETUNE_LR_SHARE * pretrain.lr:.1e}")
         rule = "a tenth of the peak in pre-training: the weights are to be moved, not replaced"
+    lr, rule = preference_lr(section.method, None if pretrain is None else pretrain.lr) or (lr, rule)
+    if shape.adapter is not None:
+        lr, rule = adapter_lr(lr, alone=pretrain is None and objective == NEXT_TOKEN)
     lr = rules.settle("lr", section.lr, lr, rule)
     decided = Decided(context, steps, rows, lr, dtype, layout)
     decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
-    return stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules), rules.derived
+    check_adapter_stages(shape, decided.layout)
+    plan = stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules)
+    return replace(plan, objective=objective), rules.derived
 
 
 def finetune_context(section: Finetune, shape: ModelShape) -> int:
     """Tokens in a row of the task. Longer rows than the model has seen are refused."""
     if section.context == "auto":
         return shape.context
-    longest = max(shape.context, shape.max_positions or 0)
+    longest = shape.longest_row
     if section.context > longest:
         raise RecipeError(
             "finetune.context is longer than the model has seen",

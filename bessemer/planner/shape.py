@@ -6,6 +6,7 @@ from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
+from bessemer.formulas.families import BIASED, GEMMA_LOCAL_THETA, GEMMA_PATTERN, NORMED_QUERIES
 from bessemer.formulas.huggingface_plan import unlisted_params
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
@@ -18,9 +19,8 @@ from bessemer.units import format_count, parse_count
 _DEFAULT_SIZE = "30M"
 _MOE_FAMILIES = ("qwen3-moe", "mixtral", "glm4-moe", "deepseek-v3")
 _BIASED_FAMILIES = ("glm4-moe", "deepseek-v3")  # those that have a router with a bias, and shared experts
-_QK_NORM_FAMILIES = ("qwen3", "qwen3-moe", "gemma3")
+_UNNORMED_FAMILIES = ("llama", "qwen2", "phi3")  # those of Llama's build whose class has no such norms
 _TIED_FAMILIES = ("gpt2", "gemma3")
-_GEMMA_PATTERN = 6  # every sixth layer of Gemma 3 sees the whole row
 _SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
 _MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
 _MLA_KEYS = ("mla_q_rank", "mla_kv_rank", "mla_nope_dim", "mla_rope_dim", "mla_v_dim")
@@ -100,6 +100,7 @@ def _from_source(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derived
 def _base(recipe: Recipe, facts: Facts) -> ModelShape:
     """Everything that does not depend on the size; the size fields are filled in later."""
     model = recipe.model
+    windowed_gemma = model.family == "gemma3" and model.sliding_window is not None
     experts: dict[str, Any] = {name: getattr(model, name) or 0 for name in (*_MOE_KEYS, *_MLA_KEYS)}
     return ModelShape(
         family=model.family,
@@ -112,13 +113,15 @@ def _base(recipe: Recipe, facts: Facts) -> ModelShape:
         vocab=sizing.pad_vocab(facts.vocab or recipe.tokenizer.vocab),
         context=model.context,
         tie_embeddings=model.tie_embeddings is True,
-        qk_norm=model.family in _QK_NORM_FAMILIES if model.qk_norm == "auto" else model.qk_norm,
+        qk_norm=model.family in NORMED_QUERIES if model.qk_norm == "auto" else model.qk_norm,
         norm=("layer" if model.family == "gpt2" else "rms") if model.norm == "auto" else model.norm,
         norm_eps=model.norm_eps,
         rope_theta=model.rope_theta,
         rope_scaling=_scaling(model),
         sliding_window=model.sliding_window,
-        full_every=_GEMMA_PATTERN if model.sliding_window and model.family == "gemma3" else 0,
+        full_every=GEMMA_PATTERN if windowed_gemma else 0,
+        local_rope_theta=GEMMA_LOCAL_THETA if windowed_gemma else None,
+        qkv_bias=model.family in BIASED,
         gated=model.family != "gpt2",
         positions=model.context if model.family == "gpt2" else 0,
         bos_id=facts.bos_id,
@@ -256,11 +259,11 @@ def _refuse_contradictions(model: Model) -> None:
         (is_moe and model.layers is not None and model.dense_layers >= model.layers,
          f"dense_layers = {model.dense_layers}, layers = {model.layers}", "a layer with experts",
          "lower model.dense_layers"),
-        (model.qk_norm is True and family == "llama", 'qk_norm = true with family = "llama"',
+        (model.qk_norm is True and family in _UNNORMED_FAMILIES, f'qk_norm = true with family = "{family}"',
          'family = "qwen3", which is Llama with it', 'set model.family = "qwen3"'),
         (model.qk_norm is True and family == "mixtral", 'qk_norm = true with family = "mixtral"',
          'family = "qwen3-moe", which has it', 'set model.family = "qwen3-moe"'),
-        (model.qk_norm is False and family in _QK_NORM_FAMILIES, f'qk_norm = false with family = "{family}"',
+        (model.qk_norm is False and family in NORMED_QUERIES, f'qk_norm = false with family = "{family}"',
          'family = "llama", which is Qwen3 without it', 'set model.family = "llama"'),
     ]  # fmt: skip
     for wrong, found, wanted, fix in checks:

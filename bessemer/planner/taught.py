@@ -35,7 +35,10 @@ _REACH = math.log(4.0)  # widths a factor of four away teach 1/e of what they di
 # What of a stage decides how long a step takes.
 _STEP_KEYS = ("context", "batch_rows", "micro_batch", "dtype", "recompute", "recompute_layers", "optimizer")
 # What of a shape does not: names, and numbers that only scale values.
-_IDLE = {"norm_eps", "rope_theta", "rope_scaling", "bos_id", "eos_id", "max_positions", "router"}
+_IDLE = {
+    "norm_eps", "rope_theta", "rope_scaling", "local_rope_theta", "query_scalar", "bos_id", "eos_id",
+    "max_positions", "router",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,12 @@ def shipped_text(name: str) -> str:
     )
 
 
+def shipped_rows(name: str) -> str | None:
+    """The rows that a shipped recipe of a task is shown with."""
+    rows = resources.files("bessemer") / "recipes" / f"{name}.jsonl"
+    return rows.read_text(encoding="utf-8") if rows.is_file() else None
+
+
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")

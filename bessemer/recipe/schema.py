@@ -62,7 +62,7 @@ class RopeScaling(Section):
 
 class Model(Section):
     family: Literal[
-        "llama", "qwen3", "qwen3-moe", "mixtral", "glm4-moe", "gemma3", "phi3", "deepseek-v3", "gpt2"
+        "llama", "qwen2", "qwen3", "qwen3-moe", "mixtral", "glm4-moe", "gemma3", "phi3", "deepseek-v3", "gpt2"
     ] = key("llama", "model", "naming and block layout, as the Hugging Face family of that name")
     from_: str | None = Field(
         default=None,
@@ -192,6 +192,13 @@ class Mixture(Section):
     schedule: list[MixtureStage] = key([], "mixture", "weights that change while training")
 
 
+class Replay(Section):
+    """Data of an earlier run, read beside the recipe's own sources."""
+
+    run: str = key(..., "learning", "the run, its pretrain stage, or a folder of prepared data")
+    share: Fraction = key(0.05, "mixture", "of the rows that are trained on")
+
+
 class Data(Section):
     validation: Fraction = key(0.01, "data", "share of documents held out, by hash of document or group")
     gather: Literal["python-stdlib"] | None = key(
@@ -200,6 +207,9 @@ class Data(Section):
     source: list[Source] = key([], "data", "what to read; repeat [[data.source]]")
     clean: Clean = key(Clean(), "data", "cleaning")
     mixture: Mixture = key(Mixture(), "mixture", "how much of each source is read, and when")
+    replay: Replay | None = key(
+        None, "learning", "old data read beside the sources, so that it is not forgotten"
+    )
 
 
 class Optimization(Section):
@@ -329,7 +339,9 @@ class Finetune(Optimization):
     clip: PositiveFloat = key(0.2, "learning", "grpo: how far one round may move a token's probability")
     add_tokens: list[str] = key([], "data", "special tokens that the tokenizer and the model get")
     compare_scratch: bool = key(False, "execution", "also train from random weights and compare")
-    compare_seeds: PositiveInt = key(1, "execution", "trainings of each point of that comparison")
+    compare_seeds: PositiveInt = key(
+        3, "execution", "trainings of each point of that curve; 1: a shorter one, without error bars"
+    )
     context: PositiveInt | Auto = key("auto", "data", "tokens in a row; auto: as in pre-training")
     lr: PositiveFloat | Auto = key("auto", "learning", "peak learning rate")
 
@@ -386,6 +398,15 @@ class Energy(Section):
         "time", "execution", "what an automatic layout makes small"
     )
     region: str | None = key(None, "execution", "grid region, e.g. DEU")
+    command: Annotated[list[str], Field(min_length=1)] | None = key(
+        None, "execution", "a program and its words that print the watts of this machine; needs --allow-code"
+    )
+    tariff_usd_per_kwh: PositiveFloat | None = key(
+        None, "execution", "own machines: price of electricity, instead of cluster.usd_per_device_hour"
+    )
+    amortisation_usd_per_device_hour: PositiveFloat | None = key(
+        None, "execution", "own machines: their price over the hours of their life, beside the tariff"
+    )
 
 
 class Recipe(Section):

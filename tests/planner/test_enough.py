@@ -132,6 +132,14 @@ def test_of_many_files_some_sizes_stand_for_all(base: Path, monkeypatch: pytest.
     assert "rows: so many files that only some were looked at" in show_data(told(base))
 
 
+def test_what_is_replayed_is_not_read_of_the_sources(base: Path) -> None:
+    settings = ["data.replay.run=runs/base", "data.replay.share=0.25"]
+    document = told(base, *settings, found=manifest())
+    assert document["tokens_needed"] == 76_800 and document["tokens_replayed"] == 25_600
+    assert sum(source["tokens_read"] for source in document["sources"]) == pytest.approx(76_800, rel=0.01)
+    assert "76.8K tokens are read, and 25.6K of earlier data" in show_data(document)
+
+
 def test_exact_figures_are_the_manifests(base: Path) -> None:
     document = told(base, found=manifest())
     assert document["tokens_needed"] == 102_400

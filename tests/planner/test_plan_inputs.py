@@ -97,7 +97,7 @@ def test_bad_input_is_refused_with_its_exit_code(
 def test_model_of_others_is_planned_on_a_cluster_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
     config = {"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
               "num_attention_heads": 14, "num_key_value_heads": 2, "vocab_size": 151936,
-              "tie_word_embeddings": True}  # fmt: skip
+              "tie_word_embeddings": True, "rope_scaling": {"type": "yarn", "factor": 4.0}}  # fmt: skip
     Path("config.json").write_text(json.dumps(config))
     Path("r.toml").write_text('name = "q"\n[model]\nfrom = "config.json"\n[pretrain]\ntokens = "1B"\n')
     found = document(capsys, "--cluster", "cluster.toml")

@@ -30,6 +30,7 @@ from bessemer.formulas.memory import (
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
+from bessemer.planner.cost.memory_adapters import Added
 from bessemer.planner.cost.memory_lookups import balanced_layers, by_kind, by_tensor, loss_column
 from bessemer.planner.cost.memory_parts import Bools, Parts, RankLayers, fullest, is_v_shaped, over_ranks
 
@@ -51,7 +52,8 @@ def _parts(
 ) -> Parts:
     columns = _columns(shape, context, candidates, work)
     split = partial(balanced_layers, shape)
-    parts = over_ranks(shape, candidates, stage, partial(_rank, columns), split)
+    of_rank = _rank if shape.adapter is None else _adapted_rank
+    parts = over_ranks(shape, candidates, stage, partial(of_rank, columns), split)
     return _with_single(parts, shape, context, candidates, work)
 
 
@@ -161,6 +163,36 @@ def _rank(columns: _Columns, layers: RankLayers) -> Parts:
     logits = np.where(layers.late > 0, 0.0, in_block.logits)
     in_first = replace(in_block, gradients=4 * local, logits=logits)
     return fullest(fullest(in_loss, in_block), in_first)
+
+
+def _adapted_rank(columns: _Columns, layers: RankLayers) -> Parts:
+    """The same beside adapters: memory_adapters.py."""
+    local, whole, ends, block = _params(columns, layers)
+    candidates, added = columns.candidates, Added.of(columns.shape, columns.candidates, layers)
+    tokens, shards = columns.tokens / columns.spread, columns.shards
+    kept, working = _kept(columns, layers) * tokens, columns.back * tokens
+    learned = np.ceil(added.elements / shards)
+    late = 4 * learned * layers.late / np.maximum(layers.dense + layers.routed, 1)
+    reshards = (candidates.zero != 2) & (candidates.pipeline == 1) & (shards > 1)
+    others = candidates.replicate * shards > candidates.expert
+    blocks = whole - ends - np.where(others, 0.0, layers.routed * columns.experts)
+    travels = np.where(is_v_shaped(candidates), 4.0, columns.size) * added.elements
+    root = columns.size * (columns.table + columns.shape.hidden) * layers.has_last
+    gathered = np.where(reshards, root, added.frozen(ends + blocks, columns.size) + travels)
+    waits = (candidates.pipeline > 1) | (shards == 1)
+    gathered = columns.sharded * (gathered + np.where(waits, 4 * (added.elements - learned), 0.0))
+    weights = added.frozen(local, columns.size, shards) + 4 * learned
+    static = (weights, 4 * learned - late, 8 * learned)
+    base = columns.base + np.maximum(0.0, columns.working * tokens - working)
+    left = 4 * added.block * ((shards > 1) & (candidates.pipeline == 1) & (candidates.micro_batches > 1))
+    in_loss = Parts(*static, kept + left * layers.has_last, columns.loss * layers.has_last, gathered, base)
+    gathers = (shards > 1) & (candidates.pipeline == 1) & columns.sharded
+    of_block = np.where(reshards, 2.0, 0.0) * added.frozen_block(block, columns.size) + 12 * added.block
+    kept = kept + columns.again * tokens + working
+    in_block = Parts(
+        *static, kept, 0.0 * kept, gathered + added.unpacked * columns.size + of_block * gathers, base
+    )
+    return fullest(in_loss, in_block)
 
 
 def _params(columns: _Columns, layers: RankLayers) -> tuple[Floats, Floats, Floats, Floats]:

@@ -45,6 +45,12 @@ def by_tensor(candidates: Candidates, shape: ModelShape, routed: bool) -> tuple[
     return plain[place], experts[place]
 
 
+def by_degree(candidates: Candidates, value_of: Callable[[int], float]) -> Floats:
+    """A number that depends on the tensor axis alone."""
+    unique, place = np.unique(candidates.tensor, return_inverse=True)
+    return np.array([value_of(int(tensor)) for tensor in unique], float)[place]
+
+
 def balanced_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
     """As formulas/layout.py balances them."""
     unique, place = np.unique(stages, return_inverse=True)

@@ -13,7 +13,7 @@ from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import Workload, device_memory
 from bessemer.formulas.rank_memory import layout_memory
 from bessemer.formulas.rank_moments import rank_moments
-from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.memory import stage_bytes
 from bessemer.planner.cost.memory_parts import in_flight
@@ -23,14 +23,18 @@ ROUTED = replace(
     DENSE, family="glm4-moe", experts=32, experts_per_token=4, expert_ffn=1024, shared_ffn=1024,
     dense_layers=2, qk_norm=True,
 )  # fmt: skip
+LORA = Adapter(16, 32.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
+ADAPTED = tuple(
+    replace(shape, adapter=replace(LORA, base=base)) for shape in (DENSE, ROUTED) for base in ("float", "nf4")
+)
 Case = tuple[ModelShape, Layout, Workload]
 
 
-def cases(count: int, least_share: int) -> Iterator[Case]:
+def cases(count: int, least_share: int, shapes: tuple[ModelShape, ...] = (DENSE, ROUTED)) -> Iterator[Case]:
     """Random ones; in a pipeline of at least `least_share` micro-batches for each rank."""
     pick = random.Random(7).choice
     for _ in range(count):
-        shape, pipeline = pick((DENSE, ROUTED)), pick((1, 1, 2, 4, 8))
+        shape, pipeline = pick(shapes), pick((1, 1, 2, 4, 8))
         schedule = pick(("1f1b", "interleaved", "zbv")) if pipeline > 1 else "1f1b"
         layout = Layout(
             replicate=pick((1, 1, 2, 4)), shard=pick((1, 2, 4, 8)), tensor=pick((1, 2, 4)), pipeline=pipeline,
@@ -62,6 +66,12 @@ def _turned(case: Case) -> tuple[ModelShape, Workload, Layout]:
 
 def test_columns_are_the_scalar_formula_on_random_layouts() -> None:
     found = np.array([error(case) for case in cases(240, least_share=2)])
+    assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
+    assert (np.abs(found) < 1e-6).mean() > 0.7
+
+
+def test_columns_of_adapters_are_the_scalar_formula_on_random_layouts() -> None:
+    found = np.array([error(case) for case in cases(240, least_share=2, shapes=ADAPTED)])
     assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
     assert (np.abs(found) < 1e-6).mean() > 0.7
 

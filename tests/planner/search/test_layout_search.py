@@ -48,7 +48,7 @@ def everything(asked: Question) -> list[Any]:
 @pytest.mark.parametrize(
     ("asked", "key"),
     [
-        (question(devices=4, rows=16), "step_s"),
+        pytest.param(question(devices=4, rows=16), "step_s", marks=pytest.mark.slow),
         (question(replace(LARGE, layers=12), devices=8, rows=16, recompute="full"), "step_s"),
         (question(ROUTED, devices=4, rows=8, micro_batch=1), "step_s"),
         (question(devices=4, rows=8, prefer="energy"), "kwh"),
