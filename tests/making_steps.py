@@ -5,29 +5,36 @@ put together from the parts of all ranks, each element from exactly one of them.
 """
 
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from making_answers import AnswerColumns
 from making_layouts import CONTEXT, SHAPES, layout_of
+from making_preferences import PairRows, TextRows
 from making_ranks import Pool, Result
 from making_runs import TinyRows
 from torch import Tensor, nn
 
 from bessemer.data.loader import Batches
+from bessemer.data.rows import Rows
 from bessemer.formulas.layout import Layout, split_evenly
+from bessemer.formulas.objective import PREFERENCES, Objective
 from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.tensors import tensor_table
+from bessemer.model.adapter import begin_magnitudes
 from bessemer.model.decoder import Decoder
+from bessemer.model.init import initial_values
 from bessemer.model.moe import MoE
 from bessemer.model.pieces import Piece, local, stored, whole_pieces
 from bessemer.parallel import engine as engines
 from bessemer.parallel.apply import build_parts, joined, materialise
-from bessemer.parallel.engine import Engine, Ranks, summed_loss
+from bessemer.parallel.engine import Engine, Ranks
 from bessemer.parallel.mesh import Mesh
-from bessemer.parallel.vocabulary import split_head
+from bessemer.parallel.pieces import held_pieces
+from bessemer.train.objective import loss_of
 
 CLOSE = 1e-5  # of the largest element
 CLIP = 0.05  # under the norm of any of these models' gradients
@@ -45,6 +52,7 @@ class Step:
     balance: float = 0.5
     bias: list[float] | None = None  # of every router that has one, before the step
     recompute: str = "none"
+    objective: str = "next_token"
 
 
 @dataclass
@@ -78,7 +86,9 @@ def assert_same(found: Outcome, wanted: Outcome) -> None:
     distances = {name: far(found.gradients[name], value) for name, value in wanted.gradients.items()}
     wrong = {name: distance for name, distance in distances.items() if not distance < CLOSE}
     assert not wrong
-    clipped = torch.stack([value.norm() for name, value in found.gradients.items() if "bias" not in name])
+    clipped = torch.stack(
+        [value.norm() for name, value in found.gradients.items() if "correction_bias" not in name]
+    )
     assert float(clipped.norm()) == pytest.approx(CLIP, rel=1e-4)
 
 
@@ -98,15 +108,28 @@ def make_engine(step: Step, layout: Layout, mesh: Mesh) -> tuple[Engine, ModelSh
     shape = SHAPES[step.shape]
     parts = build_parts(shape, getattr(torch, step.dtype), mesh, context=CONTEXT, recompute=step.recompute)
     materialise(joined(parts), shape, mesh, 1)
+    if shape.adapter is not None:
+        begin_magnitudes(joined(parts), parts[0].compute)
+        _move_adapters(joined(parts), shape, mesh)
+    weights = (0.5, 2.0, 1.5) if step.objective == "classify" else ()
+    loss = loss_of(Objective(step.objective, class_weights=weights), shape, mesh, None)
     if layout.world == 1:
-        return Engine(parts[0], summed_loss, step.balance), shape
-    loss = partial(summed_loss, head=split_head(mesh, shape.vocab))
+        return Engine(parts[0], loss, step.balance), shape
     sizes = {"micro_batch": step.micro_batch, "context": CONTEXT}
     return Ranks(parts, loss, mesh, shape, balance=step.balance, **sizes), shape
 
 
 def batches(step: Step, engine: Engine, shape: ModelShape) -> Batches:
-    return Batches(TinyRows(20, shape), 0, step.rows, step.micro_batch, engine.data_rank, engine.data_ranks)
+    rows = make_rows(step.objective, shape)
+    return Batches(rows, 0, step.rows, step.micro_batch, engine.data_rank, engine.data_ranks)
+
+
+def make_rows(objective: str, shape: ModelShape) -> Rows:
+    if objective in PREFERENCES:
+        return PairRows(20, shape)
+    if objective in ("distill", "grpo"):
+        return AnswerColumns(20, shape)
+    return TextRows(20, shape) if objective == "classify" else TinyRows(20, shape)
 
 
 def _run(step: Step, layout: Layout, mesh: Mesh) -> Result:
@@ -131,6 +154,9 @@ def _run(step: Step, layout: Layout, mesh: Mesh) -> Result:
     }
     for name, each in pieces.items():
         value = tensors[name].grad if isinstance(tensors[name], nn.Parameter) else tensors[name]
+        if not tensors[name].requires_grad and isinstance(tensors[name], nn.Parameter):
+            assert value is None, f"{name} is frozen"
+            continue
         for piece in each:
             found[f"piece {len(found['pieces'])}"] = piece.of(local(value)).clone()
             found["pieces"].append(piece.__dict__)
@@ -161,6 +187,18 @@ class _Hidden:
     def __exit__(self, *_: object) -> None:
         for hook in self._hooks:
             hook.remove()
+
+
+def _move_adapters(model: nn.Module, shape: ModelShape, mesh: Mesh) -> None:
+    """As after some training, when every part of an adapter counts."""
+    tensors = dict(stored(model))
+    specs = {spec.name: replace(spec, init_std=0.1) for spec in tensor_table(shape)}
+    for name, parts in held_pieces(model, shape, mesh).items():
+        for piece in parts:
+            if "lora_B" in name or "magnitude" in name:
+                ranges = [slice(o, o + n) for o, n in zip(piece.offset, piece.size, strict=True)]
+                with torch.no_grad():
+                    piece.of(local(tensors[name])).add_(initial_values(specs[piece.name], 1)[tuple(ranges)])
 
 
 def _noting(counts: list[Any]) -> Any:

@@ -38,8 +38,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     completer = Completer.load(stage, args.step, args.console)
     described = {"run": str(stage.parent), "stage": stage.name, "step": completer.step}
 
+    said: list[dict[str, Any]] = []
+
     def answer(prompt: str, turn: int = 0) -> str:
-        return completer.complete(prompt, max_tokens=args.max_tokens, temperature=args.temperature, seed=turn)
+        told = completer.complete(
+            prompt, max_tokens=args.max_tokens, temperature=args.temperature, seed=turn, said=said
+        )
+        if completer.chat is not None and told.strip():
+            said.extend([{"role": "user", "content": prompt}, {"role": "assistant", "content": told}])
+        return told
 
     if args.prompt is not None:
         return {**described, "prompt": args.prompt, "text": answer(args.prompt), "turns": 1}

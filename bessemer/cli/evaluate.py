@@ -9,7 +9,12 @@ from bessemer.cli.columns import figure, text_table
 HELP = "measure the pretrain and finetune stages of a run on held-out data"
 COMPUTES = True
 
-_MEASURES = ("validation_loss", "perplexity", "bits_per_byte", "task_loss", "exact_match", "rouge_l")
+_MEASURES = (
+    *("validation_loss", "replayed_loss", "perplexity", "bits_per_byte"),
+    *("task_loss", "exact_match", "rouge_l", "reward"),
+    *("pair_loss", "pair_accuracy", "mean_margin"),
+    *("text_loss", "accuracy", "macro_f1", "calibration_error"),
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +34,27 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> str:
+    stages = document["stages"].values()
+    measures = [key for key in _MEASURES if any(key in result for result in stages)]
     rows = [
-        [name, str(result["step"]), *(figure(result[key]) if key in result else "–" for key in _MEASURES)]
+        [name, str(result["step"]), *(figure(result[key]) if key in result else "–" for key in measures)]
         for name, result in document["stages"].items()
     ]
     done = " (done already)" if document["already_done"] else ""
-    lines = text_table(["stage", "step", *(key.replace("_", " ") for key in _MEASURES)], rows)
-    return "\n".join([*lines, *_samples(document), f"{document['results']}{done}"])
+    lines = text_table(["stage", "step", *(key.replace("_", " ") for key in measures)], rows)
+    found = [*lines, *_labels(document), *_samples(document), f"{document['results']}{done}"]
+    return "\n".join(found)
+
+
+def _labels(document: dict[str, Any]) -> list[str]:
+    """Of classifiers, label by label."""
+    keys = ("precision", "recall", "f1")
+    rows = [
+        [name, label, *(figure(scores[key]) for key in keys), str(scores["examples"])]
+        for name, result in document["stages"].items()
+        for label, scores in result.get("by_label", {}).items()
+    ]
+    return ["", *text_table(["stage", "label", *keys, "examples"], rows)] if rows else []
 
 
 def _samples(document: dict[str, Any]) -> list[str]:

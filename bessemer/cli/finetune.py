@@ -17,18 +17,24 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--from",
         dest="from_",
         metavar="RUN[@STEP]",
-        help="a run or a Hugging Face folder to begin from; left out: this run's own pre-training",
+        help="a run, a Hugging Face folder or a folder of PEFT's to begin from; left out: own pre-training",
     )
     parser.add_argument(
         "--compare-scratch",
         action="store_true",
         help="also learn the task from random weights and from fewer examples, and compare",
     )
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the recipe's own finetune.reward_function, energy.command",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from bessemer.cli.pretrain import alike
     from bessemer.finetune.run import begin_finetune
+    from bessemer.finetune.worker import finetune_feed
     from bessemer.launch.world import world_of_environment
     from bessemer.planner.source import with_cluster_file
     from bessemer.recipe.load import load
@@ -46,14 +52,16 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         return loaded, args.run or Path("runs") / loaded.recipe.name
 
     def begin(loaded: Any, run: Path) -> Any:
-        return begin_finetune(loaded, Place(run, args.store, args.console), args.from_, world=size)
+        place = Place(run, args.store, args.console, args.allow_code)
+        return begin_finetune(loaded, place, args.from_, world=size)
 
     if world is not None and world.size > 1:
-        document = run_among(world, asked, alike(args), args.console, begin)
+        document = run_among(world, asked, alike(args), args.console, begin, finetune_feed)
         return None if document is None else {**document, "comparison": None}
     loaded, run = asked()
     with lock(run):
-        return run_finetune(loaded, Place(run, args.store, args.console), args.from_, size)
+        place = Place(run, args.store, args.console, args.allow_code)
+        return run_finetune(loaded, place, args.from_, size)
 
 
 def _check_compares_alone(loaded: Any, size: int) -> None:
@@ -83,26 +91,43 @@ def run_finetune(loaded: Any, place: Any, from_: str | None, world: int | None =
 def show(document: dict[str, Any]) -> str:
     from bessemer.cli.pretrain import show as show_stage
 
-    lines = [show_stage(document)]
+    lines = [show_stage(document), *_round_lines(document.get("rounds") or [])]
     comparison = document["comparison"]
     if comparison is not None:
         lines += ["", *comparison_lines(comparison)]
     return "\n".join(lines)
 
 
+def _round_lines(rounds: list[dict[str, Any]]) -> list[str]:
+    """How the model's own answers went, from the first round to the last."""
+    if not rounds or "reward" not in rounds[0]:
+        return []
+    first, last = rounds[0]["reward"], rounds[-1]["reward"]
+    return [f"mean reward {first:.3f} in the first round, {last:.3f} in the last of {len(rounds)}"]
+
+
 def comparison_lines(comparison: dict[str, Any]) -> list[str]:
     from bessemer.cli.columns import text_table
 
-    scratch = comparison["scratch"]
-    rows = [
-        ["pre-trained", f"{count:,}", f"{loss:.4f}"]
-        for count, loss in zip(comparison["examples"], comparison["pretrained"], strict=True)
-    ]
-    rows += [
-        [f"random weights, lr {row['lr']:g}", f"{scratch['examples']:,}", f"{row['loss']:.4f}"]
-        for row in scratch["tried"]
-    ]
-    table = text_table(["start", "examples", "loss on held-out answers"], rows)
+    scratch, several = comparison["scratch"], comparison["seeds"] > 1
+    rows = [_point_row("pre-trained", point) for point in comparison["curve"]["pretrained"]]
+    if several:
+        points = comparison["curve"]["scratch"]
+        rows += [_point_row(f"random weights, lr {point['lr']:g}", point) for point in points]
+    else:
+        rows += [
+            [f"random weights, lr {row['lr']:g}", f"{scratch['examples']:,}", f"{row['loss']:.4f}", "", ""]
+            for row in scratch["tried"]
+        ]
+    headings = ["start", "examples", "loss on held-out answers", "lowest", "highest"]
+    # Of one seed there is no spread to tell.
+    shown = len(headings) if several else 3
+    table = text_table(headings[:shown], [row[:shown] for row in rows])
     ratio = comparison["ratio"]
     lead = "" if ratio == "none" else f"{ratio} fewer examples. "
     return [*table, f"{lead}{comparison['sentence']}"]
+
+
+def _point_row(start: str, point: dict[str, Any]) -> list[str]:
+    losses = [f"{point[name]:.4f}" for name in ("mean", "low", "high")]
+    return [start, f"{point['examples']:,}", *losses]

@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.planner.layout import WHERE
     from bessemer.planner.predict import devices_of
     from bessemer.planner.resolve import check_recipe, resolve_searched
+    from bessemer.planner.task import only_finetunes, resolve_task
     from bessemer.recipe.load import load
     from bessemer.recipe.schema import Parallel
 
@@ -51,10 +52,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     recipe, facts = _facts(args, recipe, loaded.base)
     data = KnownData(recipe, loaded.base, getattr(args, "store", Path("data")))
     facts = data.known(facts)
-    plan, chosen = resolve_searched(recipe, facts, layout_from=layout_from)
+    if only_finetunes(recipe):
+        plan, chosen = resolve_task(recipe, facts), None
+    else:
+        plan, chosen = resolve_searched(recipe, facts, layout_from=layout_from)
     cluster = cluster_of(recipe, devices_of(plan.pretrain.layout, facts))
     document = {**_document(recipe, plan, facts, cluster), "data": data.told(plan)}
     document |= _layouts(recipe, plan, facts, cluster, chosen, args.top)
+    if only_finetunes(recipe):
+        document["place"] = None  # found by a search of pre-training
     return {**document, "rehearsal": rehearsed(plan, facts, args.rank)} if args.rehearse else document
 
 

@@ -46,7 +46,7 @@ class KnownData:
 def show_data(data: dict[str, Any]) -> str:
     there = "are prepared" if data["prepared"] else "are likely in these files"
     lines = [
-        f"Data: {format_count(data['tokens_needed'])} tokens are read; "
+        f"Data: {format_count(data['tokens_needed'])} tokens are read{_replayed(data)}; "
         f"{_band(data['tokens'], format_count)} {there}: {_band(data['epochs'], _times)} epochs",
         advice(data),
         *_cost(data),
@@ -55,6 +55,11 @@ def show_data(data: dict[str, Any]) -> str:
         _building(data),
     ]
     return "\n".join(lines)
+
+
+def _replayed(data: dict[str, Any]) -> str:
+    tokens = data["tokens_replayed"]
+    return f", and {format_count(tokens)} of earlier data" if tokens else ""
 
 
 def _cost(data: dict[str, Any]) -> list[str]:

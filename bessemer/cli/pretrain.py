@@ -17,6 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN[@STEP]",
         help="begin from a run (on the same data its optimizer and step too) or a Hugging Face folder",
     )
+    parser.add_argument("--allow-code", action="store_true", help="run the recipe's own energy.command")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -31,8 +32,11 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         loaded = with_cluster_file(load(args.recipe, args.set))
         return loaded, args.run or Path("runs") / loaded.recipe.name
 
+    def place(run: Path) -> Place:
+        return Place(run, args.store, args.console, args.allow_code)
+
     def begin(loaded: Any, run: Path) -> Any:
-        return begin_pretrain(loaded, Place(run, args.store, args.console), args.from_, size)
+        return begin_pretrain(loaded, place(run), args.from_, size)
 
     world = world_of_environment()
     size = None if world is None else world.size
@@ -40,7 +44,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         return run_among(world, asked, alike(args), args.console, begin)
     loaded, run = asked()
     with lock(run):
-        return pretrain(loaded, Place(run, args.store, args.console), args.from_, size)
+        return pretrain(loaded, place(run), args.from_, size)
 
 
 def alike(args: argparse.Namespace) -> dict[str, str]:

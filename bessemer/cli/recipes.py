@@ -40,6 +40,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(document: dict[str, Any]) -> str:
     if "text" in document:
         return str(document["text"]).rstrip()
+    if "copied" in document and Path(document["copied"]).with_suffix(".jsonl").is_file():
+        rows = Path(document["copied"]).with_suffix(".jsonl").name
+        return f"{document['copied']}, and {rows}: put rows of your own there, then `bessemer finetune`"
     if "copied" in document:
         return f"{document['copied']}: edit [[data.source]], then `bessemer plan {document['copied']}`"
     rows = document["recipes"]
@@ -84,15 +87,22 @@ def _about(text: str) -> str:
 
 
 def _copy(name: str, text: str, folder: Path) -> Path:
+    """The recipe, and the rows of its example where it has any."""
     from bessemer.durable import write_text
+    from bessemer.recipe.load import shipped_rows
 
-    path = folder / f"{name}.toml"
-    if path.exists():
-        raise RecipeError(
-            f"{path} is there already",
-            found=f"a file of {path.stat().st_size} bytes",
-            wanted="a name that is free, so that no edit is lost",
-            fix="copy into another folder, or move that file away",
-        )
-    write_text(path, text)
-    return path
+    files = {folder / f"{name}.toml": text}
+    rows = shipped_rows(name)
+    if rows is not None:
+        files[folder / f"{name}.jsonl"] = rows
+    for path in files:
+        if path.exists():
+            raise RecipeError(
+                f"{path} is there already",
+                found=f"a file of {path.stat().st_size} bytes",
+                wanted="a name that is free, so that no edit is lost",
+                fix="copy into another folder, or move that file away",
+            )
+    for path, content in files.items():
+        write_text(path, content)
+    return folder / f"{name}.toml"

@@ -11,6 +11,11 @@ COMPUTES = True
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", metavar="RECIPE", help="a file or the name of a shipped recipe")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run what the recipe has of its own: energy.command, finetune.reward_function",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -24,7 +29,12 @@ def run_all(reference: str, args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.train.pretrain import Place
 
     loaded = with_cluster_file(load(reference, args.set))
-    place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
+    place = Place(
+        args.run or Path("runs") / loaded.recipe.name,
+        args.store,
+        args.console,
+        getattr(args, "allow_code", False),
+    )
     begin_s = time.monotonic()
     with lock(place.run):
         document = _stages(loaded, place)
@@ -52,9 +62,10 @@ def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     document["evaluate"] = evaluate(place.run, loaded.recipe, place.console)
     say("== export")
     stage = place.run / ("finetune" if has_task else "pretrain")
-    document["export"] = export_huggingface(
+    receipt = export_huggingface(
         stage, place.run / "export" / "hf", step=None, dtype=None, console=place.console
     )
+    document["export"] = {"format": "hf", **receipt}
     done = " (done already)" if document["export"]["already_done"] else ""
     say(f"export: {document['export']['out']}{done}")
     say("== report")

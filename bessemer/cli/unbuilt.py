@@ -15,15 +15,8 @@ UNBUILT = {
 }
 
 
-ACCOUNT = (
-    "the energy account of a run",
-    "`bessemer report RUN` shows the energy of a run, `bessemer plan RECIPE` predicts it",
-)
-
-
 def refusal(verb: str) -> RecipeError:
-    """Of an unbuilt verb, or of `energy RUN`, of which only `energy validate` is built."""
-    purpose, instead = UNBUILT.get(verb, ACCOUNT)
+    purpose, instead = UNBUILT[verb]
     return RecipeError(
         f"`bessemer {verb}` is not built yet in this version",
         found=f"{verb}: {purpose}",

@@ -13,6 +13,12 @@ from tokenizers import Tokenizer
 from bessemer.checkpoint.load import load_model
 from bessemer.data.prepared import Example
 from bessemer.data.rows import Rows
+from bessemer.data.task.encoding import SampleEncoder
+from bessemer.data.task.samples import Message
+from bessemer.data.task.templates import Template, read_config
+from bessemer.data.task.unusable import Unusable
+from bessemer.data.tokens.tokenizer import load as load_tokenizer
+from bessemer.errors import DataError, RecipeError
 from bessemer.evaluate.text import exact_match, rouge_l
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
@@ -67,26 +73,66 @@ class Completer:
     bos_id: int | None
     eos_id: int | None
     step: int
+    chat: SampleEncoder | None = None  # of a model that was tuned with a chat template
 
     @staticmethod
     def load(stage: Path, step: int | None, console: Console) -> "Completer":
         loaded = load_model(stage, step, console.line)
+        if loaded.shape.labels:
+            raise RecipeError(
+                f"{stage} cannot write",
+                found=f"a head of {loaded.shape.labels} labels",
+                wanted="a model with a head for its vocabulary",
+                fix="measure it with `bessemer evaluate`, or name the stage that it was made from",
+            )
         tokenizer = Tokenizer.from_file(str(loaded.tokenizer_path))
-        return Completer(loaded.model, tokenizer, loaded.shape.bos_id, loaded.shape.eos_id, loaded.step)
+        bos_id, eos_id = loaded.shape.bos_id, loaded.shape.eos_id
+        config = read_config(loaded.tokenizer_path.parent)
+        chat = None
+        if "turn_end_token" in config:
+            template = Template("of the tokenizer", str(config["chat_template"]))
+            chat = SampleEncoder(load_tokenizer(loaded.tokenizer_path), template, "last")
+            eos_id = tokenizer.token_to_id(str(config["turn_end_token"]))
+        return Completer(loaded.model, tokenizer, bos_id, eos_id, loaded.step, chat)
 
-    def complete(self, prompt: str, *, max_tokens: int, temperature: float = 0.0, seed: int = 0) -> str:
-        """The text that follows. Like a training document, the prompt begins with the begin token."""
-        ids = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        begin = [] if self.bos_id is None else [self.bos_id]
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        said: Sequence[Message] = (),
+    ) -> str:
+        """The text that follows. Like a training document, the prompt begins with the begin token.
+
+        said: what was said before, to a model that was tuned with a chat template.
+        """
         (produced,) = generate(
             self.model,
-            [begin + ids],
+            [self._ids(prompt, said)],
             max_tokens=max_tokens,
             eos_id=self.eos_id,
             temperature=temperature,
             seed=seed,
         )
         return str(self.tokenizer.decode(produced, skip_special_tokens=True))
+
+    def _ids(self, prompt: str, said: Sequence[Message]) -> list[int]:
+        if self.chat is not None:
+            try:
+                return self.chat.prompt_ids([*said, {"role": "user", "content": prompt}])
+            except Unusable as why:
+                raise DataError(
+                    "the model's chat template cannot write this",
+                    found=why.told,
+                    wanted="a text of which it makes a turn",
+                    fix="ask otherwise",
+                ) from why
+            finally:
+                self.chat.close()
+        begin = [] if self.bos_id is None else [self.bos_id]
+        return [*begin, *self.tokenizer.encode(prompt, add_special_tokens=False).ids]
 
 
 def complete(

@@ -1,4 +1,4 @@
-"""How near an answer is to the expected one: exact match and ROUGE-L. No torch.
+"""How near an answer is to the expected one: exact match, last number and ROUGE-L. No torch.
 
 ROUGE-L is the F1 of the longest common subsequence of words (Lin 2004, aclanthology.org/W04-1013),
 as google-research's rouge_score computes `rougeL` without stemming: lower case, everything but a-z
@@ -7,11 +7,24 @@ Cost: product of the two word counts.
 """
 
 import re
+from decimal import Decimal
+
+_WHOLE = r"(?:\d{1,3}(?:,\d{3})+|\d+)"
+_NUMBER = re.compile(rf"(?<![\w.])[-+]?(?:{_WHOLE}(?:\.\d+)?|\.\d+)|\d+(?:\.\d+)?", re.ASCII)
 
 
 def exact_match(answer: str, expected: str) -> bool:
     """Equal but for case, amount of white space, and a full stop at the end."""
     return _plain(answer) == _plain(expected)
+
+
+def number_match(answer: str, expected: str) -> bool:
+    """Whether the last number of each is the same value; False where either has none.
+
+    "1,234.50" is one number, and equal to 1234.5; a sign counts where no word or digit stands before it.
+    """
+    found, wanted = _last_number(answer), _last_number(expected)
+    return found is not None and found == wanted
 
 
 def rouge_l(answer: str, expected: str) -> float:
@@ -24,8 +37,16 @@ def rouge_l(answer: str, expected: str) -> float:
     return 2.0 * precision * recall / (precision + recall)
 
 
+REWARDS = {"exact": exact_match, "number": number_match}  # what finetune.reward_function may say
+
+
 def _plain(text: str) -> str:
     return " ".join(text.split()).casefold().removesuffix(".").rstrip()
+
+
+def _last_number(text: str) -> Decimal | None:
+    numbers = _NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def _words(text: str) -> list[str]:

@@ -4,10 +4,12 @@ Every figure comes from the run's own files; what nobody measured or stated is s
 huggingface.co/docs/hub/model-cards (YAML front matter, then Markdown).
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
-from bessemer.formulas.shape import ModelShape
+from bessemer.export.fidelity import fidelity
+from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
 from bessemer.recipe.load import load
 from bessemer.rundir import Row, counting_rows, read_object, read_rows, stages, time_in_steps_s
@@ -20,28 +22,36 @@ _RESULTS = [
     ("task_loss", "loss on held-out answers [nat per token]"),
     ("exact_match", "exact match"),
     ("rouge_l", "ROUGE-L (F1)"),
+    ("pair_loss", "loss on held-out pairs"),
+    ("pair_accuracy", "pairs told apart"),
+    ("mean_margin", "mean margin of pairs"),
+    ("text_loss", "loss on held-out texts [nat per text]"),
+    ("accuracy", "accuracy"),
+    ("macro_f1", "macro F1"),
+    ("calibration_error", "expected calibration error"),
 ]
 
 
 def model_card(stage: Path, shape: ModelShape, special: dict[str, Any], receipt: dict[str, Any]) -> str:
+    """shape: with adapters where the folder holds these alone."""
     run = stage.parent
     known = [entry for entry in stages(run) if entry == stage or entry.name == "pretrain"]
     name = run.resolve().name
     parts = [
-        _front_matter(run, known),
+        _front_matter(run, known, shape, receipt),
         f"# {name}",
         _summary(stage, shape, receipt),
         "## Data\n\n" + _data(known),
         "## Evaluation\n\n" + _evaluation(run, known),
         "## Training\n\n" + _training(known),
-        "## Use\n\n" + _use(special),
+        "## Use\n\n" + _use(shape, special, receipt if shape.adapter else None),
         "## Limits\n\n" + _limits(shape, special),
-        "## Fidelity of this export\n\n" + _fidelity(receipt),
+        "## Fidelity of this export\n\n" + fidelity(receipt),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(run: Path, known: list[Path]) -> str:
+def _front_matter(run: Path, known: list[Path], shape: ModelShape, receipt: dict[str, Any]) -> str:
     licences = {source.get("licence") or "unknown" for entry in known for source in _sources(entry)}
     licence = next(iter(licences)).lower() if len(licences) == 1 else "other" if licences else "unknown"
     lines = ["---", f"license: {licence}  # that of the training data; state your own for the model"]
@@ -49,7 +59,10 @@ def _front_matter(run: Path, known: list[Path]) -> str:
     languages = _languages(run)
     lines += ["language:", *(f"- {language}" for language in languages)] if languages else []
     lines += [] if languages else ["# language: not stated in the recipe"]
-    return "\n".join([*lines, "library_name: transformers", "pipeline_tag: text-generation", "---"])
+    lines += [f"base_model: {json.dumps(receipt['base'])}"] if receipt.get("base") else []
+    library = "transformers" if shape.adapter is None else "peft"
+    tag = "text-classification" if shape.labels else "text-generation"
+    return "\n".join([*lines, f"library_name: {library}", f"pipeline_tag: {tag}", "---"])
 
 
 def _languages(run: Path) -> list[str]:
@@ -58,12 +71,26 @@ def _languages(run: Path) -> list[str]:
 
 
 def _summary(stage: Path, shape: ModelShape, receipt: dict[str, Any]) -> str:
+    if shape.adapter is not None:
+        return _summary_of_adapters(stage, shape, shape.adapter, receipt)
     head = "tied" if shape.tie_embeddings else "its own"
     return (
         f"A {format_count(count_params(shape))}-parameter decoder of the {shape.family} family: "
         f"{shape.layers} layers, {shape.hidden} wide, {shape.heads} query and {shape.kv_heads} key-value "
         f"heads of {shape.head_dim}, {shape.vocab} rows of embedding ({head} output matrix), trained on rows "
         f"of {shape.context} tokens. Stage `{stage.name}`, step {receipt['step']}; made with Bessemer."
+    )
+
+
+def _summary_of_adapters(stage: Path, shape: ModelShape, adapter: Adapter, receipt: dict[str, Any]) -> str:
+    kind = "DoRA" if adapter.dora else "rsLoRA" if adapter.rslora else "LoRA"
+    kept = "" if adapter.base == "float" else f", which was kept in {adapter.base} while they were trained"
+    return (
+        f"{kind} adapters of rank {adapter.rank}, scale {adapter.scale:g}, on {', '.join(adapter.targets)}: "
+        f"{format_count(count_params(shape))} parameters for a base of the {shape.family} family with "
+        f"{shape.layers} layers, {shape.hidden} wide{kept}. The base is {receipt['base'] or 'not named'}; "
+        f"hash {receipt['base_hash']} (`base.json`). Stage `{stage.name}`, step {receipt['step']}; made with "
+        "Bessemer."
     )
 
 
@@ -127,17 +154,27 @@ def _energy(row: Row) -> str:
     return f"{joules / 3.6e6:.4g} kWh ({basis or 'basis not recorded'})"
 
 
-def _use(special: dict[str, Any]) -> str:
+def _use(shape: ModelShape, special: dict[str, Any], adapters: dict[str, Any] | None) -> str:
+    """adapters: the receipt of a folder that holds these alone."""
     first = special["bos"]["content"] if special["bos"] else None
     start = f" Training documents begin with `{first}`; put it in front of a prompt." if first else ""
-    code = [
-        "```python",
-        "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    auto = "AutoModelForSequenceClassification" if shape.labels else "AutoModelForCausalLM"
+    whole = [
+        f"from transformers import {auto}, AutoTokenizer",
         "",
-        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        f'model = {auto}.from_pretrained("path/to/this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")',
-        "```",
     ]
+    base = json.dumps((adapters or {}).get("base") or "the base")
+    labels = f", num_labels={shape.labels}" if shape.labels else ""
+    apart = [
+        "from peft import PeftModel",
+        *whole[:2],
+        f"base = {auto}.from_pretrained({base}{labels})",
+        'model = PeftModel.from_pretrained(base, "path/to/this/folder")',
+        whole[3],
+    ]
+    code = ["```python", *(whole if adapters is None else apart), "```"]
     return "\n".join(code) + (f"\n\n{start.strip()}" if start else "")
 
 
@@ -154,17 +191,6 @@ def _limits(shape: ModelShape, special: dict[str, Any]) -> str:
             "no text has these ids, and they were never a target."
         )
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _fidelity(receipt: dict[str, Any]) -> str:
-    difference = receipt["max_absolute_logit_difference"]
-    proof = (
-        f"Largest difference of a logit between Bessemer's decoder and transformers "
-        f"{receipt['transformers']}, both reading these files in fp32: {difference:.2e}."
-        if difference is not None
-        else f"Not compared with transformers: {receipt['reason']}."
-    )
-    return f"Weights: {receipt['dtype']}, {receipt['weights']}. {proof}"
 
 
 def _sources(stage: Path) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ _ROWS, _TOKENS = 2, 96
 def parity(folder: Path) -> dict[str, Any]:
     """The receipt for an exported folder. Fails an assertion when the two models disagree."""
     shape = read_shape(folder)
-    reason = _why_not(shape)
+    reason = why_not(shape)
     if reason is not None:
         return {"max_absolute_logit_difference": None, "reason": reason, "tolerance": TOLERANCE}
     ours, theirs, version = _logits(folder, shape)
@@ -44,9 +44,10 @@ def parity(folder: Path) -> dict[str, Any]:
     }
 
 
-def _why_not(shape: ModelShape) -> str | None:
-    if importlib.util.find_spec("transformers") is None:
-        return "transformers is not installed: `pip install transformers`, then export again"
+def why_not(shape: ModelShape, package: str = "transformers") -> str | None:
+    """Why two models are not compared here. package: whose model one of them is; ours need none."""
+    if package != "bessemer" and importlib.util.find_spec(package) is None:
+        return f"{package} is not installed: `pip install {package}`, then export again"
     needed = 2.5 * 4 * count_params(shape)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > 0.5 * memory:
@@ -68,7 +69,16 @@ def _logits(folder: Path, shape: ModelShape) -> tuple[torch.Tensor, torch.Tensor
     load_into(model, folder)
     ours = model.logits(model(tokens_BT))
     del model
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
+    if not shape.labels:
+        reference = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True
+        ).eval()
+        return ours, reference(tokens_BT).logits, str(transformers.__version__)
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(
         folder, dtype=torch.float32, local_files_only=True
     ).eval()
-    return ours, reference(tokens_BT).logits, str(transformers.__version__)
+    # It reads a row at its last token that is no padding; without padding it takes one row at a time.
+    theirs = torch.cat([reference(tokens_T[None]).logits for tokens_T in tokens_BT])
+    pad = reference.config.pad_token_id
+    last = (tokens_BT != (-1 if pad is None else pad)).long().cumsum(1).argmax(1)
+    return ours[torch.arange(_ROWS), last], theirs, str(transformers.__version__)

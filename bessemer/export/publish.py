@@ -5,12 +5,77 @@ Killed between the two renames there is no export; the next one puts the old one
 What stands beside carries the number of its process, so that an export under way elsewhere is left alone.
 """
 
+import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from bessemer.durable import publish_folder
+import xxhash
+
+from bessemer.durable import cannot_write, publish_folder
+from bessemer.errors import RecipeError
+
+Receipt = dict[str, Any]
+
+
+def earlier_receipt(out: Path, name: str, schema: str, is_ours: Callable[[str], bool]) -> Receipt | None:
+    """The receipt, a file `name`, of an export of ours at `out`; None where nothing is. Else RecipeError.
+
+    is_ours: whether such an export writes a file of that name. What a killed one left is swept first.
+    """
+    try:
+        sweep(out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    if out.is_dir():
+        entries = sorted(entry.name for entry in out.iterdir())
+        foreign = [entry for entry in entries if not is_ours(entry) and entry != name]
+        if not entries:
+            return None
+        if not foreign and name in entries:
+            receipt = json.loads((out / name).read_text())
+            if isinstance(receipt, dict) and receipt.get("schema") == schema:
+                return receipt
+        found = f"it holds {', '.join((foreign or entries)[:5])}"
+    elif out.exists():
+        found = "a file"
+    else:
+        return None
+    raise RecipeError(
+        f"{out} is not an export of ours, so it is not replaced",
+        found=found,
+        wanted="a folder that does not exist yet, is empty, or holds an earlier export and nothing else",
+        fix="choose another folder with --out DIR",
+    )
+
+
+def is_done(out: Path, receipt: Receipt, earlier: Receipt | None) -> bool:
+    """Whether an earlier export is of all that `receipt` names, and its files are there."""
+    if earlier is None or not receipt.items() <= earlier.items():
+        return False
+    files: dict[str, int] = earlier.get("files") or {}
+    return bool(files) and all(
+        (out / name).is_file() and (out / name).stat().st_size == size for name, size in files.items()
+    )
+
+
+def publish(out: Path, build: Callable[[Path], None]) -> None:
+    """Let `build` fill a folder, and put it in place. What it raises leaves the old one as it was."""
+    building = building_folder(out)
+    try:
+        build(building)
+        replace(building, out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def file_hash(path: Path) -> str | None:
+    return xxhash.xxh3_128_hexdigest(path.read_bytes()) if path.is_file() else None
 
 
 def building_folder(out: Path) -> Path:

@@ -1,22 +1,31 @@
 """The tokenizer's files beside the weights, so that AutoTokenizer gives the tokens we trained on.
 
-`tokenizer.json` is copied byte for byte; `tokenizer_config.json` only names its special tokens. No
-template of ours is added: what the tokenizer puts around a text is what tokenizer.json says.
+`tokenizer.json` is copied byte for byte; `tokenizer_config.json` names its special tokens, and holds the chat
+template that the stage was tuned with or that its tokenizer came with. What the tokenizer puts around a text
+that is no chat is what tokenizer.json says.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
+from bessemer.data.task.templates import read_config
 from bessemer.durable import write_bytes, write_json
 from bessemer.errors import DataError
 from bessemer.formulas.shape import ModelShape
 
 
 def write_tokenizer(source: Path, shape: ModelShape, folder: Path) -> dict[str, Any]:
-    """Write both files. Returns {bos, eos, pad: {id, content} or None, size}."""
+    """Write both files. Returns {bos, eos, pad, turn_end: {id, content} or None, size}.
+
+    turn_end: what closes the assistant's turns, of a stage that was tuned with a template.
+    """
     content = _read(source)
     special = special_tokens(content, shape)
+    given = read_config(source.parent)
+    turn_end = given.get("turn_end_token")
+    added = {token["content"]: token["id"] for token in content.get("added_tokens") or []}
+    kept = {key: given[key] for key in ("chat_template", "turn_end_token") if key in given}
     named = {f"{role}_token": token["content"] for role, token in special.items() if token is not None}
     write_bytes(folder / "tokenizer.json", source.read_bytes())
     write_json(
@@ -24,11 +33,13 @@ def write_tokenizer(source: Path, shape: ModelShape, folder: Path) -> dict[str, 
         {
             "tokenizer_class": "PreTrainedTokenizerFast",
             **named,
+            **kept,
             "clean_up_tokenization_spaces": False,
             "model_max_length": shape.max_positions or shape.context,
         },
     )
-    return {**special, "size": tokenizer_size(content)}
+    closing = {"id": added[turn_end], "content": turn_end} if turn_end in added else None
+    return {**special, "turn_end": closing, "size": tokenizer_size(content)}
 
 
 def special_tokens(content: dict[str, Any], shape: ModelShape) -> dict[str, dict[str, Any] | None]:

@@ -16,6 +16,7 @@ from bessemer.checkpoint.tensors import CheckpointTensors
 from bessemer.durable import guard_write, write_json
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.stored import StoredTensor, stored_table
 from bessemer.formulas.tensors import tensor_table
 
 SHARD_BYTES = 5_000_000_000
@@ -59,6 +60,21 @@ def stored_weights(checkpoint: Path, shape: ModelShape) -> Iterator[tuple[str, T
             yield name, stored.read(name, size)
 
 
+def joined(weights: Iterator[tuple[str, Tensor]], shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Every weight under the name that the family's files have, from all in the order of the tensor table."""
+    for stored in stored_table(shape):
+        yield stored.name, _assembled(stored, weights)
+
+
+def _assembled(stored: StoredTensor, weights: Iterator[tuple[str, Tensor]]) -> Tensor:
+    parts = []
+    for spec in stored.parts:
+        name, tensor = next(weights)
+        assert name == spec.name, (name, spec.name)
+        parts.append(tensor)
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def write_weights(
     checkpoint: Path,
     shape: ModelShape,
@@ -67,9 +83,21 @@ def write_weights(
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """model.safetensors, or shards with their index where one file would be over `shard_bytes`."""
-    written = stored_dtype(checkpoint) if dtype is None else dtype
-    names = _shards(shape, written.itemsize, shard_bytes)
-    weights = stored_weights(checkpoint, shape)
+    itemsize = (stored_dtype(checkpoint) if dtype is None else dtype).itemsize
+    write_tensors(stored_weights(checkpoint, shape), shape, folder, dtype, itemsize, shard_bytes)
+
+
+def write_tensors(
+    own: Iterator[tuple[str, Tensor]],
+    shape: ModelShape,
+    folder: Path,
+    dtype: torch.dtype | None,
+    itemsize: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """The same of any weights, in the order of the tensor table. itemsize: bytes of a number, written."""
+    names = _shards(shape, itemsize, shard_bytes)
+    weights = joined(own, shape)
     # The bias of a router moves by steps far below bf16's; transformers too keeps it in fp32.
     kept = {spec.name for spec in tensor_table(shape) if not spec.trained}
     index: dict[str, str] = {}
@@ -95,12 +123,12 @@ def write_weights(
 def _shards(shape: ModelShape, itemsize: int, shard_bytes: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
-    for spec in tensor_table(shape):
-        size = spec.numel * itemsize
+    for stored in stored_table(shape):
+        size = stored.numel * itemsize
         if shards[-1] and filled + size > shard_bytes:
             shards.append([])
             filled = 0
-        shards[-1].append(spec.name)
+        shards[-1].append(stored.name)
         filled += size
     return shards
 

@@ -9,19 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of
+from bessemer.checkpoint.peft_start import check_peft
 from bessemer.data import supported
 from bessemer.data.prepared import PreparedTask
-from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.store import prepare_task
-from bessemer.data.task import WHAT
+from bessemer.data.task.reading import task_inputs
 from bessemer.errors import DataError, RecipeError
+from bessemer.finetune.added import new_tokens, told, with_rows
+from bessemer.finetune.distill import Teacher, ask_teacher, find_teacher, has_answered
+from bessemer.finetune.rewards import begin_reward, check_reward
+from bessemer.finetune.rounds import rounds_of
+from bessemer.finetune.worker import WORKER, finetune_feed
+from bessemer.formulas.adapters import trained_params
+from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
+from bessemer.planner.adapter_rules import adapter_of, check_adapter_keys, full_lr
 from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start, check_trainable
+from bessemer.planner.objective_rules import check_method, objective_of, with_head
 from bessemer.planner.plan import Derived, StagePlan
 from bessemer.planner.resolve import check_recipe, finetune_context, resolve_finetune
+from bessemer.planner.rollout_rules import check_sampling, is_sampled
 from bessemer.planner.stage import rows_of
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Finetune, Recipe
@@ -29,10 +39,11 @@ from bessemer.rundir import read_object
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.origin import Origin, find_origin, of_stage
-from bessemer.train.pretrain import Place
+from bessemer.train.pretrain import Place, power_command
 from bessemer.train.run import Ready, run_stage
 from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
 from bessemer.train.stage import Stage, begin, check_begun, note_done
+from bessemer.units import format_count
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,8 @@ class Task:
     data: PreparedTask
     facts: Facts
     world: int | None = None  # processes that were started; None: as many are started as the layout has ranks
+    base: Path = Path()  # the recipe's folder
+    new_tokens: tuple[int, ...] = ()  # that the origin's model has not
 
 
 def finetune(
@@ -57,8 +70,8 @@ def finetune(
     task: where the caller has prepared it already.
     """
     ready = begin_finetune(loaded, place, from_, task)
-    run_stage(ready, place.console)
-    return ready.outcome()
+    run_stage(ready, place.console, WORKER, finetune_feed)
+    return outcome_of(ready)
 
 
 def begin_finetune(
@@ -84,17 +97,18 @@ def check_early(loaded: LoadedRecipe) -> None:
     """What can be said of [finetune] before there is a model to fine-tune."""
     section = check_section(loaded.recipe)
     assert section.data is not None
-    supported.check_task(section.data)
+    supported.check_task(section.data, section.method)
     context = section.context if isinstance(section.context, int) else loaded.recipe.model.context
     rows_of(section, "finetune", context)
     if loaded.recipe.data.gather is None and section.data.path is not None:
-        find_inputs(WHAT, section.data.path, loaded.base)
+        task_inputs(section.data, loaded.base)
 
 
 def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, world: int | None = None) -> Task:
     """Data and first weights, checked; the run itself is not changed yet."""
     recipe = loaded.recipe
     section = check_section(recipe)
+    power_command(recipe, place)
     check_recipe(recipe, world=world)
     allowed_changes(loaded, place.run)
     origin = _origin(loaded, place, from_)
@@ -103,6 +117,10 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, worl
     context = finetune_context(section, shape)
     data = prepare_task(recipe, loaded.base, place.store, tokenizer, place.console, context)
     described = data.manifest["tokenizer"]
+    added = new_tokens(tokenizer, data, place.run / "finetune") if section.add_tokens else ()
+    if added:
+        shape, tokenizer = with_rows(shape, described["vocab"], added), data.tokenizer_path
+        place.console.line(told(added, shape))
     if described["vocab"] > shape.vocab:
         raise DataError(
             "the tokenizer has more words than the model",
@@ -111,8 +129,9 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, worl
             fix=f"put it at {tokenizer}",
         )
     shape = replace(shape, bos_id=described["bos_id"], eos_id=described["eos_id"])
+    shape = with_head(shape, objective_of(section, data.manifest))
     facts = gather(recipe, loaded.base, this_device(), vocab=described["vocab"])
-    return Task(recipe, place, origin, shape, tokenizer, data, facts, world)
+    return Task(recipe, place, origin, shape, tokenizer, data, facts, world, loaded.base, added)
 
 
 def train_on(
@@ -120,8 +139,13 @@ def train_on(
 ) -> dict[str, Any]:
     """One stage named `name` on the first `examples` examples. An earlier attempt of it goes on."""
     ready = _begin(task, _check(task, name, examples, from_scratch))
-    run_stage(ready, task.place.console)
-    return ready.outcome()
+    run_stage(ready, task.place.console, WORKER, finetune_feed)
+    return outcome_of(ready)
+
+
+def outcome_of(ready: Ready) -> dict[str, Any]:
+    """As of any stage, and what each round of sampled answers was like."""
+    return {**ready.outcome(), "rounds": rounds_of(ready.folder)}
 
 
 @dataclass(frozen=True)
@@ -131,10 +155,14 @@ class _Checked:
     stage: Stage
     derived: list[Derived]
     from_scratch: bool
+    teacher: Teacher | None = None
+    reward: dict[str, str] | None = None  # of the user's own
 
 
 def _check(task: Task, name: str, examples: int | None = None, from_scratch: bool = False) -> _Checked:
     """The stage as it is to be trained. Writes nothing."""
+    if from_scratch:  # adapters would have nothing to adapt
+        task = replace(task, shape=replace(task.shape, adapter=None))
     plan, derived = _plan(task, examples)
     stage = check_begun(
         Stage(
@@ -147,16 +175,19 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
             tokenizer=task.tokenizer,
             origin=None if from_scratch else task.origin,
             examples=examples,
+            new_tokens=() if from_scratch else task.new_tokens,
         )
     )
     assert task.recipe.finetune is not None
     plan = followed_plan(stage.plan, task.recipe, "finetune", stage.shape, task.facts, task.world)
     stage = replace(stage, plan=plan)
+    check_sampling(stage.shape, plan)
     if not stage.is_done:
         check_start(task.recipe, stage.shape, stage.plan, task.facts, None, task.world)
         check_compiled(stage.plan, task.facts)
         check_disk(stage)
-    return _Checked(stage, derived if name == "finetune" else [], from_scratch)
+    teacher = _teacher(task) if plan.objective.kind == "distill" and not has_answered(stage) else None
+    return _Checked(stage, derived if name == "finetune" else [], from_scratch, teacher, _reward(task, stage))
 
 
 def _begin(task: Task, checked: _Checked) -> Ready:
@@ -167,21 +198,62 @@ def _begin(task: Task, checked: _Checked) -> Ready:
         note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, task.facts), done=True)
+    if stage.shape.adapter is not None and stage.origin is not None and stage.origin.hash is None:
+        stage = replace(stage, origin=stage.origin.hashed(stage.folder))
     begin(stage)
+    if checked.reward is not None:
+        begin_reward(stage.folder, checked.reward)
     start = "random weights" if checked.from_scratch else f"the weights of {_named(task.origin)}"
     count = task.data.num_examples("train") if stage.examples is None else stage.examples
     console.line(f"{name}: {count:,} examples, {stage.plan.steps:,} steps, from {start}")
+    if stage.shape.adapter is not None:
+        console.line(f"adapters: {_trained(stage.shape)} parameters are trained")
     for row in checked.derived:
         console.line(f"  {row.key} = {row.value}  ({row.rule})")
+    if checked.teacher is not None:
+        ask_teacher(stage, checked.teacher, console)
     stage = settle_compiled(stage, task.facts, console)
-    return Ready(stage.folder, machine_of(stage, task.facts))
+    return Ready(stage.folder, machine_of(stage, task.facts, power_command(task.recipe, task.place)))
+
+
+def _teacher(task: Task) -> Teacher:
+    section, place = task.recipe.finetune, task.place
+    assert section is not None
+    return find_teacher(section.teacher, task.base, section.top_k, task.tokenizer, place.console)
+
+
+def _reward(task: Task, stage: Stage) -> dict[str, str] | None:
+    rollouts = stage.plan.objective.rollouts
+    if rollouts is None or not rollouts.reward or stage.is_done:
+        return None
+    return check_reward(stage.folder, rollouts.reward, task.base, allow_code=task.place.allow_code)
 
 
 def _plan(task: Task, examples: int | None) -> tuple[StagePlan, list[Derived]]:
     assert task.recipe.finetune is not None
     context = finetune_context(task.recipe.finetune, task.shape)
     num_rows = len(task.data.rows("train", context, examples))
-    return resolve_finetune(task.recipe, task.shape, num_rows, task.facts, task.origin.plan, world=task.world)
+    objective = objective_of(task.recipe.finetune, task.data.manifest)
+    prompts: list[int] = []
+    if is_sampled(task.recipe.finetune):
+        prompts = [len(example.prompt_ids) for example in task.data.examples("train")]
+    return resolve_finetune(
+        task.recipe,
+        task.shape,
+        num_rows,
+        task.facts,
+        _plan_before(task.origin),
+        world=task.world,
+        objective=objective,
+        prompts=prompts,
+    )
+
+
+def _plan_before(origin: Origin) -> StagePlan | None:
+    """The plan that the weights were made with; rates of adapters as if all weights had learned."""
+    plan = origin.plan
+    has_adapter = plan is not None and (origin.info.get("shape") or {}).get("adapter") is not None
+    return replace(plan, lr=full_lr(plan.lr)) if plan is not None and has_adapter else plan
 
 
 def check_section(recipe: Recipe) -> Finetune:
@@ -193,6 +265,8 @@ def check_section(recipe: Recipe) -> Finetune:
             wanted="[finetune] with the task's examples",
             fix='add to the recipe: [finetune] and data = { kind = "jsonl", path = "train.jsonl" }',
         )
+    check_method(recipe.finetune)
+    check_adapter_keys(recipe.finetune)
     return recipe.finetune
 
 
@@ -235,10 +309,34 @@ def _model(recipe: Recipe, stage: Path, origin: Origin) -> tuple[ModelShape, Pat
     if own is not None:
         return ModelShape.from_json(own["shape"]), stage / str(own["tokenizer"])
     context = recipe.model.context if "context" in recipe.model.model_fields_set else None
-    return origin.shape(context), origin.tokenizer
+    assert recipe.finetune is not None
+    plain = replace(origin.shape(context), adapter=None)  # those of an origin are merged into its weights
+    shape = replace(plain, adapter=adapter_of(recipe.finetune, plain))
+    if origin.adapter is not None:
+        _check_adapters(Path(origin.adapter), shape)
+    return shape, origin.tokenizer
+
+
+def _check_adapters(folder: Path, shape: ModelShape) -> None:
+    """Of PEFT's, to go on with."""
+    if shape.adapter is None:
+        raise RecipeError(
+            "adapters are begun from, and none are trained",
+            found=f"{folder}, and a recipe that trains all weights",
+            wanted="a recipe that trains adapters, or a whole model to begin from",
+            fix='set finetune.method = "lora"; or merge them first and begin from the merged folder',
+        )
+    check_peft(folder, shape)
+
+
+def _trained(shape: ModelShape) -> str:
+    total = total_params(shape)
+    return f"{format_count(trained_params(shape, total))} of {format_count(total)}"
 
 
 def _named(origin: Origin) -> str:
     folder = Path(origin.folder)
     name = f"{folder.parent.name}/{folder.name}" if origin.kind == "checkpoint" else str(folder)
+    if origin.adapter is not None:
+        return f"{name} and the adapters of {origin.adapter}"
     return f"{name} at step {origin.step:,}" if origin.step is not None else name

@@ -9,11 +9,20 @@ from bessemer.report.svg import Chart, Series, draw
 
 _MEASURES = [
     ("validation_loss", "Validation loss [nat / token]", "{:.4f}"),
+    ("replayed_loss", "Loss on held-out documents of the replayed data [nat / token]", "{:.4f}"),
     ("perplexity", "Perplexity [per token]", "{:.2f}"),
     ("bits_per_byte", "Bits per byte", "{:.4f}"),
     ("task_loss", "Loss on held-out answers [nat / token]", "{:.4f}"),
     ("exact_match", "Exact match", "{:.1%}"),
     ("rouge_l", "ROUGE-L (F1)", "{:.3f}"),
+    ("reward", "Mean reward", "{:.3f}"),
+    ("pair_loss", "Loss on held-out pairs [nat / pair]", "{:.4f}"),
+    ("pair_accuracy", "Pairs told apart", "{:.1%}"),
+    ("mean_margin", "Mean margin of pairs", "{:.4f}"),
+    ("text_loss", "Loss on held-out texts [nat / text]", "{:.4f}"),
+    ("accuracy", "Accuracy", "{:.1%}"),
+    ("macro_f1", "Macro F1", "{:.3f}"),
+    ("calibration_error", "Expected calibration error", "{:.3f}"),
 ]
 
 
@@ -22,30 +31,52 @@ def two_stages(run: RunRecord) -> str:
     result = run.comparison
     if result is None:
         return ""
-    scratch = result.get("scratch") or {}
-    examples, losses = result.get("examples") or [], result.get("pretrained") or []
-    rows: list[list[Any]] = [
-        ["pretrained, then fine-tuned", f"{n:,}", _loss(loss)]
-        for n, loss in zip(examples, losses, strict=True)
+    scratch, curve = result.get("scratch") or {}, _curve(result)
+    unit, several = str(result.get("unit", "answer token")), int(result.get("seeds") or 1) > 1
+    rows = [
+        [name, f"{point['examples']:,}", *(_loss(point.get(key)) for key in ("mean", "low", "high"))]
+        for name, points in zip(("pretrained", "from scratch"), curve, strict=True)
+        for point in points
     ]
-    rows.append(
-        ["from scratch, on all examples", f"{scratch.get('examples', 0):,}", _loss(scratch.get("loss"))]
-    )
-    headings = ["start", "examples", "loss on held-out answers [nat / token]"]
+    headings = ["start", "examples", f"loss on held-out answers [nat / {unit}]", "lowest", "highest"]
+    # Of one seed there is no spread to tell.
+    shown = len(headings) if several else 3
+    figures = table(headings[:shown], [row[:shown] for row in rows], numbers=range(1, shown))
     best = f"{result['sentence']} " if result.get("sentence") else ""
     lead = f"{best}Ratio of examples: {result.get('ratio', 'not measured')}."
-    points = [(float(n), number(loss)) for n, loss in zip(examples, losses, strict=True)]
-    floor = number(scratch.get("loss"))
-    ends = sorted({float(n) for n in [*examples, scratch.get("examples") or examples[0]]}) if examples else []
-    series = [
-        Series("pretrained", points, 1),
-        Series("from scratch, all examples", [(end, floor) for end in (ends[0], ends[-1])], 2, dashed=True),
-    ] if ends else []  # fmt: skip
-    chart = Chart(
-        "Loss against examples", series, "examples of the task (log)", "nat / answer token", log_x=True
+    chart = draw(_against_examples(curve, unit, int(result.get("seeds") or 1)))
+    return f'{paragraph(lead)}<div class="beside"><div>{figures}{_tried(scratch)}</div>{chart}</div>'
+
+
+def _curve(result: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Points of the two starts. A comparison from before there were curves has means alone."""
+    found = result.get("curve")
+    if found is not None:
+        return found["pretrained"], found["scratch"]
+    counts, losses = result.get("examples") or [], result.get("pretrained") or []
+    scratch = result.get("scratch") or {}
+    points = [{"examples": n, "mean": loss} for n, loss in zip(counts, losses, strict=True)]
+    return points, [{"examples": scratch["examples"], "mean": scratch.get("loss")}] if scratch else []
+
+
+def _against_examples(
+    curve: tuple[list[dict[str, Any]], list[dict[str, Any]]], unit: str, seeds: int
+) -> Chart:
+    """Where the random start was measured on all examples only, it is a level to compare with."""
+    series = []
+    for colour, (name, points) in enumerate(zip(("pretrained", "from scratch"), curve, strict=True), start=1):
+        line = [(float(point["examples"]), number(point.get("mean"))) for point in points]
+        spread = [(float(p["examples"]), p["low"], p["high"]) for p in points] if seeds > 1 else []
+        if len(points) == 1 and len(curve[0]) > 1:
+            ends = sorted(float(point["examples"]) for point in [*curve[0], *points])
+            level = [(end, line[0][1]) for end in (ends[0], ends[-1])]
+            series.append(Series(f"{name}, all examples", level, colour, dashed=True))
+        else:
+            series.append(Series(name, line, colour, spread=spread))
+    note = f"mean, lowest and highest of {seeds} trainings each" if seeds > 1 else ""
+    return Chart(
+        "Loss against examples", series, "examples of the task (log)", f"nat / {unit}", log_x=True, note=note
     )
-    figures = table(headings, rows, numbers=(1, 2)) + _tried(scratch)
-    return f'{paragraph(lead)}<div class="beside"><div>{figures}</div>{draw(chart)}</div>'
 
 
 def evaluation(run: RunRecord) -> str:

@@ -3,6 +3,7 @@
 from html import escape
 from typing import Any
 
+from bessemer.formulas.objective import PREFERENCES
 from bessemer.report.html import Tile, tiles
 from bessemer.report.record import RunRecord, StageRecord, number
 from bessemer.units import format_count, format_seconds
@@ -79,11 +80,18 @@ def _finetune_words(run: RunRecord, stage: StageRecord, *, begun: bool) -> str:
     )
     words = f"{subject} took {format_count(len(stage.rows))} steps"
     if first is not None and last is not None and len(stage.validations) > 1:
-        words += f" and brought the loss on held-out answers from {first:.3f} to {last:.3f}"
+        kind = ((stage.info.get("plan") or {}).get("objective") or {}).get("kind")
+        what = "pairs" if kind in PREFERENCES else "texts" if kind == "classify" else "answers"
+        words += f" and brought the loss on held-out {what} from {first:.3f} to {last:.3f}"
     result = ((run.evaluation or {}).get("stages") or {}).get(stage.name) or {}
     rouge, exact = number(result.get("rouge_l")), number(result.get("exact_match"))
     if rouge is not None and exact is not None:
         words += f", with ROUGE-L {rouge:.2f} and {exact:.0%} exact matches on held-out examples"
+    told_apart, accuracy = number(result.get("pair_accuracy")), number(result.get("accuracy"))
+    if told_apart is not None:
+        words += f", with {told_apart:.0%} of the held-out pairs told apart"
+    if accuracy is not None:
+        words += f", with {accuracy:.0%} of the held-out labels right"
     return words
 
 

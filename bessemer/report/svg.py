@@ -17,6 +17,7 @@ Point = tuple[float, float | None]
 WIDTH, HEIGHT = 560, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 16, 12, 40
 _COLUMN_PIXELS = 2
+_FOOT_PIXELS = 4
 _MOST_MARKED = 24  # series of at most as many points show each point
 
 
@@ -29,6 +30,7 @@ class Series:
     colour: int
     dashed: bool = False  # a line to compare with: its points are not marked
     faint: bool = False
+    spread: Sequence[tuple[float, float, float]] = ()  # x, lowest, highest: an error bar each
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class _Frame:
 def draw(chart: Chart) -> str:
     """The chart as a <figure> with heading, legend and picture. Without data it says so."""
     known = [(x, y) for line in chart.series for x, y in line.points if y is not None and math.isfinite(y)]
+    known += [(x, y) for line in chart.series for x, *ends in line.spread for y in ends]
     heading = f"<figcaption><b>{escape(chart.title)}</b>{_legend(chart)}</figcaption>"
     note = f'<p class="note">{escape(chart.note)}</p>' if chart.note else ""
     if not known:
@@ -170,6 +173,8 @@ def _line(frame: _Frame, line: Series) -> None:
             path += f"{'M' if pen_up else 'L'}{place[0]} {place[1]}"
         pen_up = place is None
     frame.lines.append(f'<path class="{style}" d="{path}"/>')
+    for bar in line.spread:
+        frame.lines.append(_whisker(frame, line.colour, *bar))
     if len(line.points) <= _MOST_MARKED and not line.dashed:
         for place, (x, y) in zip(placed, points, strict=True):
             if place is not None and y is not None:
@@ -177,6 +182,15 @@ def _line(frame: _Frame, line: Series) -> None:
                 circle = f'cx="{place[0]}" cy="{place[1]}" r="3"'
                 frame.lines.append(f'<circle class="dot s{line.colour}" {circle}>')
                 frame.lines.append(f"<title>{escape(text)}</title></circle>")
+
+
+def _whisker(frame: _Frame, colour: int, x: float, low: float, high: float) -> str:
+    """An upright bar with a foot at each end."""
+    across, top, bottom = _round(frame.place_x(x)), _round(frame.place_y(high)), _round(frame.place_y(low))
+    feet = "".join(f"M{_round(across - _FOOT_PIXELS)} {y}h{2 * _FOOT_PIXELS}" for y in (top, bottom))
+    text = f"{value_label(x)}: {low:.5g} to {high:.5g}"
+    path = f"M{across} {top}V{bottom}{feet}"
+    return f'<path class="whisker s{colour}" d="{path}"><title>{escape(text)}</title></path>'
 
 
 def _legend(chart: Chart) -> str:

@@ -1,12 +1,11 @@
 """From a stage to a job: the only place that knows all parts.
 
-Order: this rank's part of the model on the meta device (parallel/apply.py), memory and first values (or
-the origin's weights; neither where there is a checkpoint), optimizer, then the newest good checkpoint over
-all of it.
+Order: this rank's part of the model on the meta device (parallel/apply.py), memory, first values
+(train/first_weights.py), optimizer, then the newest good checkpoint over all of it.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,16 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from bessemer.checkpoint.folder import Manifest, listed, newest_good, read_manifest, verify
-from bessemer.checkpoint.huggingface import load_into
-from bessemer.checkpoint.load import COMPUTE, load_weights, restore
+from bessemer.checkpoint.folder import Manifest, newest_good, read_manifest
+from bessemer.checkpoint.load import COMPUTE, restore
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.data.mixture import Mixture
+from bessemer.data.prepared import PreparedTask
 from bessemer.data.rows import Rows
 from bessemer.evaluate.answers import continuations
 from bessemer.formulas.flops import train_flops_per_token
+from bessemer.formulas.objective import WITH_REFERENCE
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.device import this_device
@@ -34,17 +34,21 @@ from bessemer.parallel.mesh import Mesh
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
+from bessemer.train.columns import columns_of
 from bessemer.train.compiling import compile_blocks
 from bessemer.train.expect import Expected, expected_of
-from bessemer.train.job import Job
+from bessemer.train.first_weights import set_first_weights
+from bessemer.train.job import Feed, Job
 from bessemer.train.objective import loss_of
 from bessemer.train.optimizer import make_optimizer
 from bessemer.train.ranks import ALONE, Company
 from bessemer.train.record import Gauge, Recorder, Silence
+from bessemer.train.reference import keep_reference
 from bessemer.train.stage import Stage
 from bessemer.train.state import TrainState
 from bessemer.train.stop import Stop
 
+FeedOf = Callable[[Stage, Engine, Console, Company], Feed]  # as `prepared_feed`
 _SAMPLE_TOKENS = 24
 _VALIDATION_TOKENS = 65536
 _VALIDATION_SHARE = 0.3  # of the tokens trained on since the last validation
@@ -58,21 +62,39 @@ class Machine:
     cores: int
     peak_flops: float | None  # of one device; on a CPU of all its cores
     expected: dict[str, Any] | None = None  # of a step: train/expect.py, as JSON
+    device_name: str | None = None  # of its accelerators, by which their power is known
+    power_command: list[str] = field(default_factory=list)  # that prints the node's watts
 
 
-def machine_of(stage: Stage, facts: Facts) -> Machine:
+def machine_of(stage: Stage, facts: Facts, power_command: Sequence[str] = ()) -> Machine:
     peak = peak_tflops(facts, stage.plan.dtype)
-    expected = expected_of(stage, facts)
+    # With answers to sample a step's time is another matter, and would teach the planner what is not so.
+    expected = expected_of(stage, facts) if stage.plan.objective.rollouts is None else None
     return Machine(
         facts.kind,
         facts.cores,
         None if peak is None else peak * 1e12,
         None if expected is None else expected.to_json(),
+        None if facts.kind == "cpu" else facts.device,
+        list(power_command),
     )
 
 
+def prepared_feed(stage: Stage, engine: Engine, console: Console, company: Company) -> Batches:
+    """The rows of the stage's data, which is there before training."""
+    mixture = None if stage.mixture is None else Mixture(stage.mixture.kept)
+    plan, rank, ranks = stage.plan, engine.data_rank, engine.data_ranks
+    rows = _rows(stage, "train")
+    return Batches(rows, stage.seed, plan.batch_rows, plan.micro_batch, rank, ranks, mixture)
+
+
 def build(
-    stage: Stage, machine: Machine, console: Console, stop: Stop, company: Company = ALONE
+    stage: Stage,
+    machine: Machine,
+    console: Console,
+    stop: Stop,
+    company: Company = ALONE,
+    feed_of: FeedOf = prepared_feed,
 ) -> tuple[Job, TrainState]:
     """This rank's job of a stage that has begun, at the state where its newest good checkpoint left it."""
     plan, shape = stage.plan, stage.shape
@@ -88,31 +110,22 @@ def build(
     )
     chunk = torch.compile(loss_chunk, dynamic=False) if plan.compile else None
     loss = loss_of(plan.objective, shape, mesh, chunk)
-    # A stage with a checkpoint sets every weight from it; its origin need not be there any more.
-    fresh = stage.origin is None and not listed(stage.folder)
-    materialise(joined(parts), shape, mesh, stage.seed if fresh else None)
+    materialise(joined(parts), shape, mesh, None)
     engine = _engine(stage, parts, loss, mesh)
-    if stage.origin is not None and not listed(stage.folder):
-        _load_origin(stage, engine)
+    set_first_weights(stage, engine, company)
+    if plan.objective.kind in WITH_REFERENCE:
+        keep_reference(stage, engine, mesh, company, console)
     validation = _rows(stage, "validation")
-    batches = Batches(
-        _rows(stage, "train"),
-        stage.seed,
-        plan.batch_rows,
-        plan.micro_batch,
-        engine.data_rank,
-        engine.data_ranks,
-        None if stage.mixture is None else Mixture(stage.mixture.kept),
-    )
     return _assembled(
         stage.folder,
         plan,
         engine,
-        batches,
+        feed_of(stage, engine, console, company),
         console,
         stop,
         company,
-        validation=validation if len(validation) else None,
+        # A held-out answer was not drawn by the model: it has no advantage.
+        validation=validation if len(validation) and plan.objective.kind != "grpo" else None,
         validation_rows=_validation_rows(stage),
         gauge=_gauge(stage, machine, mesh, company),
         sample=_sampler(stage, parts[0], validation) if engine.world == 1 else None,
@@ -125,7 +138,7 @@ def assemble(
     plan: StagePlan,
     model: nn.Module,
     loss: Loss,
-    batches: Batches,
+    batches: Feed,
     console: Console,
     stop: Stop,
     validation: Rows | None = None,
@@ -156,7 +169,7 @@ def _assembled(
     folder: Path,
     plan: StagePlan,
     engine: Engine,
-    batches: Batches,
+    batches: Feed,
     console: Console,
     stop: Stop,
     company: Company,
@@ -212,8 +225,9 @@ def _newest(folder: Path, console: Console, company: Company) -> tuple[Path, Man
 
 def _engine(stage: Stage, parts: list[Decoder], loss: Loss, mesh: Mesh) -> Engine:
     plan = stage.plan
+    balance = 0.0 if stage.shape.adapter else plan.router_balance  # routers are frozen beside adapters
     if mesh.layout.world == 1:
-        return Engine(parts[0], loss, plan.router_balance)
+        return Engine(parts[0], loss, balance)
     return Ranks(
         parts,
         loss,
@@ -221,20 +235,8 @@ def _engine(stage: Stage, parts: list[Decoder], loss: Loss, mesh: Mesh) -> Engin
         stage.shape,
         micro_batch=plan.micro_batch,
         context=plan.context,
-        balance=plan.router_balance,
+        balance=balance,
     )
-
-
-def _load_origin(stage: Stage, engine: Engine) -> None:
-    assert stage.origin is not None
-    if stage.origin.kind == "huggingface":
-        load_into(engine.model, Path(stage.origin.folder), stage.shape, engine.pieces)
-        return
-    assert stage.origin.checkpoint is not None
-    checkpoint = Path(stage.origin.checkpoint)
-    if engine.rank == 0:
-        verify(checkpoint)
-    load_weights(engine.model, checkpoint, engine.pieces)
 
 
 def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gauge:
@@ -248,13 +250,16 @@ def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gaug
         accelerators=None if on_cpu else company.accelerators(mesh.device),
         hosts=company.hosts,
         expected=None if machine.expected is None else Expected.from_json(machine.expected),
+        device_name=machine.device_name,
+        power_command=tuple(machine.power_command),
     )
 
 
 def _rows(stage: Stage, split: Any) -> Rows:
     if stage.kind == "finetune":
         examples = stage.examples if split == "train" else None
-        return stage.data.rows(split, stage.plan.context, examples)  # type: ignore[call-arg]
+        assert isinstance(stage.data, PreparedTask)
+        return stage.data.rows(split, stage.plan.context, examples, columns_of(stage, split))
     return stage.data.rows(split, stage.plan.context)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import checkpoint_folder, verify
+from bessemer.data.prepared import identity, told
 from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
@@ -44,15 +45,15 @@ def check_origin(stage: Stage, origin: Origin) -> None:
 
 
 def _plain(shape: ModelShape) -> dict[str, Any]:
-    """Without what is free between two stages of one model."""
-    free = ("bos_id", "eos_id", "max_positions", "context")
+    """Without what is free between two stages of one model. Adapters are merged where it goes on."""
+    free = ("bos_id", "eos_id", "max_positions", "context", "adapter")
     return {key: value for key, value in shape.to_json().items() if key not in free}
 
 
 def _goes_on(stage: Stage, origin: Origin) -> bool:
     """Whether the origin's optimizer, step and data order go on too: on the same rows they do."""
     before = origin.info
-    same_rows = (before.get("data") or {}).get("hash") == stage.data.hash
+    same_rows = identity(before.get("data")) == identity(told(stage.data))
     same_rows = same_rows and before.get("context") == stage.plan.context
     return origin.kind == "checkpoint" and before.get("kind") == "pretrain" and same_rows
 

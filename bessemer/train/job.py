@@ -3,18 +3,25 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from bessemer.checkpoint.saver import Saver
-from bessemer.data.loader import Batches
+from bessemer.data.loader import Batch
 from bessemer.data.rows import Rows
 from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
 from bessemer.train.record import Recorder, Silence
 from bessemer.train.stop import Stop
+
+
+class Feed(Protocol):
+    """Where the batches come from: data that is there (data/loader.Batches), or that is made on the way."""
+
+    def batch(self, position: int) -> Batch:
+        """This rank's share of the rows of a step from `position` on; all ranks ask at the same time."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Job:
     plan: StagePlan
     engine: Engine  # model and loss, and how ranks share the work
     optimizer: torch.optim.Optimizer
-    batches: Batches  # this rank's share
+    batches: Feed  # this rank's share
     validation: Rows | None  # None: nothing is held out
     folder: Path  # of the stage
     saver: Saver

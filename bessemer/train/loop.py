@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 from bessemer.data.loader import Batch
-from bessemer.errors import NumericsError, StoppedError
+from bessemer.errors import DataError, NumericsError, StoppedError
 from bessemer.evaluate.loss import validation_loss
 from bessemer.train.job import Job
 from bessemer.train.optimizer import learning_rate
@@ -66,6 +66,8 @@ def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
     for group in job.optimizer.param_groups:
         group["lr"] = lr
     if not (math.isfinite(mean) and math.isfinite(norm)):
+        if not float(num_targets):
+            raise nothing_to_learn(job, state.step + 1)
         problem = f"step {state.step + 1} is not finite, so it was not taken"
         raise not_finite(job, state.step + 1, problem, loss=mean, grad_norm=norm)
     job.optimizer.step()
@@ -111,6 +113,16 @@ def stopped(job: Job, state: TrainState) -> StoppedError:
         found=job.stop.reason or "another rank was asked to stop",
         wanted=f"{job.plan.steps - state.step} more steps",
         fix="run the same command again to go on",
+    )
+
+
+def nothing_to_learn(job: Job, step: int) -> DataError:
+    """A mean over nothing is no loss of 0: it would be taken for a solved task."""
+    return DataError(
+        f"step {step} has nothing to learn",
+        found=f"{job.plan.batch_rows} rows in which no token has a loss",
+        wanted="a loss on some token of every step",
+        fix="look at the rows with `bessemer data inspect`, or take larger steps (batch_tokens)",
     )
 
 

@@ -1,13 +1,16 @@
-"""Where a stage's first weights come from: RUN, RUN@STEP, or a Hugging Face folder."""
+"""Where a stage's first weights come from: RUN, RUN@STEP, a Hugging Face folder, or adapters of PEFT's."""
 
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bessemer.checkpoint.base import Base, base_hash
 from bessemer.checkpoint.folder import chosen
 from bessemer.checkpoint.huggingface import read_shape
+from bessemer.checkpoint.peft import CONFIG
+from bessemer.checkpoint.peft_start import peft_base
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.plan import StagePlan
@@ -22,6 +25,8 @@ class Origin:
     folder: str
     step: int | None = None  # of a checkpoint
     checkpoint: str | None = None  # its folder
+    hash: str | None = None  # of the weights; for a stage of adapters, which needs the same ones again
+    adapter: str | None = None  # a folder of PEFT's, with what its adapters begin with
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -34,6 +39,10 @@ class Origin:
     def of_begun(stage: Path) -> "Origin | None":
         """What a stage that has begun came from."""
         return Origin.from_json((read_object(stage / "stage.json") or {}).get("origin"))
+
+    def hashed(self, stage: Path) -> "Origin":
+        """With the hash of its weights. stage: that begins with them."""
+        return replace(self, hash=base_hash(Base.of(stage, self.to_json())))
 
     @property
     def info(self) -> dict[str, Any]:
@@ -73,6 +82,8 @@ def find_origin(text: str, say: Callable[[str], None], begun: Origin | None = No
     path, step = (Path(match[1]), int(match[2])) if match else (Path(text), None)
     if begun is not None and _is_named(begun, path, step):
         return begun
+    if step is None and (path / CONFIG).is_file():
+        return Origin("huggingface", str(peft_base(path)), adapter=str(path.resolve()))
     if step is None and (path / "config.json").is_file():
         return Origin("huggingface", str(path.resolve()))
     if match is None and "@" in text and not path.exists():
@@ -92,4 +103,6 @@ def of_stage(stage: Path, step: int | None, say: Callable[[str], None]) -> Origi
 
 def _is_named(origin: Origin, path: Path, step: int | None) -> bool:
     folder = Path(origin.folder)
+    if origin.adapter is not None:
+        return path.resolve() == Path(origin.adapter) and step is None
     return path.resolve() in (folder, folder.parent) and step in (None, origin.step)

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.data.mixture import Mixing, Mixture
-from bessemer.data.prepared import Prepared
+from bessemer.data.prepared import Prepared, Replayed, open_told
+from bessemer.data.replay import check_alike, find_replayed
 from bessemer.data.store import prepare
-from bessemer.errors import RefusedError
+from bessemer.errors import RecipeError, RefusedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
@@ -15,7 +16,8 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.recipe.schema import Data
+from bessemer.recipe.schema import Data, Recipe
+from bessemer.rundir import read_object
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.fork import check_origin, fork
@@ -46,6 +48,7 @@ class Place:
     run: Path
     store: Path
     console: Console
+    allow_code: bool = False  # a function of the recipe's own may run
 
 
 def pretrain(
@@ -66,9 +69,14 @@ def begin_pretrain(
 ) -> Ready:
     """All that comes before training, by one process. world: processes that were started; None: one."""
     console, run = place.console, place.run
-    prepared = prepare(loaded.recipe, loaded.base, place.store, console)
     changes = allowed_changes(loaded, run)  # before the data: a key that changed it is told by its name
+    command = power_command(loaded.recipe, place)
+    replayed = _replayed(loaded, run / "pretrain")
+    prepared = prepare(loaded.recipe, loaded.base, place.store, console)
     check_data(run / "pretrain", prepared.hash)
+    if replayed is not None:
+        check_alike(replayed, prepared)
+        prepared = replace(prepared, replayed=replayed)
     facts = pretrain_facts(loaded, prepared)
     plan = settle_plan(loaded, run, facts, world)
     # plan.json decides, not the plan that stage.json was last trained with.
@@ -89,7 +97,32 @@ def begin_pretrain(
     write_receipt(run, loaded, prepared.hash, facts, stage.origin)
     _tell(plan, console)
     stage = settle_compiled(stage, facts, console)
-    return Ready(stage.folder, machine_of(stage, facts))
+    return Ready(stage.folder, machine_of(stage, facts, command))
+
+
+def power_command(recipe: Recipe, place: Place) -> list[str]:
+    """The program that reads the node's power, where the recipe names one: it must be allowed to run."""
+    command = recipe.energy.command
+    if command is not None and not place.allow_code:
+        raise RecipeError(
+            "energy.command is a program of the recipe's own",
+            found=f"energy.command = {command}",
+            wanted="--allow-code, which says that it may run",
+            fix="add --allow-code, or take energy.command out",
+        )
+    return command or []
+
+
+def _replayed(loaded: LoadedRecipe, stage: Path) -> Replayed | None:
+    """A stage that has begun keeps what it replays, also where that run has gone on with another mixture."""
+    if loaded.recipe.data.replay is None:
+        return None
+    begun = read_object(stage / "stage.json")
+    if begun is None:
+        return find_replayed(loaded.recipe, loaded.base)
+    kept = open_told(begun["data"])
+    assert isinstance(kept, Prepared), f"{stage} trains on no sources"
+    return kept.replayed
 
 
 def _stage(place: Place, plan: Plan, prepared: Prepared, data: Data, from_: str | None) -> Stage:

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from bessemer.checkpoint.folder import step_of
-from bessemer.energy.meter import ZERO, EnergyReading, PowerMeter, PowerReading, busy_seconds
+from bessemer.energy.meter import (
+    OTHER_MACHINES,
+    ZERO,
+    EnergyReading,
+    NodeSources,
+    PowerMeter,
+    PowerReading,
+    busy_seconds,
+)
 from bessemer.hardware import usable_cores
 from bessemer.log import Console, bar
 from bessemer.measure.facts import meter_name
@@ -41,6 +49,8 @@ class Gauge:
     peak_flops: float | None = None  # of all ranks together; None: unknown device, no MFU
     cores: int = field(default_factory=usable_cores)
     accelerators: tuple[str, ...] | None = None  # of this machine's ranks; None: this process has its own
+    device_name: str | None = None  # of the accelerators, as the catalogue or torch has it
+    power_command: tuple[str, ...] = ()  # the recipe's energy.command, where --allow-code lets it run
     hosts: int = 1  # machines; energy is only known where there is one
     expected: Expected | None = None  # of a step, by the planner
 
@@ -99,10 +109,16 @@ class Recorder:
                 accelerators = (meter_name(gauge.device),)
             torch.accelerator.reset_peak_memory_stats(gauge.device)  # an earlier stage's is not this one's
         if gauge.hosts > 1:
-            accelerators += ("of other machines",)  # which nobody reads: the sum is unknown
+            accelerators += (OTHER_MACHINES,)  # which nobody reads: the sum is unknown
         start = _energy_of(last)
         self._meter = PowerMeter(
-            start, cores=gauge.cores, accelerators=accelerators, others_s=lambda: self._others_s
+            start,
+            cores=gauge.cores,
+            accelerators=accelerators,
+            others_s=lambda: self._others_s,
+            node=NodeSources(command=gauge.power_command),
+            device_name=gauge.device_name,
+            earlier=last,
         )
         self._reading = PowerReading(None, start)
         self._last_s = self._row_s = self._metered_s = time.monotonic()
@@ -176,6 +192,7 @@ class Recorder:
                 "energy_low_j": energy.low,
                 "energy_high_j": energy.high,
                 "energy_basis": energy.basis,
+                **self._meter.columns,
                 "layout": str(self._plan.layout),
                 **more,
             }
@@ -195,6 +212,7 @@ class Recorder:
             self._watch.save_began()
 
     def close(self) -> None:
+        self._meter.close()
         if self._watch is not None:
             why_not = self._watch.teach()
             if why_not is not None:

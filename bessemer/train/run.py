@@ -20,12 +20,14 @@ from bessemer.log import Console
 from bessemer.processes import worker_command
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
-from bessemer.train.build import Machine, build
+from bessemer.train.build import FeedOf, Machine, build, prepared_feed
 from bessemer.train.loop import train
 from bessemer.train.ranks import ALONE, Company, grouped, joined, lost, lost_error, met
 from bessemer.train.settle import code_hash
 from bessemer.train.stage import Stage, outcome, read_stage
 from bessemer.train.stop import Stop
+
+WORKER = "bessemer.train.run"
 
 
 @dataclass(frozen=True)
@@ -47,15 +49,18 @@ class Ready:
         return Ready(Path(values["folder"]), Machine(**values["machine"]), values["done"])
 
 
-def run_stage(ready: Ready, console: Console) -> None:
-    """Train it to its end, here or in as many local processes as its layout has ranks."""
+def run_stage(ready: Ready, console: Console, worker: str = WORKER, feed_of: FeedOf = prepared_feed) -> None:
+    """Train it to its end, here or in as many local processes as its layout has ranks.
+
+    worker: the module whose `main` gives those processes the same `feed_of`.
+    """
     if ready.done:
         return
     stage = read_stage(ready.folder)
     if stage.plan.layout.world == 1:
-        _train(stage, ready, console, ALONE)
+        _train(stage, ready, console, ALONE, feed_of)
         return
-    command = [*worker_command("bessemer.train.run"), json.dumps(ready.to_json())]
+    command = [*worker_command(worker), json.dumps(ready.to_json())]
     run_workers(command, stage.plan.layout.world, logs=ready.folder / "logs")
 
 
@@ -65,6 +70,7 @@ def run_among(
     others: dict[str, str],
     console: Console,
     begin: Callable[[LoadedRecipe, Path], Ready],
+    feed_of: FeedOf = prepared_feed,
 ) -> dict[str, Any] | None:
     """As one of processes that others have started. `begin` is called on the first rank alone.
 
@@ -76,7 +82,7 @@ def run_among(
     try:
         company = met(world)
         with grouped(company):
-            return _among(company, asked, others, console, begin)
+            return _among(company, asked, others, console, begin, feed_of)
     except Exception as error:
         if isinstance(error, UserError) and world.rank > 0 and company.is_alike(error):
             raise SystemExit(error.exit_code) from error
@@ -91,6 +97,7 @@ def _among(
     others: dict[str, str],
     console: Console,
     begin: Callable[[LoadedRecipe, Path], Ready],
+    feed_of: FeedOf,
 ) -> dict[str, Any] | None:
     found: list[tuple[LoadedRecipe, Path]] = []
     company.all_do("load", lambda: found.append(asked()))
@@ -111,30 +118,30 @@ def _among(
             begun = (ready.folder / "stage.json").read_text()
             company.all_same("stage.json", begun, "give a shared folder with --run DIR")
             said = console if company.rank == 0 else Console(quiet=True)
-            _train(read_stage(ready.folder), ready, said, company)
+            _train(read_stage(ready.folder), ready, said, company, feed_of)
         return ready.outcome() if company.rank == 0 else None
 
 
-def main(words: list[str]) -> int:
+def main(words: list[str], feed_of: FeedOf = prepared_feed) -> int:
     """A local worker: the exit code."""
     world = world_of_environment()
     assert world is not None and len(words) == 1, words
     ready = Ready.from_json(json.loads(words[0]))
     try:
         with joined(world) as company:
-            _train(read_stage(ready.folder), ready, Console(quiet=world.rank > 0), company)
+            _train(read_stage(ready.folder), ready, Console(quiet=world.rank > 0), company, feed_of)
     except BaseException as error:
         return report_failure(error)
     return 0
 
 
-def _train(stage: Stage, ready: Ready, console: Console, company: Company) -> None:
+def _train(stage: Stage, ready: Ready, console: Console, company: Company, feed_of: FeedOf) -> None:
     """A signal in the last step does not go unheard: what follows stops."""
     if company.rank == 0:
         console.also_to(stage.folder / "logs" / "rank-00000.log")
     try:
         with Stop() as stop:
-            job, state = build(stage, ready.machine, console, stop, company)
+            job, state = build(stage, ready.machine, console, stop, company, feed_of)
             if state.step:
                 console.line(f"{stage.folder.name}: going on at step {state.step} of {stage.plan.steps}")
             try:

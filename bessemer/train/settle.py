@@ -24,6 +24,7 @@ import bessemer
 from bessemer.checkpoint.folder import listed, step_of
 from bessemer.durable import write_json, write_text
 from bessemer.errors import RefusedError
+from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import disk_free_bytes
@@ -155,7 +156,7 @@ def followed_plan(
 def check_disk(stage: Stage) -> None:
     """Room for the checkpoints that are kept and the one being written; those that are there count."""
     missing = max(1, stage.plan.keep + 1 - len(listed(stage.folder)))
-    needed = _BYTES_PER_PARAMETER * total_params(stage.shape) * missing
+    needed = _BYTES_PER_PARAMETER * trained_params(stage.shape, total_params(stage.shape)) * missing
     free = disk_free_bytes(stage.folder)
     if needed > free:
         raise RefusedError(

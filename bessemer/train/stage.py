@@ -12,7 +12,7 @@ from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
 from bessemer.data.mixture import Mixing
-from bessemer.data.prepared import Prepared, PreparedTask, open_prepared
+from bessemer.data.prepared import Prepared, PreparedTask, open_told, told
 from bessemer.durable import write_bytes, write_json
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
@@ -34,6 +34,7 @@ class Stage:
     mixture: Mixing | None = None  # of the sources; None: a task
     examples: int | None = None  # of a task: the first so many; None: all
     compiled: bool | None = None  # what compile = "auto" came to; None: not decided yet
+    new_tokens: tuple[int, ...] = ()  # that the origin's model has not
 
     @property
     def newest_step(self) -> int:
@@ -63,6 +64,9 @@ def begin(stage: Stage) -> None:
     """Write the tokenizer and stage.json where there are none."""
     if not (stage.folder / "stage.json").is_file():
         write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
+        config = stage.data.folder / "tokenizer_config.json"  # special tokens, and the chat template
+        if config.is_file():
+            write_bytes(stage.folder / "tokenizer_config.json", config.read_bytes())
         write(stage)
 
 
@@ -90,11 +94,12 @@ def write(stage: Stage) -> None:
             "tokenizer": "tokenizer.json",
             "context": stage.plan.context,
             "seed": stage.seed,
-            "data": {"folder": str(stage.data.folder.resolve()), "hash": stage.data.hash},
+            "data": told(stage.data),
             "mixture": None if stage.mixture is None else stage.mixture.to_json(),
             "examples": stage.examples,
             "origin": None if stage.origin is None else stage.origin.to_json(),
             "compiled": stage.compiled,
+            "new_tokens": stage.new_tokens,
             "plan": stage.plan.to_json(),
         },
     )
@@ -104,8 +109,7 @@ def read_stage(folder: Path) -> Stage:
     """A stage that has begun, from its own files: what another process needs to train it."""
     found = read_object(folder / "stage.json")
     assert found is not None, f"{folder} has not begun"
-    data = open_prepared(Path(found["data"]["folder"]))
-    check_data(folder, data.hash)
+    data = open_told(found["data"])
     return Stage(
         folder=folder,
         kind=found["kind"],
@@ -118,6 +122,7 @@ def read_stage(folder: Path) -> Stage:
         mixture=Mixing.from_json(found["mixture"]) if found.get("mixture") else None,
         examples=found.get("examples"),
         compiled=found.get("compiled"),
+        new_tokens=tuple(found.get("new_tokens") or ()),
     )
 
 
@@ -164,7 +169,9 @@ def check_data(folder: Path, data_hash: str) -> None:
 def _found(stage: Stage, found: dict[str, Any]) -> Stage:
     check_data(stage.folder, stage.data.hash)
     origin = Origin.from_json(found.get("origin"))
-    if stage.origin is not None and origin != stage.origin:
+    if stage.origin is not None and (
+        origin is None or replace(origin, hash=None) != replace(stage.origin, hash=None)
+    ):
         raise RecipeError(
             f"{stage.folder} began from other weights",
             found=f"--from {stage.origin.folder}, step {stage.origin.step}",
@@ -183,4 +190,5 @@ def _found(stage: Stage, found: dict[str, Any]) -> Stage:
         origin=origin,
         mixture=mixture,
         compiled=found.get("compiled"),
+        new_tokens=tuple(found.get("new_tokens") or ()),
     )

@@ -17,6 +17,7 @@ from bessemer.checkpoint.ranks import Ranks, Talk
 from bessemer.errors import DataError, NumericsError, RecipeError, UserError, WorkerError, WriteError
 from bessemer.launch.world import World
 from bessemer.train import ranks as ranking
+from bessemer.train.build import prepared_feed
 from bessemer.train.ranks import Company, _Many, grouped, lost, lost_error
 from bessemer.train.run import _among
 
@@ -180,7 +181,7 @@ def test_recipe_is_loaded_once_a_rank_and_one_place_has_one_name(
         def begin(*_: Any) -> Any:
             raise missing()
 
-        return _among(company, ask, {"--from": places[company.rank]}, QUIET, begin)
+        return _among(company, ask, {"--from": places[company.rank]}, QUIET, begin, prepared_feed)
 
     for _, error in together(work):
         assert type(error) is DataError and error.problem == "no data"

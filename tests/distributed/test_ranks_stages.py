@@ -13,7 +13,7 @@ from bessemer.rundir import read_object, read_rows
 KEYS = [
     *("attempt", "step", "tokens", "samples", "time_s", "loss", "grad_norm", "lr", "tokens_per_s", "mfu"),
     *("step_time_s", "memory_bytes", "power_w", "energy_j", "energy_low_j", "energy_high_j", "energy_basis"),
-    "layout",
+    *("energy_parts_j", "energy_gaps", "energy_gap_s", "layout"),
 ]
 FINETUNE = ("finetune", "tiny.toml", "--from", "base", "--set", "finetune.epochs=1", "--run")
 
@@ -72,6 +72,7 @@ def test_comparison_with_training_from_scratch_runs_under_a_layout(tmp_path: Pat
     write_recipe(tmp_path, task=True, sizes=TWO_LAYERS)
     pretrained(tmp_path, "pretrain.steps=4", run="base")
     words = (*FINETUNE, "run", "--compare-scratch", "--set", "parallel.layout=shard=2", "--json")
+    words = (*words, "--set", "finetune.compare_seeds=1")
     code, out, err = finish(start(tmp_path, *words), timeout_s=400.0)
     assert code == 0, err
     assert json.loads(out)["comparison"]["scratch"]["tried"]

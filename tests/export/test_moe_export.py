@@ -1,12 +1,11 @@
 """Mixtures of experts to and from Hugging Face: tiny random models of each class, in both directions."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import xxhash
+from making_trained import trained_stage
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
@@ -23,8 +22,6 @@ from transformers import (
 from bessemer.checkpoint.huggingface import load_into, read_shape
 from bessemer.errors import DataError
 from bessemer.export.huggingface import export_huggingface
-from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import tensor_table
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.generate import generate
@@ -52,6 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "norm_eps": 1e-3,
     },
 }
+EXPERTS = {"experts": 4, "experts_per_token": 2}
 SIZES = {
     "vocab_size": 192,
     "hidden_size": 48,
@@ -62,30 +60,6 @@ SIZES = {
     "max_position_embeddings": 256,
     "num_experts_per_tok": 2,
 }
-
-
-def random_weights(shape: ModelShape) -> dict[str, Tensor]:
-    """Under the stored names. Ones and zeros would hide a norm or a bias that is not applied."""
-    generator = torch.Generator().manual_seed(3)
-    weights = {}
-    for spec in tensor_table(shape):
-        values = torch.randn(spec.shape, generator=generator)
-        if len(spec.shape) == 2:
-            values *= spec.shape[1] ** -0.5
-        weights[spec.name] = values if spec.init_std is not None else 1.0 + 0.2 * values
-    return weights
-
-
-def trained_stage(make: Any, **changes: Any) -> tuple[Path, ModelShape, dict[str, Tensor]]:
-    stage = make(**changes, experts=4, experts_per_token=2)
-    shape = ModelShape.from_json(json.loads((stage / "stage.json").read_text())["shape"])
-    weights, folder = random_weights(shape), stage / "checkpoints/step-00000030"
-    file = folder / "model-00000.safetensors"
-    save_file(weights, file, {"slices": "{}"})
-    content = file.read_bytes()
-    files = {file.name: {"bytes": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}}
-    (folder / "manifest.json").write_text(json.dumps({"step": 30, "layout": {}, "files": files}))
-    return stage, shape, weights
 
 
 def by_stored_name(model: Decoder) -> dict[str, Tensor]:
@@ -123,7 +97,7 @@ def imported(folder: Path) -> Decoder:
 
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
 def test_export_is_bitwise_and_loads_in_transformers_with_our_logits(make, tmp_path, changes):
-    stage, shape, trained = trained_stage(make, **changes)
+    stage, shape, trained = trained_stage(make, **EXPERTS, **changes)
     receipt = export_huggingface(stage, tmp_path / "hf", step=None, dtype=None, console=QUIET)
     exported = load_file(tmp_path / "hf/model.safetensors")
     assert exported.keys() == trained.keys()
@@ -134,7 +108,7 @@ def test_export_is_bitwise_and_loads_in_transformers_with_our_logits(make, tmp_p
 
 
 def test_export_in_bf16_keeps_the_routers_bias_in_fp32(make, tmp_path):
-    stage, _, trained = trained_stage(make, **SHAPES["glm4-moe"])
+    stage, _, trained = trained_stage(make, **EXPERTS, **SHAPES["glm4-moe"])
     export_huggingface(stage, tmp_path / "hf", step=None, dtype="bf16", console=QUIET)
     for name, tensor in load_file(tmp_path / "hf/model.safetensors").items():
         kept = name.endswith("e_score_correction_bias")

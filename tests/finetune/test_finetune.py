@@ -70,7 +70,7 @@ def first_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Filled with the weights that the next stage would begin with; it trains nothing."""
     found: dict[str, Tensor] = {}
 
-    def only_build(ready: Ready, _: object) -> None:
+    def only_build(ready: Ready, *_: object) -> None:
         job, state = build(read_stage(ready.folder), ready.machine, QUIET, Stop())
         job.close()
         assert state.step == 0

@@ -80,15 +80,15 @@ def test_rank_of_4096_is_rehearsed_in_seconds_and_without_its_memory() -> None:
     ("layout", "rank", "dtype", "within"),
     [
         (Layout(replicate=2), 0, "bf16", 0.02),
-        (Layout(replicate=2, tensor=2), 3, "fp32", 0.02),
+        pytest.param(Layout(replicate=2, tensor=2), 3, "fp32", 0.02, marks=pytest.mark.slow),
         (Layout(shard=4), 0, "bf16", 0.02),
-        (Layout(shard=4, reshard=False), 0, "fp32", 0.02),
+        pytest.param(Layout(shard=4, reshard=False), 0, "fp32", 0.02, marks=pytest.mark.slow),
         (Layout(shard=2, tensor=2), 0, "bf16", 0.02),
         (Layout(context=2), 0, "fp32", 0.02),
-        (Layout(pipeline=2), 0, "fp32", 0.03),
+        pytest.param(Layout(pipeline=2), 0, "fp32", 0.03, marks=pytest.mark.slow),
         (Layout(pipeline=2, schedule="interleaved", interleave=2), 1, "bf16", 0.03),
-        (Layout(pipeline=2, schedule="zbv"), 0, "bf16", 0.05),
-        (Layout(pipeline=2, tensor=2, shard=2), 0, "fp32", 0.03),
+        pytest.param(Layout(pipeline=2, schedule="zbv"), 0, "bf16", 0.05, marks=pytest.mark.slow),
+        pytest.param(Layout(pipeline=2, tensor=2, shard=2), 0, "fp32", 0.03, marks=pytest.mark.slow),
         (Layout(pipeline=2, tensor=2, shard=2), 7, "bf16", 0.03),
     ],
 )
@@ -102,11 +102,11 @@ def test_predicted_memory_is_that_of_a_rehearsed_rank(
     ("layout", "rank", "recompute"),
     [
         (Layout(shard=4, expert=2), 0, "none"),
-        (Layout(replicate=2, expert=2), 0, "none"),
-        (Layout(tensor=2), 1, "none"),
+        pytest.param(Layout(replicate=2, expert=2), 0, "none", marks=pytest.mark.slow),
+        pytest.param(Layout(tensor=2), 1, "none", marks=pytest.mark.slow),
         (Layout(shard=2, expert=2, pipeline=2), 3, "none"),
         (Layout(shard=4), 0, "selective"),
-        (Layout(replicate=2), 1, "full"),
+        pytest.param(Layout(replicate=2), 1, "full", marks=pytest.mark.slow),
     ],
 )
 def test_predicted_memory_of_experts_and_of_recomputation_is_that_of_a_rehearsed_rank(

@@ -50,3 +50,15 @@ def test_log_axis_places_equal_ratios_at_equal_distances():
 def test_one_point_and_equal_points_are_drawn():
     for points in ([(5, 2.0)], [(5, 2.0), (6, 2.0)], [(0, 0.0), (1, 0.0)]):
         ET.fromstring(picture(Series("a", points, 1), from_zero=True))
+
+
+def test_error_bars_reach_from_the_lowest_to_the_highest_and_lie_inside_the_picture():
+    spread = [(10, 2.0, 4.0), (100, 0.5, 1.5)]
+    markup = picture(Series("a", [(10, 3.0), (100, 1.0)], 1, spread=spread), log_x=True)
+    ET.fromstring(markup)
+    bars = re.findall(r'class="whisker s1" d="M([\d.]+) ([\d.]+)V([\d.]+)', markup)
+    points = re.findall(r"[ML]([\d.]+) ([\d.]+)", path_of(markup))
+    for (x, top, bottom), (at, middle) in zip(bars, points, strict=True):
+        assert x == at and 0 < float(top) < float(middle) < float(bottom) < 240
+    heights = [float(bottom) - float(top) for _, top, bottom in bars]
+    assert abs(heights[0] - 2 * heights[1]) < 0.3  # 2 nat and 1 nat on one scale

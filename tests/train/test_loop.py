@@ -30,7 +30,7 @@ from bessemer.checkpoint.folder import listed, step_of
 from bessemer.checkpoint.write import write_parts
 from bessemer.data.loader import MicroBatch
 from bessemer.data.order import sample
-from bessemer.errors import NumericsError, StoppedError
+from bessemer.errors import DataError, NumericsError, StoppedError
 from bessemer.model.decoder import Decoder
 from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.planner.plan import StagePlan
@@ -116,15 +116,17 @@ def test_rows_have_different_numbers_of_targets_so_a_mean_of_means_would_show(tm
     assert abs(mean_of_means - sum(sums) / sum(counts)) > 1e-4
 
 
-def test_step_without_any_target_changes_nothing_but_by_weight_decay(tmp_path: Path) -> None:
+def test_step_without_any_target_is_no_loss_of_zero_and_is_refused(tmp_path: Path) -> None:
     class Nothing(TinyRows):
         def row(self, index: int):  # type: ignore[no-untyped-def]
             row = super().row(index)
             return replace(row, targets_T=row.targets_T * 0 - 100)
 
-    job = run_job(tmp_path, stage_plan(steps=1, weight_decay=0.0), rows=Nothing(4))
-    assert curve(tmp_path)[0][1:3] == (0.0, 0.0)
-    assert_same_tensors(dict(job.model.named_parameters()), dict(tiny_model().named_parameters()))
+    model = tiny_model()
+    with pytest.raises(DataError, match="step 1 has nothing to learn"):
+        run_job(tmp_path, stage_plan(steps=1), model, rows=Nothing(4))
+    assert curve(tmp_path) == []
+    assert_same_tensors(dict(model.named_parameters()), dict(tiny_model().named_parameters()))
 
 
 # Recomputation and compilation.

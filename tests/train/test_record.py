@@ -28,7 +28,15 @@ CONTRACT = {
     "attempt", "step", "tokens", "time_s", "loss", "grad_norm", "lr", "tokens_per_s", "mfu", "step_time_s",
     "memory_bytes", "power_w", "energy_j", "layout",
 }  # fmt: skip
-ADDED = {"samples", "energy_low_j", "energy_high_j", "energy_basis"}
+ADDED = {
+    "samples",
+    "energy_low_j",
+    "energy_high_j",
+    "energy_basis",
+    "energy_parts_j",
+    "energy_gaps",
+    "energy_gap_s",
+}
 
 
 def slow_loss(model: nn.Module, part: MicroBatch) -> Tensor:

@@ -169,6 +169,7 @@ def burning(processes: int) -> Iterator[None]:
             process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="only Linux tells who uses the cores")
 def test_other_processes_on_the_cores_are_the_cause_of_a_slow_run(tmp_path: Path) -> None:
     rows = TinyRows(400)

@@ -1,0 +1,20 @@
+"""What the rows of a stage hold besides its prepared data: columns for its objective, from its own files.
+
+They are written before the first step (train/reference.py), so that every attempt reads the same.
+"""
+
+from bessemer.data.packed_rows import NO_EXTRA, Extra
+from bessemer.data.prepared import PreparedTask, Split
+from bessemer.data.reference import read_reference
+from bessemer.data.teacher import teacher_columns
+from bessemer.formulas.objective import WITH_REFERENCE
+from bessemer.train.stage import Stage
+
+
+def columns_of(stage: Stage, split: Split) -> Extra:
+    if stage.plan.objective.kind == "distill":
+        return teacher_columns(stage.folder, split)
+    if stage.plan.objective.kind not in WITH_REFERENCE:
+        return NO_EXTRA
+    assert isinstance(stage.data, PreparedTask)
+    return Extra(at_begin={"reference": read_reference(stage.folder, stage.data, split)})

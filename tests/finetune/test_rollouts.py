@@ -1,0 +1,187 @@
+"""Rounds of sampled answers: killed at any moment they repeat nothing, and every layout samples alike."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from making_processes import finish, start, wait_for
+from making_runs import assert_same_training, place, pretrained, write_recipe
+
+from bessemer.checkpoint.load import load_model
+from bessemer.errors import DataError, RecipeError
+from bessemer.finetune import rollouts
+from bessemer.finetune.rounds import RoundFolder, rounds_of
+from bessemer.finetune.run import finetune
+from bessemer.recipe.load import load
+from bessemer.rundir import read_object
+
+GRPO = [
+    "pretrain.steps=4",
+    'finetune.method="grpo"',
+    "finetune.group_size=4",
+    "finetune.rounds=3",
+    "finetune.epochs=1",
+    "finetune.answer_tokens=20",
+    "finetune.batch_tokens=512",
+    "finetune.lr=1e-3",
+    "finetune.reward_function=own:many_letters",
+    "finetune.save_every=4",
+]
+OWN = """
+def many_letters(prompt, answer, expected):
+    return 0.1 * sum(letter.isalpha() for letter in answer)
+"""
+
+
+@pytest.fixture(scope="module")
+def start_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe, its own reward, and a model that has been trained for four steps."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    write_recipe(folder, task=True)
+    (folder / "own.py").write_text(OWN)
+    pretrained(folder, "pretrain.steps=4")
+    return folder
+
+
+@pytest.fixture
+def folder(start_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(start_folder, tmp_path / "runs"))
+
+
+def tuned(folder: Path, *more: str, run: str = "run", allow_code: bool = True) -> dict[str, Any]:
+    where = place(folder, run)
+    where = type(where)(where.run, where.store, where.console, allow_code)
+    return finetune(load(str(folder / "tiny.toml"), [*GRPO, *more]), where)
+
+
+def command(folder: Path, run: str, *more: str) -> list[str]:
+    settings = [word for setting in [*GRPO, *more] for word in ("--set", setting)]
+    return ["finetune", "tiny.toml", "--run", run, "--store", "data", "--allow-code", *settings]
+
+
+def answers_of(stage: Path, number: int) -> list[dict[str, Any]]:
+    text = (stage / f"rollouts-{number:05d}" / "answers.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_a_round_that_was_interrupted_goes_on_behind_its_last_chunk(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "CHUNK_ANSWERS", 40)
+    shutil.copytree(folder / "run", folder / "whole")
+    steps = tuned(folder, run="whole")["step"]
+    drawn = []
+    real = rollouts.sample
+
+    def sample(*arguments: Any, **options: Any) -> Any:
+        drawn.append(arguments)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(rollouts, "sample", sample)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(folder)
+    assert tuned(folder)["step"] == steps
+    chunks = len(list((folder / "run" / "finetune").glob("rollouts-*/chunk-*")))
+    assert chunks > 6 and len(drawn) == chunks + 1  # each once, and the one that was interrupted
+    assert_same_training(folder / "run" / "finetune", folder / "whole" / "finetune", steps)
+
+
+@pytest.mark.slow
+def test_killed_inside_and_between_rounds_it_repeats_nothing_and_loses_nothing(folder: Path) -> None:
+    shutil.copytree(folder / "run", folder / "whole")
+    tuned(folder, run="whole")
+    stage = folder / "run" / "finetune"
+    steps = read_object(folder / "whole" / "finetune" / "stage.json")["plan"]["steps"]  # type: ignore[index]
+    second = RoundFolder(stage, 1)
+    process = start(folder, *command(folder, "run"))
+    chunk = stage / ".rollouts-00001" / "chunk-00000.npz"
+    wait_for(process, lambda: chunk.is_file() or second.final.is_dir())
+    process.kill()
+    finish(process)
+    kept = {path: path.read_bytes() for path in stage.glob("*rollouts-*/chunk-*")}
+    assert kept
+    process = start(folder, *command(folder, "run"))
+    wait_for(process, second.final.is_dir)
+    process.kill()
+    finish(process)
+    for path, content in kept.items():  # sampled once, however often the run began anew
+        assert (stage / path.parent.name.removeprefix(".") / path.name).read_bytes() == content
+    assert tuned(folder)["step"] == steps
+    assert_same_training(stage, folder / "whole" / "finetune", steps)
+    for number in range(3):
+        assert answers_of(stage, number) == answers_of(folder / "whole" / "finetune", number)
+
+
+def test_answers_are_drawn_by_the_models_own_probabilities_and_rewarded_in_groups(folder: Path) -> None:
+    document = tuned(folder, "finetune.rounds=1")
+    stage = folder / "run" / "finetune"
+    answers, columns = RoundFolder(stage, 0).read()
+    told = answers_of(stage, 0)
+    assert len(answers) == len(told) == document["rounds"][0]["answers"]
+    rewards = np.array([0.1 * sum(map(str.isalpha, each["answer"])) for each in told]).reshape(-1, 4)
+    assert len({each["prompt"] for each in told}) == len(rewards)
+    wanted = (rewards - rewards.mean(1, keepdims=True)) / (rewards.std(1, ddof=1, keepdims=True) + 1e-4)
+    trained = [answer.trained for answer in answers]
+    np.testing.assert_allclose(columns["advantage"], np.repeat(wanted.ravel(), trained), atol=1e-6)
+    assert document["rounds"] == rounds_of(stage)
+    assert document["rounds"][0]["reward"] == pytest.approx(rewards.mean())
+    model = load_model(folder / "run" / "pretrain", None, lambda _: None).model  # which gave the answers
+    alone = []
+    for answer in answers[:20]:
+        tokens = torch.tensor(answer.tokens, dtype=torch.int64)
+        with torch.no_grad():
+            log_probs = model.logits(model(tokens[None]))[0].log_softmax(-1)
+        alone.append(log_probs[answer.prompt - 1 : -1].gather(1, tokens[answer.prompt :, None])[:, 0])
+    count = sum(trained[:20])
+    np.testing.assert_allclose(columns["old_log_probs"][:count], torch.cat(alone), atol=1e-5)
+
+
+def test_with_a_beta_the_reference_is_the_model_it_began_from(folder: Path) -> None:
+    tuned(folder, "finetune.rounds=2", "finetune.beta=0.1")
+    stage = folder / "run" / "finetune"
+    first, second = (RoundFolder(stage, number).read()[1] for number in range(2))
+    np.testing.assert_allclose(first["reference_log_probs"], first["old_log_probs"], atol=1e-6)
+    assert np.abs(second["reference_log_probs"] - second["old_log_probs"]).max() > 1e-4
+
+
+def test_each_epoch_asks_every_prompt_once(folder: Path) -> None:
+    tuned(folder, "finetune.epochs=2", "finetune.rounds=2", "finetune.group_size=2")
+    stage = folder / "run" / "finetune"
+    asked = [[each["id"] for each in answers_of(stage, number)[::2]] for number in range(2)]
+    assert sorted(asked[0]) == sorted(asked[1]) and len(set(asked[0])) == len(asked[0])
+    assert asked[0] != asked[1]
+
+
+def test_own_reward_needs_permission_and_changes_nothing_without(folder: Path) -> None:
+    before = sorted((folder / "run").rglob("*"))
+    with pytest.raises(RecipeError, match="would run code of your own"):
+        tuned(folder, allow_code=False)
+    assert sorted((folder / "run").rglob("*")) == before
+
+
+def test_damaged_answers_are_named(folder: Path) -> None:
+    tuned(folder, "finetune.rounds=1")
+    path = folder / "run" / "finetune" / "rollouts-00000" / "rewards.npz"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(DataError, match=r"rewards\.npz"):
+        RoundFolder(path.parents[1], 0).read()
+
+
+@pytest.mark.slow
+def test_ranks_of_a_layout_sample_what_one_process_samples(folder: Path) -> None:
+    shutil.copytree(folder / "run", folder / "ranks")
+    one, many = (
+        finish(start(folder, *command(folder, run, *more)))
+        for run, more in (("run", []), ("ranks", ['parallel.layout="shard=2"']))
+    )
+    assert one[0] == many[0] == 0, (one, many)
+    stages = [folder / run / "finetune" for run in ("run", "ranks")]
+    for number in range(3):
+        first, second = (answers_of(stage, number) for stage in stages)
+        assert first == second
