@@ -36,7 +36,10 @@ def write_dense_recipe(folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("write", "layout"),
-    [(write_dense_recipe, "shard=2,tensor=2"), (write_moe_recipe, "expert=2,shard=2,pipeline=2")],
+    [
+        pytest.param(write_dense_recipe, "shard=2,tensor=2", marks=pytest.mark.slow),
+        (write_moe_recipe, "expert=2,shard=2,pipeline=2"),
+    ],
 )
 def test_read_by_four_ranks_and_saved_at_once_it_is_the_same_and_back(
     tmp_path: Path, write: Callable[[Path], Path], layout: str
@@ -55,7 +58,10 @@ def test_read_by_four_ranks_and_saved_at_once_it_is_the_same_and_back(
 
 @pytest.mark.parametrize(
     ("write", "layout"),
-    [(write_dense_recipe, "shard=2,tensor=2"), (write_moe_recipe, "expert=2,shard=2,pipeline=2")],
+    [
+        pytest.param(write_dense_recipe, "shard=2,tensor=2", marks=pytest.mark.slow),
+        (write_moe_recipe, "expert=2,shard=2,pipeline=2"),
+    ],
 )
 def test_one_process_uses_what_four_ranks_trained(
     tmp_path: Path,

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("kind", ["full", "selective"])
+@pytest.mark.parametrize("kind", ["full", pytest.param("selective", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_recomputed_layers_give_the_loss_of_one_process(folder: Path, layout: str, kind: str) -> None:
     run = f"{layout}-{kind}"

@@ -30,6 +30,7 @@ LARGE = ModelShape(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rehearsal_of_eight_ranks_is_what_eight_real_ranks_do() -> None:
     layout = Layout(shard=2, tensor=2, pipeline=2)
     work = workload(layout)
