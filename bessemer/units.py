@@ -5,6 +5,7 @@ GB = 1e9 (links, disks); GiB = 2**30 (memory). Counts use K, M, B, T = 1e3, 1e6,
 
 import re
 
+J_PER_KWH = 3.6e6
 _COUNT = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 
 

@@ -27,7 +27,7 @@ from bessemer.errors import CheckpointError, DataError
 from bessemer.formulas.adapters import MAGNITUDE, is_adapted
 from bessemer.formulas.huggingface_keys import config_path
 from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.formulas.tensors import tensor_table
+from bessemer.formulas.tensors import CLASS_HEAD, tensor_table
 from bessemer.model.frozen import FrozenPart, row_norms
 from bessemer.model.packed import places
 from bessemer.model.pieces import Pieces
@@ -181,12 +181,13 @@ def merged(name: str, weight: Tensor, own: CheckpointTensors, adapter: Adapter) 
 
 
 def _place(model: nn.Module, pieces: Pieces, weights: Iterable[tuple[str, Tensor]]) -> None:
-    """Cut what is held here out of whole tensors."""
+    """Cut what is held here out of whole tensors. A head of other classes is not taken over."""
     here = places(model, pieces)
     with torch.no_grad():
         for name, tensor in weights:
             for place in here.get(name, []):
-                place.take_from(tensor)
+                if name != CLASS_HEAD or place.piece.shape == tuple(tensor.shape):
+                    place.take_from(tensor)
 
 
 def _hashed_files(base: Base) -> list[Path]:

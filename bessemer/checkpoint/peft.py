@@ -53,6 +53,14 @@ def peft_config(shape: ModelShape, base: str | None) -> dict[str, Any]:
     }
 
 
+def partly_joined(shape: ModelShape) -> str | None:
+    """A joined matrix of which only a part has magnitudes; None: there is none. PEFT's are of all its rows,
+    and for the others they would have to be the norms of the base, which no adapter holds."""
+    adapter = _adapter(shape)
+    parts = (each for each in _adapted(shape) if _count(each, adapter) < len(each.parts))
+    return next((_module(each) for each in parts), None) if adapter.dora else None
+
+
 def peft_tensors(shape: ModelShape, read: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The tensors of adapter_model.safetensors. read: gives a trained tensor of ours by its name."""
     adapter = _adapter(shape)

@@ -7,6 +7,7 @@ anything is written.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,6 +32,8 @@ _SETTINGS = (
     ("use_dora", False, "finetune.lora.dora"),
 )
 _PLAIN = (("peft_type", "LORA"), ("bias", "none"), ("fan_in_fan_out", False), ("lora_bias", False))
+# First values of PEFT's that come out of the base, or pack it: it is another one afterwards than is named.
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def peft_base(folder: Path) -> Path:
@@ -56,12 +59,18 @@ def check_peft(folder: Path, shape: ModelShape) -> None:
     for key, value in _PLAIN:
         if config.get(key, value) != value:
             raise _unfit(folder, f"{key} = {config[key]!r}", f"{key} = {value!r}", "export it again without")
+    _check_base_is_whole(folder, config)
     wanted = peft_config(shape, None)
     for key, default, ours in _SETTINGS:
         found = config.get(key, default)
         if found != wanted[key]:
             fix = f"set {ours}={str(found).lower()}"
             raise _unfit(folder, f"{key} = {found!r}", f"{key} = {wanted[key]!r}, as the recipe says", fix)
+    alphas = config.get("alpha_pattern") or {}
+    if alphas != wanted["alpha_pattern"]:
+        found = f"alpha_pattern = {alphas!r}"
+        fix = "merge them with peft's merge_and_unload(), and go on from that model"
+        raise _unfit(folder, found, f"{wanted['alpha_pattern']!r}: one scale for all modules", fix)
     expected, stored = peft_shapes(shape), _stored(folder)
     different = sorted(name for name in expected.keys() | stored if expected.get(name) != stored.get(name))
     if different:
@@ -90,6 +99,18 @@ def _check_hash(folder: Path, base: Path, wanted: str) -> None:
             found=f"{base} with hash {found}",
             wanted=f"{wanted}, which they were made for",
             fix=f"name the right base in {folder / CONFIG}",
+        )
+
+
+def _check_base_is_whole(folder: Path, config: dict[str, Any]) -> None:
+    begun = config.get("init_lora_weights", True)
+    if isinstance(begun, str) and begun.lower().startswith(_CHANGED_BASE):
+        raise _unfit(
+            folder,
+            f"init_lora_weights = {begun!r}: the base that they were trained beside is not the one they name",
+            "adapters for the base as it is",
+            "merge them into the base that they were trained beside, or, where peft can, save them with "
+            "save_pretrained(…, path_initial_model_for_weight_conversion=…)",
         )
 
 

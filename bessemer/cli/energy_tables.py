@@ -3,7 +3,7 @@
 from typing import Any
 
 from bessemer.cli.columns import text_table
-from bessemer.units import format_seconds
+from bessemer.units import J_PER_KWH, format_seconds
 
 
 def account(document: dict[str, Any]) -> str:
@@ -24,7 +24,7 @@ def _stage(row: dict[str, Any]) -> list[str]:
     return [
         _banded(row["energy_j"], _energy),
         row["energy_j"]["basis"],
-        _banded(bands["kwh_facility"], lambda kwh: _energy(kwh * 3.6e6)),
+        _banded(bands["kwh_facility"], lambda kwh: _energy(kwh * J_PER_KWH)),
         _banded(bands["kg_co2e"], _mass),
         _banded(bands["usd"], lambda usd: f"${_short(usd)}"),
         _or_unknown(row["joules_per_token"], _short),
@@ -71,7 +71,7 @@ def _plan(plan: dict[str, Any] | None) -> list[str]:
     if plan is None:
         return []
     texts = {
-        "kwh_facility": lambda kwh: _energy(kwh * 3.6e6),
+        "kwh_facility": lambda kwh: _energy(kwh * J_PER_KWH),
         "kg_co2e": lambda kg: f"{_mass(kg)} CO2e",
         "usd": lambda usd: f"${_short(usd)}",
     }
@@ -91,7 +91,7 @@ def _likeness(document: dict[str, Any]) -> list[str]:
         for row in document["equivalents"]
     ]
     rows = [
-        [row["model"], _energy(row["kwh"] * 3.6e6), f"{row['scope']}, {row['basis']}", row["source"]]
+        [row["model"], _energy(row["kwh"] * J_PER_KWH), f"{row['scope']}, {row['basis']}", row["source"]]
         for row in document["published"]
     ]
     headings = ["Published trainings", "energy", "scope and basis", "source"]
@@ -111,7 +111,7 @@ def _or_unknown(value: float | None, text: Any) -> str:
 
 
 def _energy(joules: float) -> str:
-    for unit, scale in (("GWh", 3.6e12), ("MWh", 3.6e9), ("kWh", 3.6e6), ("Wh", 3.6e3), ("J", 1.0)):
+    for unit, scale in (("GWh", 3.6e12), ("MWh", 3.6e9), ("kWh", J_PER_KWH), ("Wh", 3.6e3), ("J", 1.0)):
         if abs(joules) >= scale:
             return f"{_short(joules / scale)} {unit}"
     return f"{_short(joules)} J"

@@ -10,19 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.facility import kg_per_kwh, rest_of_node_j, usd
+from bessemer.energy.facility import around_device, kg_per_kwh, rest_of_node_j, usd
 from bessemer.energy.ledger import StageLedger
 from bessemer.energy.likeness import equivalents, published_models
 from bessemer.energy.place import Place, place_of
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
-from bessemer.energy.reading import CPU, MEMORY, NODE, worst
+from bessemer.energy.reading import NODE, worst
 from bessemer.errors import RecipeError
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import find
 from bessemer.rundir import Row, named, read_object, read_rows, stages
+from bessemer.units import J_PER_KWH
 
-_J_PER_KWH = 3.6e6
 _NO_REGION = 'no grid region is named: set energy.region, or add --region DEU; "WLD" is the world\'s mean'
 
 
@@ -32,6 +32,7 @@ class StageAccount:
     energy: Quantity  # metered [J]
     parts: dict[str, Any] | None
     node: Quantity  # [J]
+    hours_beside_node_meter: float  # in which no meter read the whole node
     kwh_facility: Quantity
     carbon: Quantity  # [kg CO2e]
     carbon_from: str
@@ -60,6 +61,7 @@ class StageAccount:
             "usd_from": self.usd_from,
             "parts_j": self.parts,
             "node_j": self.node.to_json(),
+            "hours_beside_node_meter": self.hours_beside_node_meter,
             "lost_j": self.lost.to_json(),
             "joules_per_token": _over(self.energy.value, self.tokens),
             "joules_per_flop": _over(self.energy.value, self.flops),
@@ -113,9 +115,10 @@ def account(
 def _stage(folder: Path, place: Place) -> StageAccount:
     ledger = StageLedger(read_rows(folder / "metrics.jsonl"), read_rows(folder / "events.jsonl"))
     info = read_object(folder / "stage.json") or {}
-    device_hours = ledger.hours * place.devices_of(info)
-    node = _node(ledger, place, device_hours)
-    kwh = node.times(place.pue[0] / _J_PER_KWH)
+    devices = place.devices_of(info)
+    device_hours = ledger.hours * devices
+    node = _node(ledger, place, devices)
+    kwh = node.times(place.pue[0] / J_PER_KWH)
     carbon, carbon_from = _carbon(kwh, ledger, place)
     money, money_from = usd(place.recipe, place.device, device_hours, kwh)
     return StageAccount(
@@ -123,6 +126,7 @@ def _stage(folder: Path, place: Place) -> StageAccount:
         energy=ledger.energy,
         parts=ledger.parts,
         node=node,
+        hours_beside_node_meter=ledger.beside_node_meter[0],
         kwh_facility=kwh,
         carbon=carbon,
         carbon_from=carbon_from,
@@ -138,13 +142,13 @@ def _stage(folder: Path, place: Place) -> StageAccount:
     )
 
 
-def _node(ledger: StageLedger, place: Place, device_hours: float) -> Quantity:
-    parts = ledger.parts or {}
-    if place.is_cpu or NODE in parts:
+def _node(ledger: StageLedger, place: Place, devices: int) -> Quantity:
+    hours, read_j = ledger.beside_node_meter
+    if place.is_cpu or hours <= 0.0:
         return ledger.energy
-    read_j = sum((parts.get(name) or {}).get("value") or 0.0 for name in (CPU, MEMORY))
     device = find(place.device) if place.device else None
-    return ledger.energy.plus(rest_of_node_j(device, device_hours, read_j))
+    around_w = around_device(place.recipe, device, devices)
+    return ledger.energy.plus(rest_of_node_j(around_w, hours * devices, read_j))
 
 
 def _carbon(kwh: Quantity, ledger: StageLedger, place: Place) -> tuple[Quantity, str]:
@@ -175,17 +179,32 @@ def _flops(stage: Row, tokens: float | None) -> float | None:
 
 
 def _metered(told: list[StageAccount], place: Place) -> str:
-    if any(NODE in (stage.parts or {}) for stage in told):
-        return "the whole machine, by its own meter: other programs on it are included"
-    return "CPU and its memory" if place.is_cpu else "accelerators, CPU and its memory"
+    parts = "CPU and its memory" if place.is_cpu else "accelerators, CPU and its memory"
+    share = _node_metered(told)
+    if share <= 0.0:
+        return parts
+    part = "" if share >= 1.0 else f" for {share:.0%} of the time, else {parts}"
+    return f"the whole machine, by its own meter{part}: other programs on it are included"
 
 
 def _around(told: list[StageAccount], place: Place) -> str:
-    if any(NODE in (stage.parts or {}) for stage in told):
+    share = _node_metered(told)
+    if share >= 1.0:
         return "as metered"
+    beside = "" if share <= 0.0 else "as metered where the machine's meter was read, else "
     if place.is_cpu:
-        return "nothing is added: fans, disks, network and losses of the supply are not known"
-    return "with what servers draw around accelerators, assumed"
+        return f"{beside}nothing is added: fans, disks, network and losses of the supply are not known"
+    return f"{beside}with what servers draw around accelerators, assumed"
+
+
+def _node_metered(told: list[StageAccount]) -> float:
+    """Share of the time in steps in which a meter of the whole node was read."""
+    if not any(NODE in (stage.parts or {}) for stage in told):
+        return 0.0
+    hours, beside = (
+        sum(each) for each in zip(*((s.hours, s.hours_beside_node_meter) for s in told), strict=True)
+    )
+    return 1.0 - beside / hours if hours else 1.0
 
 
 def _against_plan(run: Path, told: list[StageAccount]) -> dict[str, Any] | None:

@@ -2,19 +2,18 @@
 
 One rule for plans and accounts. PUE: the recipe's, else the cloud region's, else 1.0 for one device under a
 desk and 1.25 for a cluster (computing centres; large clouds publish 1.1, the mean of all is 1.56).
-Around accelerators a server draws 240 W each, +-50, its CPUs included (energy/power.py): where no meter reads
-the node, that is added, less what the CPUs were read to draw.
+Around accelerators a server draws 240 W each, +-50, its CPUs included; a workstation around a lone one 100 W,
+60 to 200 (energy/power.py). Where no meter reads the node that is added, less what its CPUs drew.
 """
 
 from bessemer.energy.grid import region
-from bessemer.energy.power import NODE_OVERHEAD_W, Band
+from bessemer.energy.power import Band, assumed_around
 from bessemer.energy.quantity import UNKNOWN, Quantity, exactly
 from bessemer.errors import RecipeError
 from bessemer.hardware import Device, find
 from bessemer.recipe.schema import Recipe
 
 _ALONE_PUE, _CLUSTER_PUE = 1.0, 1.25
-_OVERHEAD_ERROR_W = 50.0
 # List prices of one device differ by a factor of three between sellers.
 _CHEAPEST, _DEAREST = 0.8, 3.0
 
@@ -57,8 +56,12 @@ def usd(recipe: Recipe, device: str | None, device_hours: float, kwh: Quantity) 
     if known is None or not known.usd_per_device_hour:
         return UNKNOWN, "no price: name cluster.usd_per_device_hour, or energy.tariff_usd_per_kwh"
     price = known.usd_per_device_hour
-    listed = Band(price, _CHEAPEST * price, _DEAREST * price).times(device_hours)
+    listed = list_price(price).times(device_hours)
     return Quantity.of(listed, "assumed"), f"list price, {price:g} USD a device-hour"
+
+
+def list_price(usd_per_device_hour: float) -> Band:
+    return Band(usd_per_device_hour, _CHEAPEST * usd_per_device_hour, _DEAREST * usd_per_device_hour)
 
 
 def check_prices(recipe: Recipe) -> None:
@@ -81,10 +84,16 @@ def check_prices(recipe: Recipe) -> None:
         )
 
 
-def rest_of_node_j(device: Device | None, device_hours: float, cpu_j: float) -> Quantity:
+def around_device(recipe: Recipe, device: Device | None, devices: int) -> Band:
+    """Watts of the server around each of a job's `devices`, for plans and for accounts."""
+    overhead_w = device.node_overhead_w if device else None
+    listed = device.devices_per_node or 1 if device else devices
+    return assumed_around(overhead_w, min(recipe.cluster.per_node or listed, devices))
+
+
+def rest_of_node_j(around_w: Band, device_hours: float, cpu_j: float) -> Quantity:
     """What servers draw around their accelerators beside the CPUs that were read."""
-    around_w = NODE_OVERHEAD_W if device is None or device.node_overhead_w is None else device.node_overhead_w
-    watts = (around_w, around_w - _OVERHEAD_ERROR_W, around_w + _OVERHEAD_ERROR_W)
+    watts = (around_w.value, around_w.low, around_w.high)
     joules = [max(0.0, each * device_hours * 3600.0 - cpu_j) for each in watts]
     return Quantity.of(Band(*joules), "assumed")
 

@@ -37,9 +37,6 @@ class Hourly:
     grams: dict[int, float]  # by hour since 1970; CO2e of a kWh
     missing: list[str]  # hours that are not there, between the first and the last
 
-    def at(self, time_s: float) -> float | None:
-        return self.grams.get(int(time_s // HOUR_S))
-
     def mean(self, spans: Iterable[Span]) -> tuple[Quantity, float]:
         """(kg of a kWh, share of the energy that the file covers); UNKNOWN where it covers nothing."""
         grams = covered = whole = 0.0

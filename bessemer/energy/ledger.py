@@ -12,6 +12,7 @@ from typing import Any
 
 from bessemer.energy.hourly import Span
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
+from bessemer.energy.reading import CPU, MEMORY, NODE
 from bessemer.rundir import Row, counting_rows
 
 
@@ -40,6 +41,21 @@ class StageLedger:
         """By component, as PowerMeter.breakdown has them; None: rows from before there was one."""
         parts = self.last.get("energy_parts_j")
         return parts if isinstance(parts, dict) else None
+
+    @property
+    def beside_node_meter(self) -> tuple[float, float]:
+        """(hours in which no meter read the whole node, joules of CPU and memory in them).
+
+        An attempt may have such a meter and the next one not: the node's sum, carried over, stands still.
+        """
+        hours = cpu_j = 0.0
+        before: Row = {}
+        for row in self.rows:
+            if _part_j(row, NODE) == _part_j(before, NODE):
+                hours += (_time_s(row) - _time_s(before)) / 3600.0
+                cpu_j += sum(_part_j(row, name) - _part_j(before, name) for name in (CPU, MEMORY))
+            before = row
+        return hours, cpu_j
 
     @property
     def tokens(self) -> float | None:
@@ -100,7 +116,14 @@ class StageLedger:
 def _energy_of(row: Row) -> Quantity:
     if row.get("energy_j") is None:
         return UNKNOWN
-    return Quantity(row["energy_j"], row["energy_low_j"], row["energy_high_j"], row["energy_basis"])
+    band = row.get("energy_low_j"), row.get("energy_high_j")
+    return Quantity(row["energy_j"], *band, row.get("energy_basis") or "assumed")
+
+
+def _part_j(row: Row, component: str) -> float:
+    """Since the stage's beginning; 0 where there is no such part, or it is not known (then no sum is)."""
+    told = (row.get("energy_parts_j") or {}).get(component) or {}
+    return float(told.get("value") or 0.0)
 
 
 def _time_s(row: Row) -> float:

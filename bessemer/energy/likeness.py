@@ -8,6 +8,8 @@ kettle of 90 % 0.10.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bessemer.units import J_PER_KWH
+
 
 @dataclass(frozen=True)
 class Use:
@@ -18,7 +20,9 @@ class Use:
 
 KWH = (
     Use(0.010, "hours of an LED lamp", "a lamp of 10 W"),
-    Use(4186.0 * 80.0 / 3.6e6 / 0.9, "litres of water boiled", "heat capacity of water, a kettle of 90 %"),
+    Use(
+        4186.0 * 80.0 / J_PER_KWH / 0.9, "litres of water boiled", "heat capacity of water, a kettle of 90 %"
+    ),
     Use(899.0, "months of a household's electricity, USA", "EIA, mean of 2022: 899 kWh a month"),
 )
 KG_CO2E = (Use(0.400 / 1.609, "km in a petrol car", "EPA: 400 g CO2 a mile"),)

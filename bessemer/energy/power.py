@@ -16,6 +16,8 @@ _BOARD_SHARE = (0.8, 0.6, 0.95)
 _IDLE_SHARE, _BUSY_SHARE = 0.12, 0.87
 UTILISATION_ERROR = 0.25
 NODE_OVERHEAD_W = 240.0  # per accelerator in a server: hosts, fans, network cards
+_OVERHEAD_ERROR_W = 50.0
+_WORKSTATION_W = (100.0, 60.0, 200.0)  # around one card
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,12 @@ def modelled_accelerator_board(limit_w: float, busy_share: float) -> Band:
 
 def assumed_accelerator_power(tdp_w: float, node_overhead_w: float | None, devices_per_node: int) -> Band:
     """One accelerator in training with its share of the server around it."""
-    around_w = NODE_OVERHEAD_W if node_overhead_w is None else node_overhead_w
-    overhead = (around_w, around_w - 50.0, around_w + 50.0)
+    return assumed_accelerator_board(tdp_w).plus(assumed_around(node_overhead_w, devices_per_node))
+
+
+def assumed_around(node_overhead_w: float | None, devices_per_node: int) -> Band:
+    """What a server draws around each of its accelerators, its CPUs included."""
     if devices_per_node <= 1:
-        overhead = (100.0, 60.0, 200.0)  # a workstation around one card
-    values = [tdp_w * share + more for share, more in zip(_BOARD_SHARE, overhead, strict=True)]
-    return Band(*values)
+        return Band(*_WORKSTATION_W)
+    around_w = NODE_OVERHEAD_W if node_overhead_w is None else node_overhead_w
+    return Band(around_w, around_w - _OVERHEAD_ERROR_W, around_w + _OVERHEAD_ERROR_W)

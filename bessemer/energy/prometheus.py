@@ -13,9 +13,9 @@ from typing import Any
 
 from bessemer.durable import write_text
 from bessemer.errors import RecipeError
+from bessemer.units import J_PER_KWH
 
 Sample = tuple[Mapping[str, str], float | None]
-_J_PER_KWH = 3.6e6
 
 
 def write_prometheus(path: Path, document: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ def _scalars(stages: list[Stage]) -> Iterator[tuple[str, str, list[Sample]]]:
     yield (
         "bessemer_facility_energy_joules_total",
         "Energy at the meter of the building.",
-        each(lambda row: row["kwh_facility"], _J_PER_KWH),
+        each(lambda row: row["kwh_facility"], J_PER_KWH),
     )
     yield (
         "bessemer_co2e_grams_total",

@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.account import account
+from bessemer.energy.card import co2_front_matter
 from bessemer.export.fidelity import fidelity
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
 from bessemer.recipe.load import load
 from bessemer.rundir import Row, counting_rows, read_object, read_rows, stages, time_in_steps_s
-from bessemer.units import format_count, format_seconds
+from bessemer.units import J_PER_KWH, format_count, format_seconds
 
 _RESULTS = [
     ("validation_loss", "validation loss [nat per token]"),
@@ -38,7 +40,7 @@ def model_card(stage: Path, shape: ModelShape, special: dict[str, Any], receipt:
     known = [entry for entry in stages(run) if entry == stage or entry.name == "pretrain"]
     name = run.resolve().name
     parts = [
-        _front_matter(run, known, shape, receipt),
+        _front_matter(stage, known, shape, receipt),
         f"# {name}",
         _summary(stage, shape, receipt),
         "## Data\n\n" + _data(known),
@@ -51,18 +53,27 @@ def model_card(stage: Path, shape: ModelShape, special: dict[str, Any], receipt:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter(run: Path, known: list[Path], shape: ModelShape, receipt: dict[str, Any]) -> str:
+def _front_matter(stage: Path, known: list[Path], shape: ModelShape, receipt: dict[str, Any]) -> str:
     licences = {source.get("licence") or "unknown" for entry in known for source in _sources(entry)}
     licence = next(iter(licences)).lower() if len(licences) == 1 else "other" if licences else "unknown"
     lines = ["---", f"license: {licence}  # that of the training data; state your own for the model"]
     lines += [f"# licences of the sources: {', '.join(sorted(licences))}"] if len(licences) > 1 else []
-    languages = _languages(run)
+    languages = _languages(stage.parent)
     lines += ["language:", *(f"- {language}" for language in languages)] if languages else []
     lines += [] if languages else ["# language: not stated in the recipe"]
     lines += [f"base_model: {json.dumps(receipt['base'])}"] if receipt.get("base") else []
+    lines += co2_front_matter(account(stage.parent), _went_into(stage, known))
     library = "transformers" if shape.adapter is None else "peft"
     tag = "text-classification" if shape.labels else "text-generation"
     return "\n".join([*lines, f"library_name: {library}", f"pipeline_tag: {tag}", "---"])
+
+
+def _went_into(stage: Path, known: list[Path]) -> list[str]:
+    """Names of this run's stages whose work is in the model, its own last: those that it began from."""
+    origin = ((read_object(stage / "stage.json") or {}).get("origin") or {}).get("folder") or ""
+    run = stage.parent.resolve().name  # not its whole path: a run may have been moved
+    before = [entry.name for entry in known if Path(origin).parts[-2:] == (run, entry.name)]
+    return [*before, stage.name]
 
 
 def _languages(run: Path) -> list[str]:
@@ -146,12 +157,10 @@ def _figures(rows: list[Row]) -> list[str]:
 
 
 def _energy(row: Row) -> str:
-    energy = row.get("energy_j")
-    joules = energy.get("value") if isinstance(energy, dict) else energy
-    basis = energy.get("basis") if isinstance(energy, dict) else row.get("energy_basis")
+    joules = row.get("energy_j")
     if joules is None:
         return "not measured"
-    return f"{joules / 3.6e6:.4g} kWh ({basis or 'basis not recorded'})"
+    return f"{joules / J_PER_KWH:.4g} kWh ({row.get('energy_basis') or 'basis not recorded'})"
 
 
 def _use(shape: ModelShape, special: dict[str, Any], adapters: dict[str, Any] | None) -> str:

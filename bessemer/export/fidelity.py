@@ -8,7 +8,7 @@ def fidelity(receipt: dict[str, Any]) -> str:
     other = "peft" if "base_hash" in receipt else "transformers"
     proof = (
         f"Largest difference of a logit between Bessemer's decoder and {other} {receipt[other]}, both "
-        f"reading these files in fp32: {difference:.2e}."
+        f"reading these files{' and their base' if other == 'peft' else ''} in fp32: {difference:.2e}."
         if difference is not None
         else f"Not compared with {other}: {receipt['reason']}."
     )

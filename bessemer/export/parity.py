@@ -7,6 +7,7 @@ machine twice, the receipt says so: null, never a guess.
 
 import importlib.util
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ def why_not(shape: ModelShape, package: str = "transformers") -> str | None:
     """Why two models are not compared here. package: whose model one of them is; ours need none."""
     if package != "bessemer" and importlib.util.find_spec(package) is None:
         return f"{package} is not installed: `pip install {package}`, then export again"
-    needed = 2.5 * 4 * count_params(shape)
+    # Of all that is there: beside adapters, count_params counts only what learns.
+    needed = 2.5 * 4 * count_params(replace(shape, adapter=None))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > 0.5 * memory:
         return (

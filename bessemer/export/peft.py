@@ -3,6 +3,7 @@
 Weights and configuration: checkpoint/peft.py. PEFT does not check what base it loads them onto; which one
 they were made for, with its hash, stands in `base.json`, and in the model card. The receipt compares logits
 with PEFT's own model where peft is installed and the base is a Hugging Face folder; where not, it says so.
+Both read the exported files and that folder: how either was rounded is no difference between the two.
 A base in 4 or 8 bits is no part of the export: whoever loads it chooses how to keep the base.
 """
 
@@ -16,10 +17,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from bessemer.checkpoint.base import Base
+from bessemer.checkpoint.base import Base, check_base
 from bessemer.checkpoint.folder import chosen
-from bessemer.checkpoint.load import model_of
-from bessemer.checkpoint.peft import CONFIG, WEIGHTS, peft_config, peft_tensors
+from bessemer.checkpoint.huggingface import load_into
+from bessemer.checkpoint.peft import CONFIG, WEIGHTS, partly_joined, peft_config, peft_tensors
+from bessemer.checkpoint.peft_start import load_peft
 from bessemer.checkpoint.tensors import CheckpointTensors
 from bessemer.durable import guard_write, write_json, write_text
 from bessemer.errors import RecipeError
@@ -31,6 +33,8 @@ from bessemer.export.tokenizer import write_tokenizer
 from bessemer.export.weights import dtype_name, parse_dtype
 from bessemer.formulas.shape import ModelShape
 from bessemer.log import Console
+from bessemer.model.decoder import Decoder
+from bessemer.model.pieces import whole_pieces
 from bessemer.rundir import read_object
 
 BASE = "base.json"
@@ -100,6 +104,14 @@ def _source(stage: Path, step: int | None, say: Callable[[str], None]) -> tuple[
             wanted="adapters for the base as it is",
             fix="export the merged model with --format hf",
         )
+    joined = partly_joined(shape)
+    if joined is not None:
+        raise RecipeError(
+            "PEFT has no form for these adapters",
+            found=f"DoRA on a part of {joined}, which is one matrix in the {shape.family} family's files",
+            wanted="magnitudes for all of its rows, or for none",
+            fix="export the merged model with --format hf, or train with all parts in finetune.lora.targets",
+        )
     return _Source(stage, info, checkpoint, base, _base_folder(base)), manifest
 
 
@@ -156,7 +168,8 @@ def _proof(source: _Source, folder: Path) -> dict[str, Any]:
     text = replace(text, starts_BT=torch.zeros_like(text.starts_BT))  # as PEFT's model sees a row
     assert shape.adapter is not None
     plain = replace(shape, adapter=replace(shape.adapter, base="float"))
-    ours = _logits(source, plain, text)
+    check_base(source.base)
+    ours = _logits(Path(str(source.base_folder)), folder, plain, text)
     theirs, version = _of_peft(str(source.base_folder), folder, text)
     found = differences(ours, theirs)
     largest = found["max_absolute_logit_difference"]
@@ -165,8 +178,12 @@ def _proof(source: _Source, folder: Path) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def _logits(source: _Source, shape: ModelShape, text: Text) -> torch.Tensor:
-    model = model_of(source.stage, source.checkpoint, shape, torch.float32, source.info["origin"]).cpu()
+def _logits(base: Path, folder: Path, shape: ModelShape, text: Text) -> torch.Tensor:
+    with torch.device("meta"):
+        model = Decoder(shape, torch.float32)
+    model.to_empty(device="cpu")
+    load_into(model, base, replace(shape, adapter=None))
+    load_peft(model, folder, shape, whole_pieces(model))
     return model.logits(model(text.tokens_BT, text.starts_BT))
 
 

@@ -11,7 +11,7 @@ Source: arXiv:2204.02311 appendix B (6 N + 12 L H Q T), with its attention term 
 from dataclasses import replace
 
 from bessemer.formulas.adapters import adapter_params
-from bessemer.formulas.parameters import matmul_params
+from bessemer.formulas.parameters import head_rows, matmul_params
 from bessemer.formulas.shape import ModelShape
 
 CONVENTION = "model FLOPs, causal attention"
@@ -61,7 +61,7 @@ def hardware_flops_per_token(shape: ModelShape, context: int, recompute: str) ->
         return model
     forward = 2.0 * (matmul_params(shape) + _adapter_matrices(shape))
     forward += attention_flops_per_token(shape, mean_causal_keys(shape, context))
-    return model + forward - 2.0 * shape.vocab * shape.hidden
+    return model + forward - 2.0 * head_rows(shape) * shape.hidden
 
 
 def _adapter_matrices(shape: ModelShape) -> int:

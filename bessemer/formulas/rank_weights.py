@@ -15,7 +15,7 @@ from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory import Workload, all_matrices, joined_matrices
-from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.parameters import head_rows, num_dense_layers
 from bessemer.formulas.quantized import NONE_PACKED, Packed, packed_block, unpacked_bytes
 from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.shape import ModelShape
@@ -122,7 +122,7 @@ def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) 
         experts = 0.0
     others = 0.0
     if not rejoins(layout):
-        copied = all_matrices(shape) - shape.vocab * shape.hidden if bf16 else joined_matrices(shape)
+        copied = all_matrices(shape) - head_rows(shape) * shape.hidden if bf16 else joined_matrices(shape)
         others = copied - experts * layout.expert
     return ceil(work.size * (experts + others) * layers / shape.layers / layout.tensor)
 
@@ -162,11 +162,15 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
     matrix = ceil(shape.vocab / layout.tensor) * shape.hidden
     first, last = 0 in stages, layout.num_stages - 1 in stages
     shared = shape.tie_embeddings and first and last
-    ends = matrix * (1 if shared else first + last) + (shape.hidden if last else 0)
-    root = matrix + shape.hidden if last else 0
-    found = Held(ordinary + ends, experts, block, ends, root)
+    # A head of classes is whole on every rank of the tensor axis, and learns also beside adapters.
+    classes = shape.labels * shape.hidden if last else 0
+    head = (matrix if last and not shape.labels else 0) + (classes if shape.adapter is None else 0)
+    norm = shape.hidden if last else 0
+    ends = matrix * first + (0 if shared else head) + norm
+    found = Held(ordinary + ends, experts, block, ends, head + norm)
     if shape.adapter is None:
         return found
+    added += classes
     return replace(found, added=added, added_block=added_block, packed=packed, packed_block=of_block)
 
 

@@ -9,8 +9,14 @@ peak, over its measured matmul ceiling.
 from dataclasses import dataclass, replace
 
 from bessemer.energy import facility
-from bessemer.energy.facility import grid_region, power_usage_effectiveness
-from bessemer.energy.power import Band, assumed_accelerator_power, assumed_cpu_power
+from bessemer.energy.facility import (
+    around_device,
+    check_prices,
+    grid_region,
+    list_price,
+    power_usage_effectiveness,
+)
+from bessemer.energy.power import Band, assumed_accelerator_board, assumed_cpu_power
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
@@ -148,8 +154,8 @@ def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
     if facts.kind == "cpu":
         watts = assumed_cpu_power(facts.cores, facts.cores)
     elif device is not None and device.tdp_w:
-        per_node = recipe.cluster.per_node or min(device.devices_per_node or 1, facts.devices)
-        watts = assumed_accelerator_power(device.tdp_w, device.node_overhead_w, per_node)
+        around_w = around_device(recipe, device, facts.devices)
+        watts = assumed_accelerator_board(device.tdp_w).plus(around_w)
     else:
         return UNKNOWN
     pue, _ = power_usage_effectiveness(recipe.cluster.pue, grid_region(recipe), facts.devices)
@@ -158,13 +164,15 @@ def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
 
 
 def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
+    check_prices(recipe)  # now: the account at the end of the run would refuse them
     given = recipe.cluster.usd_per_device_hour
     if given is not None:
         return Estimate(given, given, given, "modelled")
     device = listed_device(facts)
-    listed = device.usd_per_device_hour if device else None
-    # List prices of one device differ by a factor of three between sellers.
-    return Estimate(listed, 0.8 * listed, 3.0 * listed, "assumed") if listed else UNKNOWN
+    if device is None or not device.usd_per_device_hour:
+        return UNKNOWN
+    listed = list_price(device.usd_per_device_hour)
+    return Estimate(listed.value, listed.low, listed.high, "assumed")
 
 
 def kg_per_kwh(recipe: Recipe) -> Estimate:

@@ -45,6 +45,13 @@ def rollouts_of(
     """The rounds, and rows per step. prompt_tokens: of each of the task's prompts."""
     room = context - section.answer_tokens
     lengths = [length for length in prompt_tokens if length <= room]
+    if not prompt_tokens:
+        raise RecipeError(
+            "there is nothing to ask",
+            found="no prompt in the task's data",
+            wanted="at least one example to train on",
+            fix="add examples, or hold out less with data.validation",
+        )
     if not lengths:
         raise RecipeError(
             "no prompt leaves room for an answer",

@@ -2,20 +2,26 @@
 
 Which recipe that is: one with [finetune] and without sources to pre-train on. The rows of a task are known
 when its data is prepared; until then a thousand are assumed, which decides steps and hours and nothing else.
+So are the labels of a classification where the recipe does not name them, and the length of prompts where
+the answers are the model's own: it decides how many answers a row holds.
 """
 
 from dataclasses import replace
+from typing import Any
 
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.planner.adapter_rules import adapter_of
 from bessemer.planner.facts import Facts
+from bessemer.planner.objective_rules import objective_of, with_head
 from bessemer.planner.plan import Derived, Plan
 from bessemer.planner.predict import devices_of, predict
-from bessemer.planner.resolve import layout_document, resolve_finetune
+from bessemer.planner.resolve import finetune_context, layout_document, resolve_finetune
+from bessemer.planner.rollout_rules import is_sampled
 from bessemer.planner.shape import resolve_shape
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import Finetune, Recipe
 
 _ROWS = 1000
+_LABELS = ("0", "1")
 
 
 def only_finetunes(recipe: Recipe) -> bool:
@@ -24,10 +30,20 @@ def only_finetunes(recipe: Recipe) -> bool:
 
 def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
     """Its `pretrain` is the stage that is trained."""
-    assert recipe.finetune is not None
+    section = recipe.finetune
+    assert section is not None
     shape, derived = resolve_shape(recipe, facts)
-    shape = replace(shape, adapter=adapter_of(recipe.finetune, shape))
-    stage, rules = resolve_finetune(recipe, shape, _ROWS, facts)
+    shape = replace(shape, adapter=adapter_of(section, shape))
+    manifest, assumed = _assumed_labels(section)
+    objective = objective_of(section, manifest)
+    shape = with_head(shape, objective)
+    prompts: list[int] = []
+    if is_sampled(section):
+        prompts = [_prompt_tokens(section, finetune_context(section, shape))] * _ROWS
+        rule = "assumed: prompts as long as the answers, where they leave room for them"
+        assumed.append(Derived("finetune.prompt_tokens", prompts[0], rule))
+    stage, rules = resolve_finetune(recipe, shape, _ROWS, facts, objective=objective, prompts=prompts)
+    rows = "finetune.prompts" if prompts else "finetune.rows"
     rule = "assumed: they are counted when the data is prepared; steps and hours follow from them"
     facts = devices_of(stage.layout, facts)
     return Plan(
@@ -40,5 +56,26 @@ def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
         device=facts.device,
         layout=layout_document(stage),
         predicted=predict(recipe, shape, stage, facts),
-        derived=[*derived, Derived("finetune.rows", _ROWS, rule), *rules],
+        derived=[*derived, Derived(rows, _ROWS, rule), *assumed, *rules],
     )
+
+
+def _assumed_labels(section: Finetune) -> tuple[dict[str, Any], list[Derived]]:
+    """A manifest with the labels that the recipe names, else two, all as frequent; and that it is assumed."""
+    if section.method != "classify":
+        return {}, []
+    labels = list(section.data.labels or ()) if section.data is not None else []
+    if labels:
+        return _labelled(labels), []
+    weighed = section.class_weights if isinstance(section.class_weights, dict) else {}
+    labels = [*weighed, *_LABELS[len(weighed) :]]
+    rule = "assumed: they are read when the data is prepared; the size of the head follows from them"
+    return _labelled(labels), [Derived("finetune.data.labels", len(labels), rule)]
+
+
+def _labelled(labels: list[str]) -> dict[str, Any]:
+    return {"labels": labels, "label_counts": {"train": [_ROWS] * len(labels)}}
+
+
+def _prompt_tokens(section: Finetune, context: int) -> int:
+    return max(1, min(section.answer_tokens, context - section.answer_tokens))

@@ -1,9 +1,9 @@
 """Every prediction of a run, graded: predicted with its band, measured, the error, inside the band or not.
 
 Pre-training is what the plan predicts. Quantities of the whole run (hours, energy, money, carbon) are
-compared for the steps that were made. Money and carbon are measured hours and energy at the price and the
-grid that the plan took. Goodput: time in steps that count, over the time from the first start to the last
-event, without the pauses after a stop that was asked for.
+compared for the steps that were made. Energy, money and carbon are the account's (energy/account.py): at the
+building, as the plan has them, with steps that were lost and run again. Goodput: time in steps that count,
+over the time from the first start to the last event, without the pauses after a stop that was asked for.
 error: predicted over measured, less 1: +0.1 is a prediction that was a tenth too high.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from bessemer.energy.account import account
 from bessemer.report.record import RunRecord, StageRecord, number
 
 # Quantity of the plan: (what it is called, unit, whether it grows with the steps).
@@ -77,9 +78,8 @@ def steps_made(stage: StageRecord, plan: dict[str, Any]) -> float:
 def measured(stage: StageRecord, plan: dict[str, Any]) -> dict[str, float | None]:
     """What the rows say, in the plan's words and units."""
     memory, seconds = stage.largest("memory_bytes"), stage.time_in_steps_s
-    energy, pace = number(stage.last.get("energy_j")), stage.middle("tokens_per_s")
-    hours = None if seconds is None else seconds / 3600.0
-    kwh = None if energy is None else energy / 3.6e6
+    hours, pace = None if seconds is None else seconds / 3600.0, stage.middle("tokens_per_s")
+    drawn = account(stage.folder.parent)["stages"][stage.name]
     device_hours = _times(hours, _planned_ratio(plan, "device_hours", "hours"))
     return {
         "step_time_s": stage.middle("step_time_s"),
@@ -89,9 +89,9 @@ def measured(stage: StageRecord, plan: dict[str, Any]) -> dict[str, float | None
         "memory_gib": None if memory is None else memory / 2**30,
         "hours": hours,
         "device_hours": device_hours,
-        "kwh": kwh,
-        "usd": _times(device_hours, _planned_ratio(plan, "usd", "device_hours")),
-        "kg_co2e": _times(kwh, _planned_ratio(plan, "kg_co2e", "kwh")),
+        "kwh": drawn["kwh_facility"],
+        "usd": drawn["usd"],
+        "kg_co2e": drawn["kg_co2e"],
         "goodput": goodput(stage),
     }
 
@@ -120,7 +120,7 @@ def _grade(key: str, estimate: dict[str, Any], found: float | None, share: float
 
 
 def _planned_ratio(plan: dict[str, Any], one: str, other: str) -> float | None:
-    """Of two predicted quantities: devices, a price, FLOPs of a token."""
+    """Of two predicted quantities: devices, FLOPs of a token."""
     predicted = plan.get("predicted") or {}
     top, bottom = (number((predicted.get(key) or {}).get("value")) for key in (one, other))
     return top / bottom if top is not None and bottom else None

@@ -13,7 +13,11 @@ from bessemer.energy.card import co2_front_matter
 from bessemer.energy.prometheus import write_prometheus
 from bessemer.errors import RecipeError, WriteError
 from bessemer.formulas.flops import train_flops_per_token
+from bessemer.formulas.layout import ONE_PROCESS
 from bessemer.formulas.shape import ModelShape
+from bessemer.planner.facts import cluster_facts
+from bessemer.planner.predict import devices_of, kw_per_device, usd_per_device_hour
+from bessemer.recipe.schema import Recipe
 from bessemer.rundir import read_rows
 
 SHAPE = {"family": "llama", "layers": 2, "hidden": 32, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn": 64,
@@ -54,6 +58,14 @@ def write_run(
     (run / "receipt.json").write_text(json.dumps({"device": {"name": "Abacus", "kind": kind, "cores": 2}}))
     (run / "plan.json").write_text(json.dumps({"device": "Abacus", **(plan or {})}))
     return run
+
+
+def with_parts(row: dict[str, Any], **joules: float) -> dict[str, Any]:
+    parts = {
+        name: {"value": value, "low": value, "high": value, "basis": "measured", "by_basis": {}}
+        for name, value in joules.items()
+    }
+    return {**row, "energy_parts_j": parts}
 
 
 def test_kilowatt_hours_carbon_and_money_are_the_products_that_they_should_be(tmp_path: Path) -> None:
@@ -124,13 +136,41 @@ def test_around_accelerators_the_node_is_added_less_the_cpu_that_was_read(tmp_pa
 
 
 def test_of_a_node_that_is_metered_nothing_is_added(tmp_path: Path) -> None:
-    rows = rows_of(7000.0, 360)
-    rows[-1]["energy_parts_j"] = {
-        "node": {"value": 7000.0 * 3600, "low": 1, "high": 1, "basis": "measured", "by_basis": {}}
-    }
+    rows = [with_parts(row, node=row["energy_j"]) for row in rows_of(7000.0, 360)]
     document = account(write_run(tmp_path, rows, plan=GPUS))
     assert document["stages"]["pretrain"]["node_j"]["value"] == 7000.0 * 3600
-    assert "other programs" in document["scope"]["metered"]
+    assert document["scope"]["metered"].startswith("the whole machine, by its own meter: other programs")
+    assert document["scope"]["node"] == "as metered"
+
+
+@pytest.mark.parametrize("meter_first", [True, False])
+def test_around_accelerators_the_node_is_added_for_attempts_without_its_meter_only(
+    tmp_path: Path, meter_first: bool
+) -> None:
+    """Half an hour at 7000 W by the node's meter, half an hour at 5100 W of its parts; the CPUs at 300 W."""
+    rows, sums = rows_of(1.0, 360), {"energy": 0.0, "node": 0.0, "cpu": 0.0}
+    for number, row in enumerate(rows):
+        by_node = (number < 180) == meter_first
+        drawn = {"energy": 7000.0 if by_node else 5100.0, "node": 7000.0 * by_node, "cpu": 300.0}
+        sums = {name: value + 10.0 * drawn[name] for name, value in sums.items()}
+        row |= {"energy_j": sums["energy"], "energy_low_j": sums["energy"], "energy_high_j": sums["energy"]}
+        row["attempt"] = 1 + number // 180
+        row |= with_parts(row, **{name: sums[name] for name in ("node", "cpu") if sums[name]})
+    document = account(write_run(tmp_path, rows, plan=GPUS))
+    told, scope = document["stages"]["pretrain"], document["scope"]
+    around_w = 8 * 250.0 - 300.0  # as the catalogue has H100's
+    assert told["node_j"]["value"] == pytest.approx((7000.0 + 5100.0 + around_w) * 1800)
+    assert told["hours_beside_node_meter"] == pytest.approx(0.5) and told["node_j"]["basis"] == "assumed"
+    assert "for 50% of the time, else accelerators" in scope["metered"] and "else with what" in scope["node"]
+
+
+def test_around_a_lone_card_the_account_adds_what_the_plan_does(tmp_path: Path) -> None:
+    plan = {"device": "H100-SXM-80GB", "layout": {"replicate": 1}}
+    told = account(write_run(tmp_path, rows_of(600.0, 360), plan=plan))["stages"]["pretrain"]
+    around = {end: told["node_j"][end] - told["energy_j"][end] for end in ("value", "low", "high")}
+    assert around == pytest.approx({"value": 100.0 * 3600, "low": 60.0 * 3600, "high": 200.0 * 3600})
+    planned = kw_per_device(Recipe(name="run"), devices_of(ONE_PROCESS, cluster_facts("H100", 1)))
+    assert planned.value == pytest.approx(0.7 * 0.8 + 0.1) and planned.high == pytest.approx(0.7 * 0.95 + 0.2)
 
 
 def test_without_a_region_carbon_is_unknown_with_the_way_to_name_one(tmp_path: Path) -> None:
@@ -165,6 +205,14 @@ def test_prices_regions_and_budgets_that_make_no_sense_are_errors(
 ) -> None:
     with pytest.raises(RecipeError, match=told):
         account(write_run(tmp_path, rows_of(100.0, 3), recipe))
+
+
+def test_two_prices_are_refused_by_the_plan_already() -> None:
+    recipe = Recipe.model_validate(
+        {"name": "run", "energy": {"tariff_usd_per_kwh": 0.3}, "cluster": {"usd_per_device_hour": 2.0}}
+    )
+    with pytest.raises(RecipeError, match="two prices"):
+        usd_per_device_hour(recipe, cluster_facts("H100", 1))
 
 
 def test_energy_that_is_unknown_stays_unknown_in_every_figure(tmp_path: Path) -> None:

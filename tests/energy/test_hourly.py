@@ -18,8 +18,8 @@ def test_hours_are_looked_up_and_gaps_between_them_are_named(tmp_path: Path) -> 
     hours = read_hourly(
         written(tmp_path, "2026-11-28T10:00Z,100", "2026-11-28T11:00+00:00,200", "2026-11-28T14:00,400.5")
     )
-    assert hours.at(TEN_S + 3599) == 100.0 and hours.at(TEN_S + 3600) == 200.0
-    assert hours.at(TEN_S - 1) is None and hours.at(TEN_S + 2.5 * 3600) is None
+    for time_s, kg in ((3599, 0.1), (3600, 0.2), (-1, None), (2.5 * 3600, None)):
+        assert hours.mean([Span(TEN_S + time_s, TEN_S + time_s, 1.0)])[0].value == kg
     assert hours.missing == ["2026-11-28T12:00Z", "2026-11-28T13:00Z"]
 
 

@@ -84,8 +84,8 @@ def make_stage(run: Path, **changes: Any) -> Path:
     }
     (stage / "stage.json").write_text(json.dumps(info))
     row = {"attempt": 1, "step": 30, "tokens": 960, "loss": 5.5, "step_time_s": 0.5}
-    energy = {"value": 7.2e6, "low": 5e6, "high": 9e6, "basis": "modelled"}
-    (stage / "metrics.jsonl").write_text(json.dumps({**row, "energy_j": energy}) + "\n")
+    energy = {"energy_j": 7.2e6, "energy_low_j": 5e6, "energy_high_j": 9e6, "energy_basis": "modelled"}
+    (stage / "metrics.jsonl").write_text(json.dumps({**row, **energy}) + "\n")
     return stage
 
 

@@ -1,6 +1,7 @@
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bessemer.cli import export as verb
 from bessemer.errors import CheckpointError, RecipeError
+from bessemer.export.card import model_card
 from bessemer.export.huggingface import export_huggingface
 from bessemer.export.weights import write_weights
 from bessemer.formulas.shape import ModelShape
@@ -186,6 +188,33 @@ def test_card_tells_data_training_energy_and_padding(make, tmp_path):
     ]:
         assert told in card, told
     assert "perplexity" not in card
+
+
+def test_front_matter_has_the_carbon_of_the_stages_that_went_into_the_model(make, tmp_path):
+    stage = make()
+    run = stage.parent
+    finetune = run / "finetune"
+    shutil.copytree(stage, finetune)
+    info = json.loads((stage / "stage.json").read_text())
+    receipt = {"step": 30, "dtype": "float32", "weights": "bit for bit", "reason": "not asked for",
+               "max_absolute_logit_difference": None}  # fmt: skip
+
+    def emissions(exported: Path, origin: Path | None) -> dict:
+        began = {"origin": None if origin is None else {"folder": str(origin), "kind": "checkpoint"}}
+        (finetune / "stage.json").write_text(json.dumps({**info, "kind": "finetune", **began}))
+        card = model_card(exported, shape_of(stage), {"bos": None, "size": 300}, receipt)
+        return yaml.safe_load(card.split("---")[1]).get("co2_eq_emissions")
+
+    assert emissions(stage, None) is None  # no region, so carbon is not known
+    (run / "recipe.toml").write_text('name = "small"\n[energy]\nregion = "DEU"\n[cluster]\npue = 1.0\n')
+    one = 2 * 344.1  # 2 kWh each
+    both = emissions(finetune, stage)
+    assert both["emissions"] == pytest.approx(2 * one, rel=0.01) and both["training_type"] == "fine-tuning"
+    assert emissions(finetune, Path("/moved") / run.name / "pretrain") == both
+    for origin in (None, Path("/runs/other/pretrain")):
+        assert emissions(finetune, origin)["emissions"] == pytest.approx(one, rel=0.01)
+    first = emissions(stage, None)
+    assert first["emissions"] == pytest.approx(one, rel=0.01) and first["training_type"] == "pre-training"
 
 
 def test_card_weighs_rows_by_the_steps_that_they_tell_of(make, tmp_path):

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from bessemer.checkpoint.base import Base, load_base
 from bessemer.checkpoint.load import load_model
 from bessemer.checkpoint.peft import own_tensors
 from bessemer.cli import export as verb
@@ -22,6 +23,8 @@ from bessemer.errors import CheckpointError, RecipeError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.export.peft import export_peft
 from bessemer.formulas.shape import Adapter, ModelShape
+from bessemer.model.decoder import Decoder
+from bessemer.model.pieces import whole_pieces
 from bessemer.train.origin import of_stage
 
 # peft 0.21 asks transformers 5.24 by a name that it gives up in 6.
@@ -173,14 +176,64 @@ def test_adapters_are_not_exported_beside_a_base_that_changed(make: Any, tmp_pat
     assert "adapters for another model" in caught.value.problem and str(base) in caught.value.found
 
 
-def test_a_head_of_classes_travels_with_the_adapters(make: Any, tmp_path: Path) -> None:
-    stage, base = adapted_stage(make, CASES["lora"][1])
+def classifier(stage: Path, labels: int) -> Tensor:
+    """Make a stage of adapters tell classes apart; its head."""
     info = json.loads((stage / "stage.json").read_text())
-    info["shape"] |= {"labels": 3, "tie_embeddings": False}
+    info["shape"] |= {"labels": labels, "tie_embeddings": False}
     (stage / "stage.json").write_text(json.dumps(info))
     weights = load_file(stage / "checkpoints/step-00000030/model-00000.safetensors")
-    head = torch.randn(3, info["shape"]["hidden"], generator=torch.Generator().manual_seed(2))
+    head = torch.randn(labels, info["shape"]["hidden"], generator=torch.Generator().manual_seed(2))
     write_stage_checkpoint(stage, {**weights, "score.weight": head})
+    return head
+
+
+@pytest.mark.parametrize("labels", [1, 3, 4, 5])
+def test_only_a_head_of_the_same_classes_is_taken_over_from_merged_adapters(labels: int, make: Any) -> None:
+    stage, _ = adapted_stage(make, CASES["lora"][1])
+    theirs_4H = classifier(stage, 4)
+    base = Base(stage.parent / "next", "checkpoint", stage, stage / "checkpoints/step-00000030")
+    shape = replace(base.shape(), adapter=None, labels=labels)
+    model = Decoder(shape, torch.float32)
+    first = torch.full_like(model.head_weight, 7.0)
+    torch.nn.init.constant_(model.head_weight, 7.0)
+    load_base(model, base, shape, whole_pieces(model))
+    torch.testing.assert_close(model.head_weight.detach(), theirs_4H if labels == 4 else first)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_an_export_that_was_rounded_is_compared_as_it_was_written(
+    stored: torch.dtype, make: Any, tmp_path: Path
+) -> None:
+    stage, _ = adapted_stage(make, CASES["lora"][1])
+    before, bf16 = stage.parent / "pretrain", "bf16"
+    base = stage.parent / "export/hf"
+    export_huggingface(
+        before, base, step=None, dtype=bf16 if stored is torch.bfloat16 else None, console=QUIET
+    )
+    info = json.loads((stage / "stage.json").read_text())
+    origin = of_stage(before, None, print).hashed(stage).to_json()
+    (stage / "stage.json").write_text(json.dumps({**info, "origin": origin}))
+    receipt = export_peft(stage, tmp_path / "peft", step=None, dtype=bf16, console=QUIET)
+    written = load_file(tmp_path / "peft/adapter_model.safetensors")
+    assert {each.dtype for each in written.values()} == {torch.bfloat16}
+    assert float((theirs(base, tmp_path / "peft") - ours(stage)).abs().max()) > 1e-3, "nothing was rounded"
+    assert receipt["base"] == str(base) and receipt["max_absolute_logit_difference"] < 1e-5
+    assert "both reading these files and their base in fp32" in (tmp_path / "peft/README.md").read_text()
+
+
+def test_magnitudes_of_a_part_of_a_joined_matrix_are_refused_and_merge(make: Any, tmp_path: Path) -> None:
+    stage, _ = adapted_stage(make, Adapter(4, 8.0, ("q_proj",), dora=True), **PHI)
+    with pytest.raises(RecipeError) as caught:
+        export_peft(stage, tmp_path / "peft", step=None, dtype=None, console=QUIET)
+    assert "qkv_proj" in caught.value.found and "--format hf" in caught.value.fix
+    assert not (tmp_path / "peft").exists()
+    receipt = export_huggingface(stage, tmp_path / "merged", step=None, dtype=None, console=QUIET)
+    assert receipt["merge"]["max_absolute_logit_difference"] < 1e-4
+
+
+def test_a_head_of_classes_travels_with_the_adapters(make: Any, tmp_path: Path) -> None:
+    stage, base = adapted_stage(make, CASES["lora"][1])
+    classifier(stage, 3)
     export_peft(stage, tmp_path / "peft", step=None, dtype=None, console=QUIET)
     config = json.loads((tmp_path / "peft/adapter_config.json").read_text())
     assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", ["score"])

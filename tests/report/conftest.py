@@ -58,6 +58,8 @@ def metrics(
                 "memory_bytes": 5_200_000_000 + step * 9000,
                 "power_w": power_w,
                 "energy_j": None if power_w is None else power_w * step * 2.4,
+                "energy_low_j": None if power_w is None else 0.75 * power_w * step * 2.4,
+                "energy_high_j": None if power_w is None else 1.25 * power_w * step * 2.4,
                 "energy_basis": "modelled",
                 "layout": "replicate=1",
             }

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bessemer.cli.report import run as report_command
+from bessemer.energy.account import account
 from bessemer.report.build import write_report
 from bessemer.report.grades import QUANTITIES, Grade, goodput, grades
 from bessemer.report.record import read_run, read_stage
@@ -39,16 +40,28 @@ def test_a_grade_has_error_and_verdict_of_predicted_and_measured(made_run: Path)
 
 
 def test_a_part_of_a_run_is_graded_for_the_steps_that_were_made(made_run: Path) -> None:
-    change_plan(made_run, hours=1.3, device_hours=10.4, usd=20.8, kwh=0.08, kg_co2e=0.04)
+    change_plan(made_run, hours=1.3, device_hours=10.4)
     found = graded(made_run)
     assert found["hours"].predicted == pytest.approx(0.65) and found["step_time_s"].predicted == 2.2
     hours = found["hours"].measured
     assert hours == pytest.approx(2400 / 3600, rel=0.01) and found["hours"].inside is True
     assert found["device_hours"].measured == pytest.approx(8 * hours)  # eight devices
-    assert found["usd"].measured == pytest.approx(16 * hours)  # at two dollars an hour
-    assert found["kg_co2e"].measured == pytest.approx(0.5 * (found["kwh"].measured or 0))
     write_report(made_run)
     assert "for the 50% of its steps that were made" in (made_run / "report.html").read_text()
+
+
+def test_energy_money_and_carbon_are_those_of_the_account_building_included(made_run: Path) -> None:
+    kwh = 1.5 * 61.0 * 2400 / 3.6e6  # of the meter's joules, in a building with a PUE of 1.5
+    change_plan(made_run, kwh=2 * kwh, kg_co2e=2 * kwh, usd=2.0)
+    with (made_run / "recipe.toml").open("a") as recipe:
+        recipe.write('[cluster]\npue = 1.5\nregion = "DEU"\nusd_per_device_hour = 3.0\n')
+    found = graded(made_run)
+    assert found["kwh"].measured == pytest.approx(kwh) and found["kwh"].error == pytest.approx(0.0)
+    assert found["kg_co2e"].measured == pytest.approx(0.3441 * kwh, rel=0.01)
+    assert found["kg_co2e"].inside is False
+    assert found["usd"].measured == pytest.approx(3.0 * 2400 / 3600)
+    told = account(made_run)["stages"]["pretrain"]
+    assert found["kwh"].measured == told["kwh_facility"] and found["usd"].measured == told["usd"]
 
 
 def test_goodput_is_the_time_of_counting_steps_without_pauses_that_were_asked_for(made_run: Path) -> None:

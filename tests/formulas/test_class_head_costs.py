@@ -1,0 +1,50 @@
+"""A head of classes is small: what the formulas of a rank's weights and of FLOPs make of it."""
+
+from dataclasses import replace
+
+import pytest
+
+from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
+from bessemer.formulas.layout import Layout
+from bessemer.formulas.memory import Workload
+from bessemer.formulas.rank_weights import held_weights, kept_copies
+from bessemer.formulas.shape import Adapter, ModelShape
+from bessemer.formulas.tensors import count_params
+
+WORDS = ModelShape("llama", 4, 64, 4, 2, 16, 160, 4096, 64, tie_embeddings=False, qk_norm=False)
+CLASSES = replace(WORDS, labels=3)
+ADAPTED = replace(CLASSES, adapter=Adapter(4, 8.0, ("q_proj", "down_proj")))
+WORK = Workload(4 * 64, "bf16", "none", compiled=False, micro_batches=1)
+
+
+def test_ranks_of_a_pipeline_hold_together_what_the_model_has() -> None:
+    held = [held_weights(CLASSES, Layout(pipeline=2), place) for place in range(2)]
+    assert sum(each.whole for each in held) == count_params(CLASSES)
+    assert held[1].root == held[1].ends == 3 * 64 + 64 and held[0].root == 0
+
+
+def test_the_head_is_whole_on_every_rank_of_the_tensor_axis() -> None:
+    held = held_weights(CLASSES, Layout(tensor=2), 0)
+    assert held.ends == 4096 // 2 * 64 + 3 * 64 + 64
+
+
+@pytest.mark.parametrize("pipeline", [1, 2])
+def test_beside_adapters_the_head_learns_and_is_no_frozen_weight(pipeline: int) -> None:
+    layout = Layout(pipeline=pipeline, shard=2)
+    held = [held_weights(ADAPTED, layout, place) for place in range(pipeline)]
+    assert sum(each.learned_whole for each in held) == count_params(ADAPTED)
+    frozen = count_params(replace(CLASSES, adapter=None)) - 3 * 64
+    assert sum(each.whole for each in held) == frozen
+
+
+def test_copies_for_the_compute_type_are_those_of_the_blocks() -> None:
+    layout = Layout(replicate=2)
+    assert kept_copies(CLASSES, WORK, layout, 4) == kept_copies(WORDS, WORK, layout, 4) > 0
+
+
+def test_recomputation_runs_each_block_again_and_no_head() -> None:
+    again = [
+        hardware_flops_per_token(shape, 64, "full") - train_flops_per_token(shape, 64)
+        for shape in (WORDS, CLASSES)
+    ]
+    assert again[0] == again[1] > 0
