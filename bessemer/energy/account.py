@@ -171,11 +171,11 @@ def _carbon(kwh: Quantity, ledger: StageLedger, place: Place) -> tuple[Quantity,
 
 
 def _flops(stage: Row, tokens: float | None) -> float | None:
-    """None: not counted, as of an adapter, of which most weights are frozen."""
+    """None: not known."""
     if not isinstance(stage.get("shape"), dict) or not stage.get("context") or tokens is None:
         return None
     shape = ModelShape.from_json(stage["shape"])
-    return None if shape.adapter is not None else train_flops_per_token(shape, stage["context"]) * tokens
+    return train_flops_per_token(shape, stage["context"]) * tokens
 
 
 def _metered(told: list[StageAccount], place: Place) -> str:

@@ -64,7 +64,14 @@ def check_comparable(task: Task) -> None:
             wanted="some, to measure both starts on",
             fix="set data.validation=0.05, or leave compare_scratch out",
         )
-    method = _section(task).method
+    method, on_policy = _section(task).method, _section(task).on_policy
+    if on_policy:  # each point would learn from the prompts of all examples
+        raise RecipeError(
+            "answers of the model's own cannot be compared with training from scratch",
+            found="compare_scratch beside finetune.on_policy = true: random weights answer with noise",
+            wanted="the same answers for both starts, and for each point those of its examples",
+            fix="set finetune.on_policy=false, or leave compare_scratch out",
+        )
     if method in _OF_ONE_START:
         raise RecipeError(
             f'method = "{method}" cannot be compared with training from scratch',

@@ -34,8 +34,10 @@ from bessemer.finetune.rollouts import Judge
 from bessemer.finetune.rounds import Columns, Drawn
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
+from bessemer.model.device import this_device
 from bessemer.model.loss import chunks
 from bessemer.rundir import read_object
+from bessemer.train.first_weights import check_merged
 from bessemer.train.origin import Origin, find_origin
 from bessemer.train.stage import Stage
 
@@ -70,6 +72,7 @@ def find_teacher(named: str | None, base: Path, top_k: int, tokenizer: Path, con
     beside = str(base / named)  # paths of a recipe are relative to its file; runs often are to where one is
     found = any(Path(path).exists() for path in (beside, beside.rpartition("@")[0]) if path)
     origin = find_origin(beside if found else named, console.line)
+    check_merged(origin, SETTING)
     own, theirs = tokenizer_hash(tokenizer), tokenizer_hash(origin.tokenizer)
     if own != theirs:
         raise RecipeError(
@@ -79,6 +82,25 @@ def find_teacher(named: str | None, base: Path, top_k: int, tokenizer: Path, con
             fix="choose a teacher of the same family, or train the student with the teacher's tokenizer",
         )
     return Teacher(origin, min(top_k, origin.shape().vocab))
+
+
+def check_teaches(origin: Origin, context: int) -> None:
+    """RecipeError where it says no next word, or has not seen rows of the student's length."""
+    shape = origin.shape()
+    if shape.labels:
+        raise RecipeError(
+            "the teacher says classes or rewards, and no words",
+            found=f"{origin.folder}: a head of {shape.labels} in place of the vocabulary's",
+            wanted="a model that predicts the next word",
+            fix=f"set {SETTING} to the run that it began from, or to another one",
+        )
+    if context > shape.longest_row:
+        raise RecipeError(
+            "the student's rows are longer than the teacher has seen",
+            found=f"finetune.context = {context}, and {origin.folder} of at most {shape.longest_row}",
+            wanted=f"at most {shape.longest_row}",
+            fix=f"set finetune.context={shape.longest_row}, or choose a teacher of longer rows",
+        )
 
 
 def tokenizer_hash(path: Path) -> str:
@@ -110,6 +132,9 @@ def ask_teacher(stage: Stage, teacher: Teacher, console: Console) -> None:
         _ask(
             model, rows, stage.data.borders(split), _Files(building, split, teacher.top_k), stage.shape.vocab
         )
+    del model
+    if this_device().type != "cpu":  # ranks of a layout are other processes, and need what a cache holds
+        torch.accelerator.empty_cache()
     (building / _PROGRESS).unlink(missing_ok=True)
     publish_folder(building, final)
 

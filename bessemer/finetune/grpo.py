@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from bessemer.errors import RecipeError
 from bessemer.finetune.answer_rows import Answer, Array, said_of
 from bessemer.finetune.models import origin_model
 from bessemer.finetune.rewards import Reward, reward_of
@@ -20,7 +21,23 @@ from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.policy import advantages
 from bessemer.model.token_log_probs import token_log_probs
+from bessemer.train.first_weights import check_merged
 from bessemer.train.stage import Stage
+
+
+def check_reference(stage: Stage) -> None:
+    """RecipeError where the model that the stage began from cannot be asked about what it writes."""
+    objective, origin = stage.plan.objective, stage.origin
+    if objective.kind != "grpo" or not objective.beta or origin is None:
+        return
+    check_merged(origin, "the reference of finetune.beta")
+    if stage.new_tokens:
+        raise RecipeError(
+            "the reference of finetune.beta has no rows for the tokens that are added",
+            found=f"finetune.beta = {objective.beta:g} and finetune.add_tokens: {len(stage.new_tokens)} new",
+            wanted="a reference that knows every token which the model can write",
+            fix="set finetune.beta=0, or add the tokens in a stage that learns answers and begin from that",
+        )
 
 
 def grpo_judge(stage: Stage, console: Console) -> Judge:

@@ -27,6 +27,7 @@ from bessemer.train.origin import Origin
 
 def origin_model(origin: Origin, dtype: str, say: Callable[[str], None]) -> Decoder:
     """The model that a run or a Hugging Face folder holds, to compute with."""
+    assert origin.adapter is None, f"{origin.adapter} is not merged into {origin.folder}"
     if origin.kind == "checkpoint":
         return load_model(Path(origin.folder), origin.step, say).model
     model = _empty(origin.shape(), COMPUTE[dtype])

@@ -75,6 +75,8 @@ class RoundFolder:
         """The first rank's: waits for the others' chunks, rewards all answers, and returns the figures."""
         while self.missing(num_chunks)["chunks"]:
             time.sleep(_LOOK_S)
+        for path in self._building.glob(".*.tmp"):  # of whoever was killed: every chunk is whole by now
+            path.unlink()
         answers, _ = self._read_chunks(self._building)
         drawn = _drawn(prompts, answers, Tokenizer.from_file(str(tokenizer)), end_id)
         columns, values, own = rewards(drawn)
@@ -87,7 +89,10 @@ class RoundFolder:
             "answer_tokens": float(np.mean([each.answer.trained for each in drawn])),
             "ended": float(np.mean([each.ended for each in drawn])),
         }
-        files = {path.name: _hash(path) for path in sorted(self._building.iterdir())}
+        # By name: an attempt that was killed before the folder appeared has left its own manifest.
+        patterns = ("chunk-*.npz", "rewards.npz", "answers.jsonl")
+        paths = [path for pattern in patterns for path in sorted(self._building.glob(pattern))]
+        files = {path.name: _hash(path) for path in paths}
         write_json(self._building / "manifest.json", {"round": self.round, **figures, "files": files})
         publish_folder(self._building, self.final)
         return figures

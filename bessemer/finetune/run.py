@@ -16,7 +16,8 @@ from bessemer.data.store import prepare_task
 from bessemer.data.task.reading import task_inputs
 from bessemer.errors import DataError, RecipeError
 from bessemer.finetune.added import new_tokens, told, with_rows
-from bessemer.finetune.distill import Teacher, ask_teacher, find_teacher, has_answered
+from bessemer.finetune.distill import Teacher, ask_teacher, check_teaches, find_teacher, has_answered
+from bessemer.finetune.grpo import check_reference
 from bessemer.finetune.rewards import begin_reward, check_reward
 from bessemer.finetune.rounds import rounds_of
 from bessemer.finetune.worker import WORKER, finetune_feed
@@ -183,10 +184,12 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
     stage = replace(stage, plan=plan)
     check_sampling(stage.shape, plan)
     if not stage.is_done:
+        check_reference(stage)
         check_start(task.recipe, stage.shape, stage.plan, task.facts, None, task.world)
         check_compiled(stage.plan, task.facts)
         check_disk(stage)
-    teacher = _teacher(task) if plan.objective.kind == "distill" and not has_answered(stage) else None
+    asks = plan.objective.kind == "distill" and not has_answered(stage)
+    teacher = _teacher(task, plan.context) if asks else None
     return _Checked(stage, derived if name == "finetune" else [], from_scratch, teacher, _reward(task, stage))
 
 
@@ -216,10 +219,12 @@ def _begin(task: Task, checked: _Checked) -> Ready:
     return Ready(stage.folder, machine_of(stage, task.facts, power_command(task.recipe, task.place)))
 
 
-def _teacher(task: Task) -> Teacher:
+def _teacher(task: Task, context: int) -> Teacher:
     section, place = task.recipe.finetune, task.place
     assert section is not None
-    return find_teacher(section.teacher, task.base, section.top_k, task.tokenizer, place.console)
+    teacher = find_teacher(section.teacher, task.base, section.top_k, task.tokenizer, place.console)
+    check_teaches(teacher.origin, context)
+    return teacher
 
 
 def _reward(task: Task, stage: Stage) -> dict[str, str] | None:

@@ -13,6 +13,9 @@ from bessemer.train.stage import Stage
 
 def columns_of(stage: Stage, split: Split) -> Extra:
     if stage.plan.objective.kind == "distill":
+        assert isinstance(stage.data, PreparedTask)
+        if not stage.data.num_examples(split):  # of which the teacher was not asked
+            return NO_EXTRA
         return teacher_columns(stage.folder, split)
     if stage.plan.objective.kind not in WITH_REFERENCE:
         return NO_EXTRA

@@ -14,11 +14,13 @@ from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.log import Console
+from bessemer.train.first_weights import check_merged
 from bessemer.train.origin import Origin
 from bessemer.train.stage import Stage
 
 
 def check_origin(stage: Stage, origin: Origin) -> None:
+    check_merged(origin, "pretrain --from")
     ours, theirs = _plain(stage.shape), _plain(origin.shape(stage.shape.context))
     different = [key for key in ours if ours[key] != theirs[key]]
     if different:

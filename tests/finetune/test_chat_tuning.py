@@ -13,6 +13,8 @@ from transformers import AutoTokenizer
 
 from bessemer.cli import chat
 from bessemer.data.prepared import PreparedTask
+from bessemer.data.task.samples import Sample
+from bessemer.evaluate import answers
 from bessemer.evaluate.answers import Completer
 from bessemer.evaluate.run import evaluate
 from bessemer.export.huggingface import export_huggingface
@@ -63,6 +65,20 @@ def test_model_is_asked_with_the_template_that_it_was_tuned_with(run: Path) -> N
     assert isinstance(completer.complete(example.prompt, max_tokens=3), str)
     before = Completer.load(run / "pretrain", None, QUIET)
     assert before.chat is None and before.eos_id == 1
+
+
+def test_what_was_said_before_is_asked_with_the_tokens_that_are_learnt(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    completer = Completer.load(run / "finetune", None, QUIET)
+    assert completer.chat is not None
+    said = [{"role": "user", "content": "iron?"}, {"role": "assistant", "content": "coal."}]
+    turn = ({"role": "user", "content": "steel?"}, {"role": "assistant", "content": "slag."})
+    ((document,),) = completer.chat.documents([Sample("p", "i", chats=((*said, *turn),))])  # type: ignore[misc]
+    assert completer._ids("steel?", said) == document.tokens[: document.spans[0][0]]
+    blank = completer.tokenizer.encode(" coal.", add_special_tokens=False).ids
+    monkeypatch.setattr(answers, "generate", lambda *_, **__: [blank])
+    assert completer.complete("iron?", max_tokens=3) == "coal."
 
 
 def test_conversation_goes_on_with_what_was_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,14 +149,15 @@ def test_table_and_picture_show_the_spread(compared: tuple[Path, dict[str, Any]]
     assert any(low in line for line in lines) and low in html
 
 
-def test_loss_that_is_measured_against_its_own_beginning_is_not_compared(
-    compared: tuple[Path, dict[str, Any]],
+@pytest.mark.parametrize("changes", [{"method": "dpo"}, {"method": "distill", "on_policy": True}])
+def test_what_depends_on_its_own_beginning_is_not_compared(
+    compared: tuple[Path, dict[str, Any]], changes: dict[str, Any]
 ) -> None:
     run, _ = compared
     loaded = load(str(run.parent / "tiny.toml"), ["pretrain.steps=10", "finetune.epochs=1"])
     task = prepare_finetune(loaded, place(run.parent), None)
     assert task.recipe.finetune is not None
-    section = task.recipe.finetune.model_copy(update={"method": "dpo"})
+    section = task.recipe.finetune.model_copy(update=changes)
     task = replace(task, recipe=task.recipe.model_copy(update={"finetune": section}))
     with pytest.raises(RecipeError, match="cannot be compared"):
         check_comparable(task)

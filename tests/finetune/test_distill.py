@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,52 @@ def test_a_teacher_with_another_tokenizer_is_refused(folder: Path) -> None:
     path.write_text(json.dumps(document))
     with pytest.raises(RecipeError, match="another tokenizer"):
         taught(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"labels": 3}, "a head of 3"),
+        ({"context": 16, "max_positions": None}, "finetune.context = 32, and .* at most 16"),
+    ],
+)
+def test_a_teacher_that_cannot_say_a_next_word_of_such_rows_is_refused(
+    folder: Path, changes: dict[str, Any], found: str
+) -> None:
+    path = folder / "teacher" / "finetune" / "stage.json"
+    document = json.loads(path.read_text())
+    document["shape"].update(changes)
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecipeError, match=found):
+        taught(folder)
+    assert not (folder / "run" / "finetune").exists()
+
+
+def test_without_held_out_examples_it_learns_all_the_same(folder: Path) -> None:
+    loaded = load(str(folder / "tiny.toml"), [*STUDENT, *TAUGHT, "data.validation=0.0", "finetune.epochs=1"])
+    document = finetune(loaded, place(folder, "other"), str(folder / "run"))
+    stage = folder / "other" / "finetune"
+    assert document["step"] == len(curve(stage)) > 0 and document["validation_loss"] is None
+    assert not list((stage / "teacher").glob("validation.*"))
+
+
+def test_the_teachers_memory_is_given_back_before_the_student_trains(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teachers: list[weakref.ref[Decoder]] = []
+    alive: list[bool] = []
+    real = distill.origin_model
+
+    def noted(*arguments: Any) -> Decoder:
+        model = real(*arguments)
+        teachers.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(distill, "origin_model", noted)
+    monkeypatch.setattr(distill, "this_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: alive.append(teachers[0]() is not None))
+    taught(folder, "finetune.epochs=1")
+    assert len(teachers) == 1 and alive == [False]
 
 
 @pytest.mark.parametrize(

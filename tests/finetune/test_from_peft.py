@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from bessemer.export.huggingface import export_huggingface
 from bessemer.export.peft import export_peft
 from bessemer.finetune.run import finetune
 from bessemer.recipe.load import load
+from bessemer.train.answers import Document
+from bessemer.train.ranks import Company
 
 # peft 0.21 asks transformers 5.24 by a name that it gives up in 6.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")
@@ -105,6 +108,43 @@ def test_adapters_of_another_size_or_kind_are_refused_with_what_to_set(exported:
             load(str(exported / "tiny.toml"), [SHORT]), place(exported, "refused"), str(exported / "peft")
         )
     assert "merge them first" in caught.value.fix
+
+
+def test_adapters_are_not_taken_for_their_base_where_a_whole_model_is_needed(exported: Path) -> None:
+    """Each was silently the base alone: a teacher, a reference, the beginning of a pre-training."""
+    taught = ('finetune.method="distill"', "finetune.adapter=lora", f"finetune.teacher={exported / 'peft'}")
+    rewarded = (
+        'finetune.method="grpo"',
+        "finetune.adapter=lora",
+        "finetune.beta=0.1",
+        "finetune.answer_tokens=8",
+    )
+    errors = [refused(exported, "hf", *taught), refused(exported, "peft", *rewarded)]
+    with pytest.raises(UserError) as caught:
+        pretrained(exported, SHORT, run="third", from_=str(exported / "peft"))
+    for error in (*errors, caught.value):
+        assert "needs a whole model" in error.problem and str(exported / "peft") in error.found
+        assert "merge them first" in error.fix
+    assert not list((exported / "third").rglob("step-*"))
+
+
+def test_the_first_rank_verifies_a_checkpoint_for_all_of_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    real = Company.first_does
+
+    def first_does(company: Company, what: str, work: Callable[[], Document]) -> Document:
+        asked.append(what)
+        return real(company, what, work)
+
+    monkeypatch.setattr(Company, "first_does", first_does)
+    finetune(
+        load(str(folder / "tiny.toml"), [SHORT, "finetune.epochs=1"]),
+        place(folder, "other"),
+        str(folder / "run"),
+    )
+    assert "base" in asked
 
 
 def test_adapters_for_another_base_are_refused_by_its_hash(exported: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from making_runs import assert_same_training, place, pretrained, write_recipe
 
 from bessemer.checkpoint.load import load_model
 from bessemer.errors import DataError, RecipeError
-from bessemer.finetune import rollouts
+from bessemer.finetune import rollouts, rounds
+from bessemer.finetune.grpo import check_reference
 from bessemer.finetune.rounds import RoundFolder, rounds_of
 from bessemer.finetune.run import finetune
 from bessemer.recipe.load import load
 from bessemer.rundir import read_object
+from bessemer.train.stage import read_stage
 
 GRPO = [
     "pretrain.steps=4",
@@ -171,6 +174,38 @@ def test_damaged_answers_are_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(DataError, match=r"rewards\.npz"):
         RoundFolder(path.parents[1], 0).read()
+
+
+def test_a_round_that_was_killed_before_it_appeared_is_whole_afterwards(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(building: Path, final: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rounds, "publish_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(folder, "finetune.rounds=1")
+    stage = folder / "run" / "finetune"
+    building = stage / ".rollouts-00000"
+    manifest = building / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"round"', '"earlier"'))  # such as with other figures
+    (building / ".chunk-00000.npz.1.tmp").write_bytes(b"half")
+    tuned(folder, "finetune.rounds=1")
+    RoundFolder(stage, 0).read()
+    names = {path.name for path in (stage / "rollouts-00000").iterdir()}
+    chunks = {f"chunk-{number:05d}.npz" for number in range(3)}
+    assert names == {*chunks, "answers.jsonl", "manifest.json", "rewards.npz"}
+
+
+def test_a_reference_without_rows_for_added_tokens_is_refused(folder: Path) -> None:
+    tuned(folder, "finetune.rounds=1", "finetune.beta=0.1")
+    stage = read_stage(folder / "run" / "finetune")
+    check_reference(stage)
+    with pytest.raises(RecipeError, match="no rows for the tokens that are added"):
+        check_reference(replace(stage, new_tokens=(300, 301)))
+    without = replace(stage.plan, objective=replace(stage.plan.objective, beta=0.0))
+    check_reference(replace(stage, plan=without, new_tokens=(300, 301)))
 
 
 @pytest.mark.slow
