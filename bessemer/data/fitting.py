@@ -9,11 +9,14 @@ Of chats whole turns go first (task/cuts.py); this is what remains to be done.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-Spans = tuple[tuple[int, int], ...]  # (begin, end) of tokens that are learnt
+# (begin, end) of tokens that are learnt. The last one begins with the last answer, also where what stands
+# before it is learnt too.
+Spans = tuple[tuple[int, int], ...]
 Kept = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -54,7 +57,7 @@ def fit_document(length: int, spans: Spans, context: int) -> Fitted:
     after = int(kept[head]) if room > head else prompt
     if after != head and after < prompt:
         learnt[after] = False
-    return Fitted.at(kept, _spans(learnt[kept]))
+    return Fitted.at(kept, _spans(learnt[kept], room))
 
 
 def fit_pair(lengths: Sequence[int], spans: Sequence[Spans], context: int) -> list[Fitted]:
@@ -87,9 +90,13 @@ def _cut_to(length: int, spans: Spans, prompt: int, room: int, size: int) -> Fit
     return Fitted.at(fitted.places[:size], inside)
 
 
-def _spans(learnt: np.ndarray[Any, np.dtype[np.bool_]]) -> Spans:
-    """Runs of what is learnt; the first token never is."""
+def _spans(learnt: np.ndarray[Any, np.dtype[np.bool_]], answer: int) -> Spans:
+    """Runs of what is learnt, apart where the last answer begins; the first token never is."""
     inside = learnt.copy()
     inside[:1] = False
     edges = np.flatnonzero(np.diff(np.concatenate([[False], inside, [False]]).astype(np.int8)))
-    return tuple((int(begin), int(end)) for begin, end in edges.reshape(-1, 2).tolist())
+    runs: list[tuple[int, int]] = []
+    for begin, end in edges.reshape(-1, 2).tolist():
+        parts = [begin, answer, end] if begin < answer < end else [begin, end]
+        runs += pairwise(parts)
+    return tuple(runs)

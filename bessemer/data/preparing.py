@@ -31,7 +31,7 @@ from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.task.build import TaskWork, build_task
 from bessemer.data.task.reading import Reading, task_inputs
-from bessemer.data.task.templates import Template, find_template, shipped
+from bessemer.data.task.templates import Template, find_template, own_template, shipped
 from bessemer.data.tokens import tokenizer
 from bessemer.data.tokens.added import with_tokens
 from bessemer.data.tokens.tokenizer import TextTokenizer
@@ -42,6 +42,7 @@ from bessemer.recipe.keys import leaves
 from bessemer.recipe.schema import FinetuneData, Recipe
 
 _FIRST_KEYS = ("kind", "path", "url_env", "table", "query", "prompt", "answer", "messages", "id", "group")
+_TASK_RULES = 2  # raise it whenever the same chats, pairs or texts learnt whole would give other examples
 
 
 def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How) -> Prepared:
@@ -113,6 +114,9 @@ def prepare_task(
     if reading.is_templated:
         template = find_template(data.template, tokenizer_path, base)
     about = _about_task(recipe, reading, template) | {"context": context}
+    own = None if reading.is_templated else own_template(tokenizer_path)
+    if own is not None:  # it is written beside the tokenizer, whatever the examples are
+        about["own_template"] = Template("of the tokenizer", own).xxh3_128
     content = [[(entry.name, entry.xxh3_128) for entry in inputs]]
     final = store / _hash("finetune", about, content, learnt)
 
@@ -144,6 +148,8 @@ def _about_task(recipe: Recipe, reading: Reading, template: Template) -> dict[st
         about |= {"format": reading.task_format, "columns": reading.columns}
     if reading.is_templated:
         about["template"] = template.xxh3_128
+    if reading.is_templated or reading.task_format == "preference" or reading.data.learn == "all":
+        about["rules"] = _TASK_RULES
     return about
 
 

@@ -116,7 +116,9 @@ class Completer:
             temperature=temperature,
             seed=seed,
         )
-        return str(self.tokenizer.decode(produced, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(produced, skip_special_tokens=True))
+        # A template may ask with no blank at its end: then the answer's first word has it.
+        return text if self.chat is None else text.removeprefix(" ")
 
     def _ids(self, prompt: str, said: Sequence[Message]) -> list[int]:
         if self.chat is not None:

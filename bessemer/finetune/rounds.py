@@ -148,6 +148,7 @@ def _drawn(
     texts = tokenizer.decode_batch(
         [ids[:-1] if end else ids for ids, end in zip(told, ended, strict=True)], skip_special_tokens=True
     )
+    texts = [text.strip() for text in texts]  # a template may leave the blank before an answer to the model
     return [Drawn(*each) for each in zip(prompts, answers, ended, texts, strict=True)]
 
 

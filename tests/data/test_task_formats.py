@@ -105,7 +105,7 @@ def test_instruction_triples_are_a_turn_each(tmp_path: Path) -> None:
         "<|bos|>System: S\nUser: Greet.\nAssistant: Hi.<|eos|>",
         "<|bos|>System: S\nUser: Part.\nAssistant: Bye.<|eos|>",
     ]
-    assert learnt(prepared) == ["3<|eos|>", "Bye.<|eos|>", "Hi.<|eos|>"]
+    assert learnt(prepared) == [" 3<|eos|>", " Bye.<|eos|>", " Hi.<|eos|>"]
 
 
 def test_prompts_stand_as_they_are_unless_a_template_is_named(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_one_example_a_row_without_packing(tmp_path: Path) -> None:
     assert len(task_of(tmp_path, TALK, CHATML).rows("train", 256)) < len(TALK)
 
 
-def test_held_out_group_or_prompt_of_chats_is_not_trained_on(tmp_path: Path) -> None:
+def test_held_out_group_of_chats_is_not_trained_on(tmp_path: Path) -> None:
     rows = [{**row, "from_": n % 9} for n, row in enumerate(chat(f"q{n}", "a") for n in range(90))]
     prepared = task_of(tmp_path, rows, f'{CHATML}group = "from_"', validation=0.2)
     groups = [{row["group"] for row in labels(prepared, split)} for split in ("train", "validation")]  # type: ignore[arg-type]

@@ -3,7 +3,8 @@
 Chats lose their oldest exchanges, whole ones, behind the system message: what is left is the newest part that
 fits, at least the last question with its answer. Both sides of a pair lose the same. If that is still too
 long, and for all others, the middle of what stands before the answer goes (data/fitting.py). A text that is
-learnt whole goes on in further documents, so that nothing of it is lost.
+learnt whole goes on in further documents. Nothing goes before the first token of each, so that one is read
+but not learnt: one in `context`. A last piece of a single token is left out.
 Cost: a few renderings of each chat that is too long.
 """
 

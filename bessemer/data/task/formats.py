@@ -59,9 +59,12 @@ def format_of(data: FinetuneData, method: str, columns: Sequence[str] | None) ->
     return "prompt"
 
 
-def check_keys(data: FinetuneData, method: str) -> None:
-    """RecipeError where the format is of no use to the method, or a key does nothing beside it."""
-    wanted, named = wanted_format(method), named_format(data, method)
+def check_keys(data: FinetuneData, method: str, found: str | None = None) -> None:
+    """RecipeError where the format is of no use to the method, or a key does nothing beside it.
+
+    found: the format that the columns say, once they are known.
+    """
+    wanted, named = wanted_format(method), named_format(data, method) or found
     special = ("preference", "classification")
     if named is not None and named != wanted and (wanted or named in special):
         means = f'format = "{wanted}", or auto' if wanted else "prompts and answers, messages or texts"

@@ -5,6 +5,8 @@
 The first few of each reason are kept with their place.
 """
 
+import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +22,7 @@ from bessemer.data.sources.records import class_names, read_records
 from bessemer.data.sources.records import columns_of as columns_there
 from bessemer.data.sources.values import MISSING, usable_label, usable_text
 from bessemer.data.task import WHAT
-from bessemer.data.task.formats import columns_of, format_of
+from bessemer.data.task.formats import check_keys, columns_of, format_of
 from bessemer.data.task.messages import checked_order, messages_of, with_system
 from bessemer.data.task.samples import Message, Sample, common_beginning
 from bessemer.data.task.unusable import Unusable
@@ -28,6 +30,8 @@ from bessemer.recipe.schema import FinetuneData
 
 SHOWN = 5  # rows of each reason
 Fields = dict[str, Any]
+_SPEAKERS = ("role", "from")  # an answer may be a list of JSON too: messages say who speaks
+_BEGINS = re.compile(r'\s*\[\s*\{\s*"(?:role|from|content|value)"\s*:')
 
 
 @dataclass
@@ -64,6 +68,8 @@ class Reading:
         """Looks into the first file for what recipe and method leave open."""
         there = columns_there(wanted_of(data, ()), inputs[0]) if inputs else None
         task_format = format_of(data, method, there)
+        if there is not None and (task_format != "prompt" or data.prompt in there):
+            check_keys(data, method, task_format)
         columns, names = columns_of(data, task_format, there), None
         if task_format == "classification" and inputs:
             names = class_names(wanted_of(data, ()), inputs[0], columns["label"])
@@ -221,7 +227,13 @@ def _differ(chosen: object, rejected: object) -> None:
 
 def _is_list(text: str) -> bool:
     """Messages as a text of JSON, as CSV and databases hold them."""
-    return text.lstrip().startswith(("[{", "[ {", "[\n"))
+    if not text.lstrip().startswith("[") or not any(f'"{key}"' in text for key in _SPEAKERS):
+        return False
+    try:
+        rows = json.loads(text)
+    except (ValueError, RecursionError):
+        return _BEGINS.match(text) is not None  # damaged messages: an error, and no answer
+    return all(isinstance(row, dict) and not row.keys().isdisjoint(_SPEAKERS) for row in rows)
 
 
 _READERS: dict[str, Callable[[Reading, Fields], Fields]] = {

@@ -18,8 +18,10 @@ from bessemer.errors import DataError
 from bessemer.processes import worker_command
 
 Message = dict[str, Any]
-Asked = tuple[Sequence[Message], Sequence[int]]  # a conversation, and which of its turns
-Rendered = tuple[str, list[tuple[int, int, str]]]  # a text, and of each turn (begin, end, rest)
+Asked = tuple[Sequence[Message], Sequence[int]]  # a conversation, and which of its turns are learnt
+Span = tuple[int, int, str | None]  # begin, end, rest (render_worker.py)
+Rendered = tuple[str, dict[int, Span]]  # a text, and where its assistant turns are: all that are learnt,
+# of the others those that are written alike wherever they stand
 _AT_ONCE = 32  # conversations in one exchange with the process
 _PATIENCE_S = 120.0  # of a machine with other work; a template's own second is counted by the kernel
 _MOST_TIMEOUTS = 10  # rows that are given a second each: more is the template's fault
@@ -34,25 +36,23 @@ class Renderer:
         self._timeouts = 0
 
     def turns(self, asked: Sequence[Asked]) -> list[Rendered | Unusable]:
-        """Of each conversation its text with the span of each of these assistant turns, or why it has none.
+        """Of each conversation its text with the spans of its assistant turns, or why it has none.
 
         What is wrong with the template itself is a DataError.
         """
-        rows = [{"messages": messages, "turns": turns} for messages, turns in asked]
-        found: list[Rendered | Unusable] = []
-        for answer in self._ask(rows):
-            if isinstance(answer, Unusable):
-                found.append(answer)
-            else:
-                found.append((answer["text"], [tuple(span) for span in answer["spans"]]))
-        return found
+        rows = [_row(messages, learnt, prompt=False) for messages, learnt in asked]
+        return [
+            answer if isinstance(answer, Unusable) else _rendered(row, answer)
+            for row, answer in zip(rows, self._ask(rows), strict=True)
+        ]
 
-    def prompt(self, messages: Sequence[Message]) -> str:
+    def prompt(self, messages: Sequence[Message]) -> Rendered:
         """The text behind which the assistant answers. Raises Unusable."""
-        (answer,) = self._ask([{"messages": messages, "prompt": True}])
+        row = _row(messages, [], prompt=True)
+        (answer,) = self._ask([row])
         if isinstance(answer, Unusable):
             raise answer
-        return str(answer["text"])
+        return _rendered(row, answer)
 
     def close(self) -> None:
         if self._process is not None:
@@ -69,9 +69,9 @@ class Renderer:
         self.close()
 
     def _ask(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any] | Unusable]:
-        if self._process is None and rows:
-            self._start()
         for begin in range(0, len(rows), _AT_ONCE):
+            if self._process is None:  # also where the exchange before this one ended it
+                self._start()
             some = rows[begin : begin + _AT_ONCE]
             answers = self._exchange(some)
             if answers is None and len(some) > 1:  # one of them had no end; which, is found out one by one
@@ -137,3 +137,13 @@ class Renderer:
             "learnt is what will be asked for; or `{% generation %}` around what the assistant says",
             fix='set finetune.data.learn = "last", or template = "qwen3", "chatml", "llama3" or "plain"',
         )
+
+
+def _row(messages: Sequence[Message], learnt: Sequence[int], *, prompt: bool) -> dict[str, Any]:
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    return {"messages": messages, "turns": turns, "learnt": learnt, "prompt": prompt}
+
+
+def _rendered(row: dict[str, Any], answer: dict[str, Any]) -> Rendered:
+    spans = zip(row["turns"], answer["spans"], strict=True)
+    return answer["text"], {turn: tuple(span) for turn, span in spans if span is not None}

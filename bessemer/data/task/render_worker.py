@@ -2,14 +2,15 @@
 
     reads   {"source", "variables"}                     once; answers {"ready": true} or {"failed": why}
     then lists of what follows, and answers with a list: one exchange for many rows
-            {"messages", "turns"}                       answers {"text", "spans": one of each turn}
-            {"messages", "prompt": true}                answers {"text"}, up to where an answer begins
+            {"messages", "prompt", "turns", "learnt"}   answers {"text", "spans": one of each turn}; `prompt`:
+                                                        up to where the next answer begins
     or      {"reason": of this row, "told": why}        the row is left out
             {"unstable": turn, "told": why}             the template is of no use for this
 
 A span is [begin, end, rest]: what an assistant turn adds to the text behind the generation prompt, found by
 rendering up to there, or where the template marks `{% generation %}`, as it says. `rest` is what stands there
-only where nothing follows the turn.
+only where nothing follows the turn; null of a span that the template marks. A turn that is not learnt and is
+written otherwise where others follow it has null for a span.
 The sandbox keeps a template from Python's objects; time and memory it does not bound, so the kernel does: a
 render of more than 1 s of processor time is ended by SIGPROF, whatever it is in, and memory has a limit.
 The date is always the one that Llama 3.1 falls back on: the same rows give the same tokens on any day.
@@ -35,7 +36,7 @@ MOST_CHARACTERS = 1 << 20
 _MEMORY_BYTES = 1 << 30
 _DATE = datetime(2024, 7, 26)
 
-Spans = list[tuple[int, int, str]]
+Span = tuple[int, int, str | None]
 
 
 class TooLongError(Exception):
@@ -67,7 +68,7 @@ class Generation(Extension):
         said = str(caller())
         blocks: list[str] = self.environment.blocks  # type: ignore[attr-defined]
         begin = sum(map(len, blocks))
-        self.environment.marked.append((begin, begin + len(said), ""))  # type: ignore[attr-defined]
+        self.environment.marked.append((begin, begin + len(said), None))  # type: ignore[attr-defined]
         return said
 
 
@@ -84,14 +85,15 @@ class Conversations:
         self._environment, self._variables = environment, variables
         self._template = environment.from_string(source)
 
-    def text(self, messages: Sequence[dict[str, Any]], *, prompt: bool) -> tuple[str, Spans]:
+    def text(self, messages: Sequence[dict[str, Any]], *, prompt: bool) -> tuple[str, list[Span]]:
         """(text, what it marks as generation)."""
         blocks: list[str] = self._environment.blocks  # type: ignore[attr-defined]
-        marked: Spans = self._environment.marked  # type: ignore[attr-defined]
+        marked: list[Span] = self._environment.marked  # type: ignore[attr-defined]
         blocks.clear()
         marked.clear()
         size = 0
-        given = {**self._variables, "messages": messages, "add_generation_prompt": prompt}
+        given = {"tools": None, "documents": None, **self._variables}
+        given.update(messages=messages, add_generation_prompt=prompt)
         with _limited():
             for block in self._template.generate(**given):
                 size += len(block)
@@ -100,26 +102,34 @@ class Conversations:
                 blocks.append(block)
         return "".join(blocks), list(marked)
 
-    def turns(self, messages: Sequence[dict[str, Any]], turns: Sequence[int]) -> tuple[str, Spans]:
+    def turns(
+        self, messages: Sequence[dict[str, Any]], turns: Sequence[int], learnt: Sequence[int], *, prompt: bool
+    ) -> tuple[str, list[Span | None]]:
         """(text of all, span of each of these assistant turns)."""
-        text, marked = self.text(messages, prompt=False)
+        text, marked = self.text(messages, prompt=prompt)
         assistants = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
         if marked and len(marked) == len(assistants):
             return text, [marked[assistants.index(turn)] for turn in turns]
-        spans: Spans = []
+        spans: list[Span | None] = []
         for turn in turns:
-            asked, _ = self.text(messages[:turn], prompt=True)
-            said = text
-            if turn + 1 < len(messages):
-                said, _ = self.text(messages[: turn + 1], prompt=False)
-            if not text.startswith(asked):
-                same = _same(asked, text)
-                raise Unstable(
-                    turn, f"{asked[same : same + 40]!r} is asked for, {text[same : same + 40]!r} is written"
-                )
-            same = _same(said, text)
-            spans.append((len(asked), same, said[same:]))
+            try:
+                spans.append(self._span(messages, turn, text, is_last=turn + 1 == len(messages)))
+            except (Unstable, TemplateError):
+                if turn in learnt:
+                    raise
+                spans.append(None)
         return text, spans
+
+    def _span(self, messages: Sequence[dict[str, Any]], turn: int, text: str, *, is_last: bool) -> Span:
+        asked, _ = self.text(messages[:turn], prompt=True)
+        said = text if is_last else self.text(messages[: turn + 1], prompt=False)[0]
+        if not text.startswith(asked):
+            same = _same(asked, text)
+            raise Unstable(
+                turn, f"{asked[same : same + 40]!r} is asked for, {text[same : same + 40]!r} is written"
+            )
+        same = _same(said, text)
+        return len(asked), same, said[same:]
 
 
 def main() -> None:
@@ -143,9 +153,7 @@ def main() -> None:
 
 def _answer(conversations: Conversations, row: dict[str, Any]) -> dict[str, Any]:
     try:
-        if row.get("prompt"):
-            return {"text": conversations.text(row["messages"], prompt=True)[0]}
-        text, spans = conversations.turns(row["messages"], row["turns"])
+        text, spans = conversations.turns(row["messages"], row["turns"], row["learnt"], prompt=row["prompt"])
         return {"text": text, "spans": spans}
     except TooLongError:
         return {"reason": "template.too_large", "told": f"more than {MOST_CHARACTERS:,} characters"}

@@ -37,6 +37,21 @@ class Sample:
             return str(self.chats[number][self._answer_at(number)]["content"])
         return self.texts[1 + number] if len(self.texts) > 1 else self.label or ""
 
+    def prompt_keys(self, learn: str) -> list[str]:
+        """What tells the prompt of each answer that is learnt from all others, the last answer's first."""
+        if not self.chats:
+            return [self.prompt]
+        keys = [_key(self.chats[0][: self._answer_at(0)])]
+        keys += [_key(chat[:at]) for n, chat in enumerate(self.chats) for at in self.turns(n, learn)]
+        return list(dict.fromkeys(keys))
+
+    def answer_keys(self) -> list[str]:
+        """With the prompt, what tells an example from all others; of a pair two."""
+        if not self.chats:
+            return [self.answer(number) for number in range(1 + self.is_pair)]
+        begins = [self._answer_at(0), min(self.common, self._answer_at(0))]
+        return [_key(chat[begin:]) for chat, begin in zip(self.chats, begins, strict=False)]
+
     @property
     def is_pair(self) -> bool:
         return len(self.chats) == 2 or len(self.texts) == 3
@@ -72,6 +87,18 @@ class Sample:
     def _answer_at(self, number: int) -> int:
         turns = self.turns(number, "last")
         return turns[0] if turns else len(self.chats[number]) - 1
+
+
+def _key(messages: Sequence[Message]) -> str:
+    """All that is said, with calls of tools and what else a template may write."""
+    lines = []
+    for message in messages:
+        more = {key: value for key, value in message.items() if key not in ("role", "content")}
+        told = f" {json.dumps(more, sort_keys=True)}" if more else ""
+        lines.append(f"{message['role']}: {message['content']}{told}")
+    if len(messages) == 1 and set(messages[0]) == {"role", "content"}:
+        return str(messages[0]["content"])
+    return "\n".join(lines)
 
 
 def common_beginning(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
