@@ -62,7 +62,7 @@ def _front_matter(stage: Path, known: list[Path], shape: ModelShape, receipt: di
     lines += ["language:", *(f"- {language}" for language in languages)] if languages else []
     lines += [] if languages else ["# language: not stated in the recipe"]
     lines += [f"base_model: {json.dumps(receipt['base'])}"] if receipt.get("base") else []
-    lines += co2_front_matter(account(stage.parent), _went_into(stage, known))
+    lines += _carbon(stage, known)
     library = "transformers" if shape.adapter is None else "peft"
     tag = "text-classification" if shape.labels else "text-generation"
     return "\n".join([*lines, f"library_name: {library}", f"pipeline_tag: {tag}", "---"])
@@ -74,6 +74,13 @@ def _went_into(stage: Path, known: list[Path]) -> list[str]:
     run = stage.parent.resolve().name  # not its whole path: a run may have been moved
     before = [entry.name for entry in known if Path(origin).parts[-2:] == (run, entry.name)]
     return [*before, stage.name]
+
+
+def _carbon(stage: Path, known: list[Path]) -> list[str]:
+    """Nothing where no metrics lie beside the checkpoint, as where it was saved again elsewhere."""
+    if not (stage / "metrics.jsonl").is_file():
+        return []
+    return co2_front_matter(account(stage.parent), _went_into(stage, known))
 
 
 def _languages(run: Path) -> list[str]:

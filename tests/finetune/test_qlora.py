@@ -103,7 +103,7 @@ def test_the_model_is_never_there_in_float(base: str, large: tuple[Path, ModelSh
     assert packed < (0.2 if base == "nf4" else 0.32) * whole and whole > 100 * MEGABYTE
     # Beside it one tensor (3 MB) while it is read, and what a step needs; not the 105 MB of a second model.
     assert told["loaded_bytes"] < packed + 9 * MEGABYTE
-    assert told["stepped_bytes"] < packed + 33 * MEGABYTE
+    assert told["stepped_bytes"] < packed + 50 * MEGABYTE
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
