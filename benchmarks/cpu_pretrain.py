@@ -9,19 +9,17 @@ Cost: about a minute a training, nine trainings a round; the first run also inst
 """
 
 import argparse
-import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 
-from children import ChildFailure, plain_environment, run_child
-from contestants import CONTESTANTS, Contestant, Course, Sample, train
+from children import plain_environment, run_child
+from contestants import CONTESTANTS, Contestant, Course, train
 from environments import HERE, EnvironmentFailure, python_of
 from outcome import Results, document, table
+from rounds import add_options, in_rounds, tell, write_answer
 from workload import TINY, Workload, write_inputs
 
 _CEILING_SIZE = 4096
@@ -39,31 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.failures["interrupted"] = "by the user: the table has what was measured until then"
     print(table(results))
     if args.json:
-        answer = {"command": shlex.join(["python", *sys.argv]), "date": _now(), **document(results)}
-        args.json.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        write_answer(args.json, document(results))
     return 1 if results.failures else 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ", ".join(contestant.name for contestant in CONTESTANTS)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument(
-        "--steps", type=_positive, default=Workload().timed_steps, help="timed steps of a training"
-    )
-    parser.add_argument("--rounds", type=_positive, default=2, help="trainings of each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    add_options(parser, Workload().timed_steps)
     parser.add_argument("--only", metavar="NAME,…", help=f"only these (or all of a prefix): {names}")
-    parser.add_argument(
-        "--tiny", action="store_true", help="a tiny model: tries the path, its timings say nothing"
-    )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
 
 
 def _chosen(only: str | None) -> list[Contestant]:
@@ -89,23 +72,12 @@ def _measure(
 ) -> None:
     _make_environments(chosen, results)
     course = Course(workload, folder, write_inputs(workload, folder))
-    number = 0
-    for turn in range(results.rounds):
+
+    def ceiling() -> None:
         results.ceilings_tflops.append(_ceiling(folder, ceiling_size))
-        for contestant in chosen if turn % 2 == 0 else reversed(chosen):
-            if contestant.name in results.failures:
-                continue  # it failed before, and would again
-            number += 1
-            _tell(f"round {turn + 1} of {results.rounds}: {contestant.name}")
-            try:
-                sample = train(contestant, course, number)
-            except ChildFailure as failure:
-                results.failures[contestant.name] = str(failure)
-                _tell(f"  {failure}")
-                continue
-            results.samples.setdefault(contestant.name, []).append(sample)
-            _tell(_line(sample))
-    results.ceilings_tflops.append(_ceiling(folder, ceiling_size))
+
+    in_rounds(chosen, results, lambda contestant, number: train(contestant, course, number), ceiling)
+    ceiling()
 
 
 def _make_environments(chosen: list[Contestant], results: Results) -> None:
@@ -114,7 +86,7 @@ def _make_environments(chosen: list[Contestant], results: Results) -> None:
         try:
             python_of(peer)
         except EnvironmentFailure as failure:
-            _tell(str(failure))
+            tell(str(failure))
             results.failures |= {c.name: str(failure) for c in chosen if c.peer == peer}
 
 
@@ -122,20 +94,6 @@ def _ceiling(folder: Path, size: int) -> float:
     log = folder / "ceiling.log"
     run_child([sys.executable, str(HERE / "ceiling.py"), str(size)], folder, plain_environment(), log)
     return float(log.read_text(encoding="utf-8").split()[-1])
-
-
-def _line(sample: Sample) -> str:
-    first, last = sample.losses[0], sample.losses[-1]
-    memory = sample.peak_rss_bytes / 2**30
-    return f"  {sample.tokens_per_s:,.0f} tokens/s, {memory:.2f} GiB, loss {first:.3f} to {last:.3f}"
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,10 @@ Cost: about a minute a training, twelve trainings a round; the first run also in
 """
 
 import argparse
-import json
-import shlex
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 
 from children import ChildFailure
@@ -25,6 +22,7 @@ from finetune_outcome import Results, document, table
 from finetune_preference import PREFERENCE, compare
 from finetune_sides import SIDES, Sample, Side, train
 from finetune_work import PEER, TINY, Workload, write_inputs
+from rounds import add_options, in_rounds, positive, write_answer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             python_of(PEER)  # before anything is timed
             write_inputs(workload, Path(folder))
-            _measure(_chosen(args.only), workload, Path(folder), results)
+            in_rounds(_chosen(args.only), results, partial(_trained, workload, Path(folder)), lambda: None)
             if args.only is None or PREFERENCE in args.only:
                 results.preference = compare(Path(folder))
         except (EnvironmentFailure, ChildFailure) as failure:
@@ -45,33 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             results.failures["interrupted"] = "by the user: the table has what was measured until then"
     print(table(results))
     if args.json:
-        command = shlex.join(["python", *sys.argv])
-        answer = {"command": command, "date": _now(), **document(results)}
-        args.json.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        write_answer(args.json, document(results))
     return 1 if results.failures else 0
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     names = ", ".join(f'"{side.name}"' for side in SIDES)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--steps", type=_positive, default=Workload().timed_steps, help="timed ones")
-    parser.add_argument("--context", type=_positive, default=Workload().context, help="tokens in a row")
-    parser.add_argument("--rounds", type=_positive, default=2, help="trainings of each")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures there")
+    add_options(parser, Workload().timed_steps)
+    parser.add_argument("--context", type=positive, default=Workload().context, help="tokens in a row")
     parser.add_argument(
         "--only", metavar="NAME,…", help=f"only those whose names begin so: {names}, {PREFERENCE}"
     )
-    parser.add_argument(
-        "--tiny", action="store_true", help="a tiny model: tries the path, its timings say nothing"
-    )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not positive")
-    return number
 
 
 def _chosen(only: str | None) -> list[Side]:
@@ -86,36 +70,8 @@ def _chosen(only: str | None) -> list[Side]:
     return [side for side in SIDES if any(side.name.startswith(name) for name in wanted)]
 
 
-def _measure(chosen: list[Side], workload: Workload, folder: Path, results: Results) -> None:
-    number = 0
-    for turn in range(results.rounds):
-        for side in chosen if turn % 2 == 0 else reversed(chosen):
-            if side.name in results.failures:
-                continue  # it failed before, and would again
-            number += 1
-            _tell(f"round {turn + 1} of {results.rounds}: {side.name}")
-            try:
-                sample = train(side, workload, folder, number)
-            except ChildFailure as failure:
-                results.failures[side.name] = str(failure)
-                _tell(f"  {failure}")
-                continue
-            results.samples.setdefault(side.name, []).append(sample)
-            _tell(_line(sample))
-
-
-def _line(sample: Sample) -> str:
-    memory = sample.peak_rss_bytes / 2**30
-    first, last = sample.losses[0], sample.losses[-1]
-    return f"  {sample.tokens_per_s:,.0f} tokens/s, {memory:.2f} GiB, loss {first:.3f} to {last:.3f}"
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _trained(workload: Workload, folder: Path, side: Side, number: int) -> Sample:
+    return train(side, workload, folder, number)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from peft import LoraConfig, get_peft_model
 from task import StepClock
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from trainer import Timing, losses, settings
+from transformers import Trainer, TrainingArguments
 
 
 def main() -> None:
@@ -60,31 +61,14 @@ def _by_loop(task: FinetuneTask, model: Any, clock: StepClock) -> None:
 
 def _by_trainer(task: FinetuneTask, model: Any, clock: StepClock) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            use_cpu=True,
-            bf16=True,
-            torch_compile=task.compiled,
-            max_steps=task.steps,
-            per_device_train_batch_size=task.rows,
-            learning_rate=task.lr,
-            lr_scheduler_type="constant",
-            weight_decay=task.weight_decay,
-            adam_beta1=task.betas[0],
-            adam_beta2=task.betas[1],
-            max_grad_norm=task.grad_clip,
-            optim="adamw_torch_fused",
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=0,
-        )
         trainer = Trainer(
-            model=model, args=arguments, train_dataset=_FullRows(task), callbacks=[_Timing(clock)]
+            model=model,
+            args=TrainingArguments(**settings(task, folder)),
+            train_dataset=_FullRows(task),
+            callbacks=[Timing(clock)],
         )
         trainer.train()
-    clock.losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    clock.losses = losses(trainer)
 
 
 class _FullRows(Dataset[dict[str, Tensor]]):
@@ -109,14 +93,6 @@ def _batches(task: FinetuneTask) -> Iterator[dict[str, Tensor]]:
     for step in range(task.steps):
         each = [rows[step * task.rows + number] for number in range(task.rows)]
         yield {name: torch.stack([row[name] for row in each]) for name in each[0]}
-
-
-class _Timing(TrainerCallback):
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._clock.step_ended()
 
 
 if __name__ == "__main__":

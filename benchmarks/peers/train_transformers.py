@@ -5,13 +5,13 @@ Nothing is saved, validated or reported; losses are noted every step, as Besseme
 """
 
 import tempfile
-from typing import Any
 
 import torch
 from task import StepClock, Task, read_task, write_result
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from trainer import Timing, losses, settings
+from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
 
 def main() -> None:
@@ -21,12 +21,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
-            args=arguments(task, folder),
+            args=TrainingArguments(**settings(task, folder)),
             train_dataset=TokenRows(task),
-            callbacks=[_Timing(clock)],
+            callbacks=[Timing(clock)],
         )
         trainer.train()
-    clock.losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    clock.losses = losses(trainer)
     write_result(task, clock, model, "transformers")
 
 
@@ -47,29 +47,6 @@ def build(task: Task) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def arguments(task: Task, folder: str) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=folder,
-        use_cpu=True,
-        bf16=True,
-        torch_compile=task.compiled,
-        max_steps=task.steps,
-        per_device_train_batch_size=task.rows,
-        learning_rate=task.lr,
-        lr_scheduler_type="constant",
-        weight_decay=task.weight_decay,
-        adam_beta1=task.betas[0],
-        adam_beta2=task.betas[1],
-        max_grad_norm=task.grad_clip,
-        optim="adamw_torch_fused",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
-    )
-
-
 class TokenRows(Dataset[dict[str, Tensor]]):
     """A row of tokens. The model shifts the labels itself."""
 
@@ -82,14 +59,6 @@ class TokenRows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         tokens_T = torch.from_numpy(self._windows[index, : self._context].astype("int64"))
         return {"input_ids": tokens_T, "labels": tokens_T}
-
-
-class _Timing(TrainerCallback):
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._clock.step_ended()
 
 
 if __name__ == "__main__":

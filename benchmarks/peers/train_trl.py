@@ -17,7 +17,8 @@ from datasets import load_dataset
 from finetune_task import FinetuneTask, load_model, read_task, write_result
 from task import StepClock
 from torch import Tensor
-from transformers import AutoTokenizer, TrainerCallback
+from trainer import Timing, losses, settings
+from transformers import AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 
@@ -33,16 +34,16 @@ def main() -> None:
             args=arguments(task, folder),
             train_dataset=data,
             processing_class=tokenizer,
-            callbacks=[_Timing(clock)],
+            callbacks=[Timing(clock)],
         )
         trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    noted = losses(trainer)
     model = load_model(task, torch.float32)
     write_result(
         task,
         ends_s=clock.ends_s,
-        losses=losses,
-        tokens=trainer.tokens_of_steps(len(losses)),
+        losses=noted,
+        tokens=trainer.tokens_of_steps(len(noted)),
         leaks=leaks(model, trainer),
     )
 
@@ -50,33 +51,18 @@ def main() -> None:
 def arguments(task: FinetuneTask, folder: str) -> SFTConfig:
     by_row = task.kind == "bfd-rows"
     strategy = "wrapped" if task.kind == "wrapped" else "bfd"
+    given = settings(task, folder)
+    if by_row:
+        given |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": task.rows}
     return SFTConfig(
-        output_dir=folder,
-        use_cpu=True,
-        bf16=True,
-        torch_compile=task.compiled,
-        max_steps=task.steps,
-        per_device_train_batch_size=1 if by_row else task.rows,
-        gradient_accumulation_steps=task.rows if by_row else 1,
+        **given,
         max_length=task.context,
         packing=task.kind != "padded",
         packing_strategy=strategy,
         pad_to_multiple_of=task.context if task.compiled else None,
         assistant_only_loss=True,
         gradient_checkpointing=False,
-        learning_rate=task.lr,
-        lr_scheduler_type="constant",
         warmup_steps=0,
-        weight_decay=task.weight_decay,
-        adam_beta1=task.betas[0],
-        adam_beta2=task.betas[1],
-        max_grad_norm=task.grad_clip,
-        optim="adamw_torch_fused",
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-        seed=0,
     )
 
 
@@ -104,14 +90,6 @@ def _num_chats(inputs: dict[str, Tensor]) -> int:
     if "position_ids" in inputs:
         return int((inputs["position_ids"] == 0).sum())
     return int("input_ids" in inputs)
-
-
-class _Timing(TrainerCallback):
-    def __init__(self, clock: StepClock) -> None:
-        self._clock = clock
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self._clock.step_ended()
 
 
 def leaks(model: Any, trainer: _Counting) -> bool:

@@ -26,8 +26,8 @@ from bessemer.checkpoint.weights import load_weights
 from bessemer.errors import CheckpointError, DataError
 from bessemer.formulas.adapters import MAGNITUDE, is_adapted
 from bessemer.formulas.huggingface_keys import config_path
-from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.formulas.tensors import CLASS_HEAD, tensor_table
+from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
+from bessemer.formulas.tensors import tensor_table
 from bessemer.model.frozen import FrozenPart, row_norms
 from bessemer.model.packed import places
 from bessemer.model.pieces import Pieces

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from bessemer.formulas.tensors import WORD_HEAD
+from bessemer.formulas.shape import WORD_HEAD
 
 EMBEDDING = "model.embed_tokens.weight"
 GROWN = (EMBEDDING, WORD_HEAD)

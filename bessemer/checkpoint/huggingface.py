@@ -19,9 +19,8 @@ from bessemer.checkpoint.grown import EMBEDDING, GROWN, grown
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.huggingface_keys import config_path, read_json
-from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.shape import CLASS_HEAD, HEADS, WORD_HEAD, ModelShape
 from bessemer.formulas.stored import stored_table
-from bessemer.formulas.tensors import CLASS_HEAD, HEADS, WORD_HEAD
 from bessemer.model.packed import places
 from bessemer.model.pieces import Pieces, whole_pieces
 

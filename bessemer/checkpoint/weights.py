@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bessemer.checkpoint.grown import GROWN, grown
 from bessemer.checkpoint.tensors import CheckpointTensors, incomplete
-from bessemer.formulas.tensors import HEADS
+from bessemer.formulas.shape import HEADS
 from bessemer.model.packed import places
 from bessemer.model.pieces import Piece, Pieces, whole_pieces
 

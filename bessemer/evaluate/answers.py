@@ -15,9 +15,10 @@ from bessemer.data.prepared import Example
 from bessemer.data.rows import Rows
 from bessemer.data.task.encoding import SampleEncoder
 from bessemer.data.task.samples import Message
-from bessemer.data.task.templates import Template, read_config
+from bessemer.data.task.templates import Template
 from bessemer.data.task.unusable import Unusable
 from bessemer.data.tokens.tokenizer import load as load_tokenizer
+from bessemer.data.tokens.tokenizer import read_config
 from bessemer.errors import DataError, RecipeError
 from bessemer.evaluate.text import exact_match, rouge_l
 from bessemer.log import Console

@@ -21,7 +21,7 @@ from bessemer.checkpoint.base import Base, check_base
 from bessemer.checkpoint.folder import chosen
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.peft import CONFIG, WEIGHTS, partly_joined, peft_config, peft_tensors
-from bessemer.checkpoint.peft_start import load_peft
+from bessemer.checkpoint.peft_start import BASE, load_peft
 from bessemer.checkpoint.tensors import CheckpointTensors
 from bessemer.durable import guard_write, write_json, write_text
 from bessemer.errors import RecipeError
@@ -37,7 +37,6 @@ from bessemer.model.decoder import Decoder
 from bessemer.model.pieces import whole_pieces
 from bessemer.rundir import read_object
 
-BASE = "base.json"
 _OURS = (CONFIG, WEIGHTS, BASE, "README.md", "tokenizer.json", "tokenizer_config.json")
 _RECEIPT = "parity.json"
 _SCHEMA = "bessemer.adapter-receipt/1"

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bessemer.data.task.templates import read_config
+from bessemer.data.tokens.tokenizer import read_config
 from bessemer.durable import write_bytes, write_json
 from bessemer.errors import DataError
 from bessemer.formulas.shape import ModelShape

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bessemer.formulas.parameters import num_dense_layers
-from bessemer.formulas.shape import Adapter, ModelShape
+from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
 
 if TYPE_CHECKING:  # which lists adapters too
     from bessemer.formulas.tensors import TensorSpec
@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # which lists adapters too
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 MAGNITUDE = "lora_magnitude_vector.weight"
-_CLASS_HEAD = "score.weight"  # new with the task, so it learns, as PEFT's `modules_to_save`
 
 
 def with_adapters(table: "Iterable[TensorSpec]", adapter: Adapter) -> "Iterator[TensorSpec]":
     """The table with each adapter behind its matrix, and everything else frozen."""
     for spec in table:
-        yield replace(spec, trained=spec.trained and spec.name == _CLASS_HEAD)
+        # A head of classes is new with the task, so it learns, as PEFT's `modules_to_save`.
+        yield replace(spec, trained=spec.trained and spec.name == CLASS_HEAD)
         if is_adapted(spec.name, adapter):
             yield from _specs(spec, adapter)
 

@@ -31,7 +31,6 @@ class Rollouts:
     answers_per_step: int
     temperature: float = 1.0
     reward: str = ""  # grpo: exact, number, module:function
-    top_k: int = 0  # distill: words of the teacher
 
     @property
     def answers(self) -> int:

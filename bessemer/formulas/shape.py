@@ -4,6 +4,8 @@ import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+WORD_HEAD, CLASS_HEAD = HEADS = ("lm_head.weight", "score.weight")  # stored tensors; a model has at most one
+
 
 @dataclass(frozen=True)
 class Adapter:

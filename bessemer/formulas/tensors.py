@@ -18,9 +18,7 @@ from dataclasses import dataclass
 
 from bessemer.formulas.adapters import with_adapters
 from bessemer.formulas.families import traits_of
-from bessemer.formulas.shape import ModelShape
-
-WORD_HEAD, CLASS_HEAD = HEADS = ("lm_head.weight", "score.weight")
+from bessemer.formulas.shape import CLASS_HEAD, WORD_HEAD, ModelShape
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bessemer.formulas.adapters import is_adapted
-from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.formulas.tensors import CLASS_HEAD, tensor_table
+from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
+from bessemer.formulas.tensors import tensor_table
 from bessemer.model.frozen import row_norms
 from bessemer.model.layers import Factor, Linear
 from bessemer.model.pieces import Pieces, local

@@ -74,12 +74,12 @@ class _Rejoined(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
         ctx.weights = weights  # themselves: what recomputation saves are copies, whose grad nobody reads
-        return functional.linear(x, _joined(weights, x.dtype))
+        return functional.linear(x, joined(weights, x.dtype))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        grad_x = grad @ _joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = grad @ joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
         deferral = current_deferral()
         if deferral is None:
             return grad_x, *_gradients(x, grad, weights)
@@ -87,7 +87,8 @@ class _Rejoined(torch.autograd.Function):
         return grad_x, *(None for _ in weights)
 
 
-def _joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """One above the other, cast: nothing is copied where one is of that type already."""
     cast = [weight.to(dtype) for weight in weights]
     return cast[0] if len(cast) == 1 else torch.cat(cast)
 

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from bessemer.model.loss import IGNORED
-
-_LEAST_REST = 1e-7  # of the probability; fp32 knows no smaller one beside 1
+from bessemer.model.token_log_probs import log_rest
 
 
 def teacher_divergence(student_NK: Tensor, teacher_NK: Tensor, *, has_rest: bool) -> Tensor:
@@ -23,15 +22,10 @@ def teacher_divergence(student_NK: Tensor, teacher_NK: Tensor, *, has_rest: bool
     loss_N = (share_NK * (teacher_NK - student_NK)).sum(-1)
     if not has_rest:
         return loss_N
-    teacher_N, student_N = _log_rest(teacher_NK), _log_rest(student_NK)
+    teacher_N, student_N = (log_rest(log_probs_NK.logsumexp(-1)) for log_probs_NK in (teacher_NK, student_NK))
     return loss_N + teacher_N.exp() * (teacher_N - student_N)
 
 
 def taught_words(ids_NK: Tensor, targets_N: Tensor) -> Tensor:
     """The teacher's words where there is a target, and IGNORED elsewhere."""
     return torch.where(targets_N.unsqueeze(-1) == IGNORED, IGNORED, ids_NK)
-
-
-def _log_rest(log_probs_NK: Tensor) -> Tensor:
-    """Log of what is left of 1. What is rounded away has no gradient, and would have had none to speak of."""
-    return torch.log(-torch.expm1(log_probs_NK.logsumexp(-1).clamp_max(-_LEAST_REST)))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bessemer.model.deferred import add_gradients, current_deferral
+from bessemer.model.deferred import add_gradients, current_deferral, joined
 from bessemer.model.quantized import Packing, dequantise
 
 
@@ -93,7 +93,7 @@ class _Frozen(torch.autograd.Function):
         ctx.downs, ctx.ups = downs, ups  # themselves, as in model/deferred.py
         x_NI, inner_NR, inner = x.reshape(-1, x.shape[-1]), None, iter(())
         if downs:
-            inner_NR = functional.linear(x_NI, _joined(downs, x.dtype))
+            inner_NR = functional.linear(x_NI, joined(downs, x.dtype))
             inner = iter(inner_NR.split([down.shape[0] for down in downs], 1))
         ctx.save_for_backward(x if downs else None, inner_NR, *tensors)
         outs, up = [], iter(ups)
@@ -130,7 +130,7 @@ class _Frozen(torch.autograd.Function):
                 del matrix_OI
             assert grad_NI is not None
             if back_NR is not None:
-                grad_NI.addmm_(back_NR, _joined(downs, dtype))
+                grad_NI.addmm_(back_NR, joined(downs, dtype))
             grad_x = grad_NI.view(*grads[0].shape[:-1], -1)
         nothing = (grad_x, None, None, None, *(None for _ in weights))
         if back_NR is None:
@@ -153,11 +153,6 @@ def _sorted(
     """(weights, A's, B's)."""
     first, second = len(adapted), len(adapted) + sum(adapted)
     return tensors[:first], tensors[first:second], tensors[second:]
-
-
-def _joined(downs: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    cast = [down.to(dtype) for down in downs]
-    return cast[0] if len(cast) == 1 else torch.cat(cast)
 
 
 def _gradients(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bessemer.model.deferred import is_deferring, rejoined_linear
-from bessemer.model.frozen import FrozenPart, frozen_linear, matrix_of
+from bessemer.model.frozen import FrozenPart, frozen_linear
 from bessemer.model.quantized import Packing
 
 
@@ -37,10 +37,6 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return fused_linear(x, self)[0]
-
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        """The weight in `dtype`, without what an adapter adds."""
-        return matrix_of(self.weight, self.packing, dtype)
 
     def frozen_part(self) -> FrozenPart:
         factors = (self.lora_A, self.lora_B, self.lora_magnitude_vector)

@@ -15,14 +15,11 @@ prompt to it, and takes the mean of all tokens of a micro-batch, so that the los
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from bessemer.formulas.objective import Objective
-
-# log(1 - exp(x)) has no gradient at 0: a model that is this sure of every token has nothing to learn.
-_SURE = -1e-6
+from bessemer.model.token_log_probs import log_rest
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ def pair_losses(objective: Objective, chosen: Answers, rejected: Answers) -> Ten
         return (pair_margins(objective, chosen, rejected) - 0.5 / objective.beta).square()
     margins = pair_margins(objective, chosen, rejected)
     if objective.kind == "orpo":
-        odds = margins - (_log_rest(chosen.mean) - _log_rest(rejected.mean))
+        odds = margins - (log_rest(chosen.mean) - log_rest(rejected.mean))
         return -chosen.mean - objective.beta * logsigmoid(odds)
     if objective.kind == "simpo":
         return -logsigmoid(margins - objective.margin)
@@ -69,9 +66,3 @@ def pair_margins(objective: Objective, chosen: Answers, rejected: Answers) -> Te
         return chosen.score - rejected.score
     assert kind in ("orpo", "simpo"), kind
     return (objective.beta if kind == "simpo" else 1.0) * (chosen.mean - rejected.mean)
-
-
-def _log_rest(log_prob: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, exact at both ends."""
-    x = log_prob.clamp(max=_SURE)
-    return torch.where(x > -0.693, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))

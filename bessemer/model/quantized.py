@@ -74,11 +74,6 @@ class Packing:
         return slice(first, min(self.whole, -(-self.end // NF4_BLOCK) * NF4_BLOCK))
 
 
-def whole_rows(kind: str, columns: int) -> Packing:
-    """Of a process that has all columns."""
-    return Packing(kind, columns, 0, columns)
-
-
 def quantise(rows_OI: Tensor, packing: Packing) -> Tensor:
     """Packed [O, B] uint8 of whole rows, cut to the rank's columns."""
     assert rows_OI.shape[1] == packing.whole, (rows_OI.shape, packing)

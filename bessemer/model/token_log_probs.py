@@ -20,6 +20,8 @@ from torch import Tensor
 
 from bessemer.model.loss import IGNORED, chunks
 
+_LEAST_REST = 1e-7  # of a probability; fp32 knows no smaller one beside 1
+
 
 def _same(values: Tensor) -> Tensor:
     return values
@@ -99,3 +101,12 @@ def _own(targets_CK: Tensor, num_rows: int, part: VocabularyPart) -> tuple[Tenso
     own_CK = targets_CK - part.first
     is_own_CK = (own_CK >= 0) & (own_CK < num_rows)
     return own_CK.clamp(0, num_rows - 1), is_own_CK
+
+
+def log_rest(log_prob: Tensor) -> Tensor:
+    """log(1 - exp(x)) of log-probabilities x, exact at both ends.
+
+    Of what is as good as certain a rest stays that has a logarithm, and no gradient.
+    """
+    x = log_prob.clamp(max=-_LEAST_REST)
+    return torch.where(x > -0.693, (-torch.expm1(x)).log(), torch.log1p(-x.exp()))

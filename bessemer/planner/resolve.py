@@ -172,7 +172,14 @@ def _plan(recipe: Recipe, draft: _Draft) -> Plan:
     rules = Rules(draft.rules.section)
     rules.derived.extend(draft.rules.derived)
     stage = stage_plan(draft.section, shape, draft.decided, facts, rules)
-    predicted = predict(recipe, shape, stage, facts)
+    plan = plan_of(recipe, shape, stage, facts, [*draft.derived, *rules.derived])
+    return plan if draft.loss is None else replace(plan, predicted={**plan.predicted, "loss": draft.loss})
+
+
+def plan_of(
+    recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts, derived: list[Derived]
+) -> Plan:
+    """The plan of a stage that is decided."""
     return Plan(
         name=recipe.name,
         seed=recipe.seed,
@@ -182,8 +189,8 @@ def _plan(recipe: Recipe, draft: _Draft) -> Plan:
         pretrain=stage,
         device=facts.device,
         layout=layout_document(stage),
-        predicted=predicted if draft.loss is None else {**predicted, "loss": draft.loss},
-        derived=[*draft.derived, *rules.derived],
+        predicted=predict(recipe, shape, stage, facts),
+        derived=derived,
     )
 
 

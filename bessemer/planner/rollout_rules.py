@@ -83,7 +83,6 @@ def rollouts_of(
         answers_per_step=rows * in_row,
         temperature=section.temperature,
         reward=section.reward_function if section.method == "grpo" else "",
-        top_k=section.top_k if section.method == "distill" else 0,
     )
     steps = f"{rollouts.rounds} rounds of {rollouts.answers:,} answers, {rollouts.answers_per_step} a step"
     rules.settle("steps", "auto", rollouts.rounds * rollouts.steps, steps)

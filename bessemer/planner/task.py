@@ -9,13 +9,12 @@ the answers are the model's own: it decides how many answers a row holds.
 from dataclasses import replace
 from typing import Any
 
-from bessemer.formulas.parameters import active_params, total_params
 from bessemer.planner.adapter_rules import adapter_of
 from bessemer.planner.facts import Facts
 from bessemer.planner.objective_rules import objective_of, with_head
 from bessemer.planner.plan import Derived, Plan
-from bessemer.planner.predict import devices_of, predict
-from bessemer.planner.resolve import finetune_context, layout_document, resolve_finetune
+from bessemer.planner.predict import devices_of
+from bessemer.planner.resolve import finetune_context, plan_of, resolve_finetune
 from bessemer.planner.rollout_rules import is_sampled
 from bessemer.planner.shape import resolve_shape
 from bessemer.recipe.schema import Finetune, Recipe
@@ -45,19 +44,8 @@ def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
     stage, rules = resolve_finetune(recipe, shape, _ROWS, facts, objective=objective, prompts=prompts)
     rows = "finetune.prompts" if prompts else "finetune.rows"
     rule = "assumed: they are counted when the data is prepared; steps and hours follow from them"
-    facts = devices_of(stage.layout, facts)
-    return Plan(
-        name=recipe.name,
-        seed=recipe.seed,
-        shape=shape,
-        params=total_params(shape),
-        params_active=active_params(shape),
-        pretrain=stage,
-        device=facts.device,
-        layout=layout_document(stage),
-        predicted=predict(recipe, shape, stage, facts),
-        derived=[*derived, Derived(rows, _ROWS, rule), *assumed, *rules],
-    )
+    derived = [*derived, Derived(rows, _ROWS, rule), *assumed, *rules]
+    return plan_of(recipe, shape, stage, devices_of(stage.layout, facts), derived)
 
 
 def _assumed_labels(section: Finetune) -> tuple[dict[str, Any], list[Derived]]:

@@ -16,7 +16,7 @@ from bessemer.checkpoint.load import COMPUTE
 from bessemer.checkpoint.peft_start import load_peft
 from bessemer.checkpoint.weights import load_weights
 from bessemer.errors import RecipeError
-from bessemer.formulas.tensors import CLASS_HEAD
+from bessemer.formulas.shape import CLASS_HEAD
 from bessemer.model.adapter import base_pieces, begin_magnitudes, trained_pieces
 from bessemer.model.init import fill
 from bessemer.model.pieces import Pieces, whole_pieces

@@ -1,6 +1,7 @@
 """Adapters beside a base in 4 or 8 bits: what is learnt, what memory it takes, how it goes on."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -97,13 +98,17 @@ def test_the_model_is_never_there_in_float(base: str, large: tuple[Path, ModelSh
     folder, shape = large
     script = Path(__file__).with_name("measuring_load.py")
     command = [sys.executable, str(script), str(folder), base]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    # What is freed goes back at once: the question is what is held, not what malloc keeps for later.
+    at_once = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=120, env={**os.environ, **at_once}
+    )
     told = json.loads(done.stdout)
     packed, whole = told["parameter_bytes"], 4 * count_params(shape)
     assert packed < (0.2 if base == "nf4" else 0.32) * whole and whole > 100 * MEGABYTE
     # Beside it one tensor (3 MB) while it is read, and what a step needs; not the 105 MB of a second model.
-    assert told["loaded_bytes"] < packed + 9 * MEGABYTE
-    assert told["stepped_bytes"] < packed + 50 * MEGABYTE
+    assert told["loaded_bytes"] < packed + 5 * MEGABYTE
+    assert told["stepped_bytes"] < packed + 20 * MEGABYTE
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

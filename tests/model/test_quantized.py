@@ -17,9 +17,10 @@ from bessemer.formulas.quantized import is_packed, row_bytes
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import tensor_table
 from bessemer.model.decoder import Decoder
+from bessemer.model.frozen import matrix_of
 from bessemer.model.layers import Linear
 from bessemer.model.pieces import packings
-from bessemer.model.quantized import NF4, Packing, dequantise, quantise, whole_rows
+from bessemer.model.quantized import NF4, Packing, dequantise, quantise
 from bessemer.parallel.engine import summed_loss
 
 KINDS = ("nf4", "int8")
@@ -36,6 +37,11 @@ RECORDED = {
         "0cea087daa77ca7f8135c165f2fb8b6178e1d7ec226b9fa53e6265c60211bcd4",
     ),
 }
+
+
+def whole_rows(kind: str, columns: int) -> Packing:
+    """Of a process that has all columns."""
+    return Packing(kind, columns, 0, columns)
 
 
 def weights(rows: int, columns: int, scale: float = 0.02) -> Tensor:
@@ -147,7 +153,7 @@ def test_a_packed_model_computes_what_the_same_values_in_float_do(base: str) -> 
                 module.lora_B.weight.normal_(generator=torch.Generator().manual_seed(3))
                 modules[name].lora_B.weight.copy_(module.lora_B.weight)
             if isinstance(module, Linear) and module.packing is not None:
-                modules[name].weight.copy_(module.matrix(torch.float32))
+                modules[name].weight.copy_(matrix_of(module.weight, module.packing, torch.float32))
     wanted, found = summed_loss(plain, part), summed_loss(packed, part)
     assert torch.equal(found, wanted)
     wanted.backward()

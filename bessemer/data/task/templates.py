@@ -1,13 +1,12 @@
 """Which chat template a task is written with: a shipped one, a file, or the tokenizer's own."""
 
-import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import xxhash
 
+from bessemer.data.tokens.tokenizer import read_config
 from bessemer.errors import DataError, RecipeError
 
 SHIPPED = ("chatml", "llama3", "qwen3", "plain")
@@ -71,15 +70,6 @@ def own_template(tokenizer: Path) -> str | None:
         named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
         given = named.get("default")
     return given if isinstance(given, str) and given else None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json; empty where there is none that can be read."""
-    try:
-        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
 
 
 def _small(template: Template) -> Template:

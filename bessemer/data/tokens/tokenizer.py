@@ -131,7 +131,7 @@ def load(path: Path) -> TextTokenizer:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise _no_tokenizer(file, str(error)) from error
-    return from_text(text, str(file), _declared(file.parent / "tokenizer_config.json"))
+    return from_text(text, str(file), _declared(file.parent))
 
 
 def from_text(text: str, name: str, declared: dict[str, str] | None = None) -> TextTokenizer:
@@ -168,15 +168,20 @@ def _engine(text: str, name: str) -> Engine:
     return engine
 
 
-def _declared(config: Path) -> dict[str, str]:
-    """Special tokens as a Hugging Face tokenizer_config.json names them."""
+def read_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json; empty where there is none that can be read."""
     try:
-        values = json.loads(config.read_text(encoding="utf-8"))
+        values = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    found = {}
+    return values if isinstance(values, dict) else {}
+
+
+def _declared(folder: Path) -> dict[str, str]:
+    """Special tokens as a Hugging Face tokenizer_config.json names them."""
+    values, found = read_config(folder), {}
     for key in ("bos_token", "eos_token", "pad_token"):
-        value = values.get(key) if isinstance(values, dict) else None
+        value = values.get(key)
         word = value.get("content") if isinstance(value, dict) else value
         if isinstance(word, str):
             found[key] = word
