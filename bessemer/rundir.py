@@ -4,7 +4,7 @@
       recipe.toml  plan.json  receipt.json
       pretrain/    metrics.jsonl  events.jsonl  logs/rank-00000.log  checkpoints/step-00001000/
       finetune/    … the same, complete in itself
-      evaluate/results.json   export/hf/…   report.html
+      evaluate/results.json   export/hf/…   report.html   energy.jsonl
 
 Rows of JSON with unit-bearing names are the truth; report and comparison only read them. A process
 lifetime is an *attempt*; steps that were rewound stay as rows of an earlier attempt, and the last

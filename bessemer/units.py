@@ -36,6 +36,32 @@ def format_bytes(value: float) -> str:
     return f"{int(value)} B"
 
 
+def format_joules(joules: float) -> str:
+    """As people read energy: 360_000 -> "100 Wh"."""
+    for unit, scale in (("GWh", 3.6e12), ("MWh", 3.6e9), ("kWh", J_PER_KWH), ("Wh", 3.6e3)):
+        if abs(joules) >= scale:
+            return f"{format_short(joules / scale)} {unit}"
+    return f"{format_short(joules)} J"
+
+
+def format_kilograms(kg: float) -> str:
+    """0.0021 -> "2.1 g"."""
+    for unit, scale in (("t", 1e3), ("kg", 1.0), ("g", 1e-3)):
+        if abs(kg) >= scale:
+            return f"{format_short(kg / scale)} {unit}"
+    return f"{format_short(kg * 1e6)} mg"
+
+
+def format_usd(usd: float) -> str:
+    """0.00043 -> "0.043 ¢"."""
+    return f"${format_short(usd)}" if usd == 0.0 or abs(usd) >= 0.01 else f"{format_short(100.0 * usd)} ¢"
+
+
+def format_short(value: float) -> str:
+    """Three digits, without powers of ten where people would write none."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def format_seconds(seconds: float) -> str:
     """95 -> "1m35s"; under ten seconds one decimal."""
     if seconds < 9.95:

@@ -72,7 +72,7 @@ def _plan(recipe: Recipe, layout: Layout, facts: Facts) -> Plan:
     stage = replace(plan.pretrain, schedule="constant", warmup=0, decay_steps=0)
     stage = stage if given else _several(stage)
     check_trainable(laid, plan.shape)
-    check_start(laid, plan.shape, stage, facts, hours=None)
+    check_start(laid, plan.shape, stage, facts)
     return replace(plan, pretrain=stage)
 
 

@@ -2,9 +2,10 @@
 
 A base is a checkpoint of another stage, or a Hugging Face folder. Its hash is taken once, when the stage
 begins, kept in stage.json and compared before each use: adapters on other weights than their own would give
-nonsense, silently. Of a checkpoint the manifest is hashed, which holds the hashes of its files; of a Hugging
-Face folder config and files with weights, read at the speed of the disk (xxh3 is faster) and in memory
-then, when they are loaded. A base may be a stage of adapters itself: then they are merged while it is read.
+nonsense, silently. So is a model that is asked about answers: GRPO's reference, a teacher.
+Of a checkpoint the manifest is hashed, which holds the hashes of its files; of a Hugging Face folder config
+and files with weights, read at the speed of the disk (xxh3 is faster) and in memory then, when they are
+loaded. A base may be a stage of adapters itself: then they are merged while it is read.
 Memory of a merge: one tensor.
 """
 
@@ -45,10 +46,11 @@ class Base:
     folder: Path  # of a stage, or of the Hugging Face model
     checkpoint: Path | None = None
     hash: str | None = None  # None: it has not begun yet
+    use: str = "has adapters for"  # what the stage does with it, as errors say it: "asks"
 
     @staticmethod
-    def of(stage: Path, origin: Mapping[str, Any] | None) -> "Base":
-        assert origin is not None, f"{stage} has adapters on random weights"
+    def of(stage: Path, origin: Mapping[str, Any] | None, use: str = "has adapters for") -> "Base":
+        assert origin is not None, f"{stage} {use} random weights"
         checkpoint = origin.get("checkpoint")
         return Base(
             stage,
@@ -56,6 +58,7 @@ class Base:
             Path(origin["folder"]),
             None if checkpoint is None else Path(checkpoint),
             origin.get("hash"),
+            use,
         )
 
     @property
@@ -86,9 +89,9 @@ def base_hash(base: Base) -> str:
             verify(base.checkpoint)
     except (OSError, DataError) as error:
         raise CheckpointError(
-            f"the model that {base.stage} has adapters for cannot be read",
+            f"the model that {base.stage} {base.use} cannot be read",
             found=f"{base.path}: {getattr(error, 'strerror', None) or error}",
-            wanted="the weights that this stage began with: its checkpoints hold the adapters only",
+            wanted="the weights that this stage began with: its own checkpoints do not hold them",
             fix="put them back where they were",
         ) from error
     return digest.hexdigest()
@@ -99,7 +102,7 @@ def check_base(base: Base) -> None:
     found = base_hash(base)
     if base.hash is not None and found != base.hash:
         raise CheckpointError(
-            f"{base.stage} has adapters for another model",
+            f"{base.stage} {base.use} another model",
             found=f"{base.path} with hash {found}",
             wanted=f"{base.hash}, which this stage began with",
             fix="put the weights back as they were, or begin a new run with --run DIR",

@@ -15,7 +15,6 @@ from typing import Any
 import xxhash
 
 from bessemer.errors import CheckpointError, RecipeError
-from bessemer.rundir import read_object
 
 MANIFEST = "manifest.json"
 _BLOCK_BYTES = 1 << 22
@@ -51,17 +50,6 @@ def listed(stage: Path) -> list[Path]:
         if (step := step_of(folder)) is not None and (folder / MANIFEST).is_file()
     ]
     return [folder for _, folder in sorted(found, reverse=True)]
-
-
-def bases_of(run: Path) -> set[Path]:
-    """Checkpoints that stages of adapters in this run stand on."""
-    found = set()
-    for path in run.glob("*/stage.json"):
-        info = read_object(path) or {}
-        checkpoint = (info.get("origin") or {}).get("checkpoint")
-        if checkpoint is not None and (info.get("shape") or {}).get("adapter") is not None:
-            found.add(Path(checkpoint).resolve())
-    return found
 
 
 def verify(folder: Path) -> Manifest:

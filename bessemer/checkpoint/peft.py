@@ -4,10 +4,12 @@ Our names are PEFT's but for its prefix and the `.weight` behind a magnitude. Wh
 matrices that are apart here (Phi-3's query, key and value), so are their adapters: A one below the other, B
 block by block, rank and alpha times the number of them; the product is the same, number for number.
 A head of classes travels along, as one of PEFT's `modules_to_save`.
-Source: peft 0.21, `peft/tuners/lora/config.py` and `peft/utils/save_and_load.py`.
+Source: peft 0.21, `peft/tuners/lora/config.py`, `peft/utils/save_and_load.py`, and `get_pattern_key` of
+`peft/utils/other.py`.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -50,6 +52,25 @@ def peft_config(shape: ModelShape, base: str | None) -> dict[str, Any]:
         "task_type": "SEQ_CLS" if shape.labels else "CAUSAL_LM",
         "use_dora": adapter.dora,
         "use_rslora": adapter.rslora,
+    }
+
+
+def peft_scales(config: Mapping[str, Any], shape: ModelShape) -> dict[str, tuple[float, float]]:
+    """(rank, alpha) that PEFT gives each adapted matrix of the family's files.
+
+    By its rule for patterns: the first key that, as a regular expression, is the module's name or its end
+    behind a dot. re.error: one is none.
+    """
+    default = {"r": 8, "lora_alpha": 8}
+
+    def said(key: str, pattern: str, module: str) -> float:
+        own = config.get(pattern) or {}
+        found = next((name for name in own if re.match(rf"(.*\.)?({name})$", module)), None)
+        return float(config.get(key, default[key]) if found is None else own[found])
+
+    modules = [each.name.removesuffix(".weight") for each in _adapted(shape)]
+    return {
+        name: (said("r", "rank_pattern", name), said("lora_alpha", "alpha_pattern", name)) for name in modules
     }
 
 

@@ -6,6 +6,7 @@ recipe: adapters of another size would have to be cut or filled up, which is ano
 anything is written.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bessemer.checkpoint.base import Base, base_hash
-from bessemer.checkpoint.peft import CONFIG, WEIGHTS, own_tensors, peft_config, peft_shapes
+from bessemer.checkpoint.peft import CONFIG, WEIGHTS, own_tensors, peft_config, peft_scales, peft_shapes
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.huggingface_keys import read_json
 from bessemer.formulas.shape import ModelShape
@@ -26,12 +27,16 @@ from bessemer.rundir import read_object
 BASE = "base.json"
 # Key of PEFT's configuration, what it means where it is left out, and the key of a recipe that answers to it.
 _SETTINGS = (
-    ("r", 8, "finetune.lora.rank"),
-    ("lora_alpha", 8, "finetune.lora.alpha"),
     ("use_rslora", False, "finetune.lora.rslora"),
     ("use_dora", False, "finetune.lora.dora"),
 )
+# Of what is 8 where it is left out, and modules may have of their own: the key, that of the patterns, ours.
+_SCALES = (
+    ("r", "rank_pattern", "finetune.lora.rank"),
+    ("lora_alpha", "alpha_pattern", "finetune.lora.alpha"),
+)
 _PLAIN = (("peft_type", "LORA"), ("bias", "none"), ("fan_in_fan_out", False), ("lora_bias", False))
+_MERGE = "merge them with peft's merge_and_unload(), and go on from that model"
 # First values of PEFT's that come out of the base, or pack it: it is another one afterwards than is named.
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -66,11 +71,7 @@ def check_peft(folder: Path, shape: ModelShape) -> None:
         if found != wanted[key]:
             fix = f"set {ours}={str(found).lower()}"
             raise _unfit(folder, f"{key} = {found!r}", f"{key} = {wanted[key]!r}, as the recipe says", fix)
-    alphas = config.get("alpha_pattern") or {}
-    if alphas != wanted["alpha_pattern"]:
-        found = f"alpha_pattern = {alphas!r}"
-        fix = "merge them with peft's merge_and_unload(), and go on from that model"
-        raise _unfit(folder, found, f"{wanted['alpha_pattern']!r}: one scale for all modules", fix)
+    _check_scales(folder, config, shape)
     expected, stored = peft_shapes(shape), _stored(folder)
     different = sorted(name for name in expected.keys() | stored if expected.get(name) != stored.get(name))
     if different:
@@ -86,6 +87,30 @@ def load_peft(model: nn.Module, folder: Path, shape: ModelShape, pieces: Pieces)
         for name, held in places(model, pieces).items():
             for place in held if name in found else ():
                 place.take_from(found[name])
+
+
+def _check_scales(folder: Path, config: dict[str, Any], shape: ModelShape) -> None:
+    """RecipeError unless rank and alpha of every module are the recipe's, in whichever words."""
+    try:
+        found = peft_scales(config, shape)
+    except re.error as error:
+        wanted_text = "regular expressions, as PEFT takes them"
+        raise _unfit(folder, f"the pattern {error.pattern!r}: {error}", wanted_text, _MERGE) from error
+    ours = peft_config(shape, None)
+    wanted = peft_scales(ours, shape)
+    for place, (key, pattern, setting) in enumerate(_SCALES):
+        differ = [name for name in wanted if found[name][place] != wanted[name][place]]
+        if not differ:
+            continue
+        factors = {found[name][place] / wanted[name][place] for name in wanted}
+        fix = f"set {setting}={ours[key] * factors.pop():g}" if len(factors) == 1 else _MERGE
+        said, meant = f"{key} = {config.get(key, 8)!r}", f"{key} = {ours[key]!r}, as the recipe says"
+        if config.get(pattern):
+            name = differ[0]
+            said = f"{pattern} = {config[pattern]!r}: {found[name][place]:g} for {name}"
+            meant = f"{wanted[name][place]:g}: one for all modules, as the recipe says"
+            fix = fix if fix == _MERGE else f"{fix}, or {_MERGE}"
+        raise _unfit(folder, said, meant, fix)
 
 
 def _check_hash(folder: Path, base: Path, wanted: str) -> None:

@@ -25,7 +25,8 @@ import xxhash
 from torch import Tensor, nn
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from bessemer.checkpoint.folder import MANIFEST, Manifest, bases_of, checkpoint_folder, listed, step_of
+from bessemer.checkpoint.folder import MANIFEST, Manifest, checkpoint_folder, listed, step_of
+from bessemer.checkpoint.needed import needed
 from bessemer.checkpoint.parts import Part, Parts, parts_of
 from bessemer.checkpoint.ranks import Talk, these_ranks
 from bessemer.durable import atomic_file, cannot_write, write_json
@@ -100,13 +101,13 @@ def prune(stage: Path, keep: int, step: int) -> None:
     """Remove all but the newest `keep` checkpoints up to `step`, the one that was just written.
 
     Later ones go too: a run that writes `step` has gone back behind them, as they are damaged, and they
-    must not push out a good one. What adapters of the same run stand on stays (checkpoint/base.py). The
-    manifest goes first, so that none is half there.
+    must not push out a good one. What other stages still need stays (checkpoint/needed.py). The manifest goes
+    first, so that none is half there.
     """
-    folders, needed = listed(stage), bases_of(stage.parent)
+    folders, stay = listed(stage), needed(stage)
     later = [folder for folder in folders if (step_of(folder) or 0) > step]
     for folder in [*later, *folders[len(later) + keep :]]:
-        if folder.resolve() in needed:
+        if folder.resolve() in stay:
             continue
         (folder / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.cli.columns import figure, text_table
-from bessemer.units import format_seconds
+from bessemer.units import format_joules, format_seconds
 
 _STEP_FIGURES = ("loss", "validation_loss", "tokens_per_s")
 
@@ -47,7 +47,8 @@ def _steps(document: dict[str, Any]) -> str:
 
 
 def _final(document: dict[str, Any]) -> str:
-    headings = ["run", "step", "tokens", "loss", "validation", "tokens/s", "time in steps", "energy"]
+    headings = ["run", "step", "tokens", "loss", "validation", "tokens/s", "time in steps"]
+    headings += ["energy", "J/token"]
     rows = [
         [
             row["run"],
@@ -56,7 +57,8 @@ def _final(document: dict[str, Any]) -> str:
             "not measured" if row["time_s"] is None else format_seconds(row["time_s"]),
             "not measured"
             if row["energy_j"] is None
-            else f"{figure(row['energy_j'], 0)} J {row['energy_basis']}",
+            else f"{format_joules(row['energy_j'])} {row['energy_basis']}",
+            figure(row["joules_per_token"]),
         ]
         for row in document["final"]
     ]

@@ -79,14 +79,21 @@ def show(document: dict[str, Any]) -> str:
 
 def _build(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.data.factory.how import How
+    from bessemer.data.preparing import check_no_errors
     from bessemer.data.store import prepare, prepare_task
+    from bessemer.energy.beside import around_data
     from bessemer.recipe.load import load
 
     given = {name: getattr(args, name) for name in _OPTIONS["build"] if getattr(args, name) is not None}
     if "timeout" in given:
         given["timeout_s"] = given.pop("timeout")
     loaded = load(args.target, args.set)
-    prepared = prepare(loaded.recipe, loaded.base, args.store, args.console, How(**given))
+    if not loaded.recipe.data.source and loaded.recipe.finetune is not None and loaded.recipe.finetune.data:
+        from bessemer.cli.data_task import build_task
+
+        return {"action": "build", **_told(build_task(args, loaded, given)), "finetune": None}
+    around = around_data(args.console, elsewhere=args.engine == "ray")
+    prepared = prepare(loaded.recipe, loaded.base, args.store, args.console, How(**given), around=around)
     document = {"action": "build", **_told(prepared), "finetune": None}
     if loaded.recipe.finetune is not None and loaded.recipe.finetune.data is not None:
         task = prepare_task(
@@ -96,7 +103,10 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             prepared.tokenizer_path,
             args.console,
             refresh=bool(args.refresh),
+            around=around_data(args.console),
         )
+        if args.strict:
+            check_no_errors(task)
         document["finetune"] = _told(task)
     return document
 
@@ -167,7 +177,7 @@ def _splits(document: dict[str, Any]) -> list[str]:
         lines.append(f"{name}: {', '.join(things)}")
     tokens = sum(split["tokens"] for split in document["splits"].values())
     size = sum(split["bytes"] for split in document["splits"].values())
-    if tokens:
+    if tokens and document["kind"] == "pretrain":  # examples have tokens of templates and tools too
         lines.append(
             f"tokenizer: {document['tokenizer']['vocab']:,} tokens, {size / tokens:.2f} bytes a token"
         )

@@ -30,10 +30,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     import torch
 
+    from bessemer.energy.levers.restore import restore_left
     from bessemer.energy.meter import PowerMeter
     from bessemer.hardware import cache_folder, disk_free_bytes, machine
     from bessemer.measure.facts import meter_name
 
+    put_back = restore_left(args.console.line)  # before anything is measured
     here, accelerators = machine(), _accelerators()
     devices = _devices([torch.device("cpu"), *accelerators], args.calibrate)
     calibrations = _calibrations([torch.device("cpu"), *accelerators], args.calibrate)
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "meters": meter.parts,
         "compiler": _compiler("gpu" if accelerators else "cpu"),
         "optional": _optional(),
+        "put_back": put_back,
     }
     missing = _missing(document, meter.missing)
     missing += [{"what": "RAPL", "why": "measured energy of the CPU", "get": hint} for hint in meter.hints]

@@ -1,17 +1,30 @@
 """The texts of `bessemer energy`: the account of a run, and the model against published trainings."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from bessemer.cli.columns import text_table
-from bessemer.units import J_PER_KWH, format_seconds
+from bessemer.energy.clean_hours import pause_words
+from bessemer.energy.quantity import banded
+from bessemer.units import (
+    J_PER_KWH,
+    format_joules,
+    format_kilograms,
+    format_seconds,
+    format_short,
+    format_usd,
+)
+
+_BESIDE_EACH_OTHER = 2  # stages: 110 columns hold no more, with their bands
 
 
 def account(document: dict[str, Any]) -> str:
-    headings = ["Stage", "metered", "basis", "facility", "CO2e", "cost", "J/token", "pJ/FLOP", "lost"]
-    rows = [[name, *_stage(row)] for name, row in document["stages"].items()]
+    stages = list(document["stages"].items())
+    beside = [stages[at : at + _BESIDE_EACH_OTHER] for at in range(0, len(stages), _BESIDE_EACH_OTHER)]
     blocks = [
-        "\n".join(text_table(headings, rows)),
-        "\n".join(_parts(document)),
+        *(_stages(dict(some)) for some in beside),
+        _all(document) if len(stages) > 1 else "",
+        "\n".join(_gaps(document)),
         "\n".join(_scope(document)),
         "\n".join(_plan(document["plan"])),
         "\n".join(_likeness(document)),
@@ -19,29 +32,52 @@ def account(document: dict[str, Any]) -> str:
     return "\n\n".join(block for block in blocks if block)
 
 
-def _stage(row: dict[str, Any]) -> list[str]:
+def _stages(stages: dict[str, Any]) -> str:
+    """A column each; a line that none of them has anything for is left out."""
+    columns = [dict(_lines(row)) for row in stages.values()]
+    names = list(dict.fromkeys(name for column in columns for name in column))
+    rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+    return "\n".join(text_table(["Stage", *stages], rows, left=1 + len(stages)))
+
+
+def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     bands, flop = row["bands"], row["joules_per_flop"]
-    return [
-        _banded(row["energy_j"], _energy),
-        row["energy_j"]["basis"],
-        _banded(bands["kwh_facility"], lambda kwh: _energy(kwh * J_PER_KWH)),
-        _banded(bands["kg_co2e"], _mass),
-        _banded(bands["usd"], lambda usd: f"${_short(usd)}"),
-        _or_unknown(row["joules_per_token"], _short),
-        _or_unknown(None if flop is None else flop * 1e12, _short),
-        _or_unknown(row["lost_j"]["value"], lambda joules: _energy(joules) if joules else "none"),
-    ]
+    yield "metered", banded(row["energy_j"], format_joules)
+    yield "basis", row["energy_j"]["basis"]
+    yield "facility", banded(bands["kwh_facility"], _of_kwh)
+    yield "CO2e", banded(bands["kg_co2e"], format_kilograms)
+    yield "cost", banded(bands["usd"], format_usd)
+    if row["tokens"] is not None:
+        yield "J/token", _or_unknown(row["joules_per_token"], format_short)
+        yield "pJ/FLOP", _or_unknown(flop, lambda each: format_short(each * 1e12))
+    for part, told in (row["parts_j"] or {}).items():
+        yield f"  {part}", f"{_or_unknown(told['value'], format_joules)}, {told['basis']}"
+    for phase, told in (row["phases_j"] or {}).items():
+        yield f"  in {phase}", _or_unknown(told["value"], format_joules)
+    waiting = row["waiting_for_data"]
+    if waiting is not None and row["tokens"] is not None:
+        joules, waited = (
+            _or_unknown(waiting["energy_j"]["value"], _or_none),
+            format_seconds(waiting["seconds"]),
+        )
+        yield "waiting", f"{joules}, {waited} for data"
+    if row["tokens"] is not None:
+        yield "lost", _or_unknown(row["lost_j"]["value"], _or_none)
+        yield "restarts", _or_unknown(row["restarting_j"]["value"], _or_none)
 
 
-def _parts(document: dict[str, Any]) -> list[str]:
-    """Components of each stage, where the rows have them, and what no meter told."""
+def _all(document: dict[str, Any]) -> str:
+    total = document["total"]
+    metered, facility = banded(total["energy_j"], format_joules), banded(total["kwh_facility"], _of_kwh)
+    carbon, cost = banded(total["kg_co2e"], format_kilograms), banded(total["usd"], format_usd)
+    return f"all stages  metered {metered}, facility {facility}\n            CO2e {carbon}, cost {cost}"
+
+
+def _gaps(document: dict[str, Any]) -> list[str]:
+    """What no meter told, and what is not this run's."""
     lines = []
     for name, row in document["stages"].items():
-        told = [
-            f"{part} {_banded(values, _energy)} ({values['basis']})"
-            for part, values in (row["parts_j"] or {}).items()
-        ]
-        lines += [f"{name}: {', '.join(told)}"] if told else []
+        lines += [f"{name}: {row['note']}"] if row["note"] else []
         if row["between_attempts_s"]:
             waited = format_seconds(row["between_attempts_s"])
             lines.append(f"{name}: {waited} between its attempts, in which nothing was metered")
@@ -61,6 +97,8 @@ def _scope(document: dict[str, Any]) -> list[str]:
         *sorted({f"carbon    {row['carbon_from']}" for row in stages}),
         *sorted({f"cost      {row['usd_from']}" for row in stages}),
     ]
+    if document["pauses"] is not None:
+        lines.append(f"pauses    {pause_words(document['pauses'])}")
     if scope["missing_hours"]:
         hours = scope["missing_hours"]
         lines.append(f"gaps      {len(hours)} hours are not in the hourly file, the first {hours[0]}")
@@ -71,9 +109,9 @@ def _plan(plan: dict[str, Any] | None) -> list[str]:
     if plan is None:
         return []
     texts = {
-        "kwh_facility": lambda kwh: _energy(kwh * J_PER_KWH),
-        "kg_co2e": lambda kg: f"{_mass(kg)} CO2e",
-        "usd": lambda usd: f"${_short(usd)}",
+        "kwh_facility": _of_kwh,
+        "kg_co2e": lambda kg: f"{format_kilograms(kg)} CO2e",
+        "usd": format_usd,
     }
     lines = []
     for name, text in texts.items():
@@ -87,46 +125,27 @@ def _plan(plan: dict[str, Any] | None) -> list[str]:
 
 def _likeness(document: dict[str, Any]) -> list[str]:
     lines = [
-        f"as much as {_short(row['count'])} {row['what']} ({row['source']})"
+        f"as much as {format_short(row['count'])} {row['what']} ({row['source']})"
         for row in document["equivalents"]
     ]
     rows = [
-        [row["model"], _energy(row["kwh"] * J_PER_KWH), f"{row['scope']}, {row['basis']}", row["source"]]
+        [row["model"], _of_kwh(row["kwh"]), f"{row['scope']}, {row['basis']}", row["source"]]
         for row in document["published"]
     ]
     headings = ["Published trainings", "energy", "scope and basis", "source"]
     return [*lines, *([""] if lines else []), *text_table(headings, rows, left=4)]
 
 
-def _banded(values: dict[str, Any], text: Any) -> str:
-    if values["value"] is None:
-        return "unknown"
-    if values["low"] == values["high"]:
-        return str(text(values["value"]))
-    return f"{text(values['value'])} ({text(values['low'])} to {text(values['high'])})"
+def _of_kwh(kwh: float) -> str:
+    return format_joules(kwh * J_PER_KWH)
+
+
+def _or_none(joules: float) -> str:
+    return format_joules(joules) if joules else "none"
 
 
 def _or_unknown(value: float | None, text: Any) -> str:
     return "unknown" if value is None else str(text(value))
-
-
-def _energy(joules: float) -> str:
-    for unit, scale in (("GWh", 3.6e12), ("MWh", 3.6e9), ("kWh", J_PER_KWH), ("Wh", 3.6e3), ("J", 1.0)):
-        if abs(joules) >= scale:
-            return f"{_short(joules / scale)} {unit}"
-    return f"{_short(joules)} J"
-
-
-def _mass(kg: float) -> str:
-    for unit, scale in (("t", 1e3), ("kg", 1.0), ("g", 1e-3)):
-        if kg >= scale:
-            return f"{_short(kg / scale)} {unit}"
-    return f"{_short(kg * 1e6)} mg"
-
-
-def _short(value: float) -> str:
-    """Three digits, without powers of ten where people would write none."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def validation(document: dict[str, Any]) -> str:

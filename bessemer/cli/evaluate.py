@@ -24,13 +24,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.energy.beside import EVALUATE
     from bessemer.evaluate.run import evaluate
     from bessemer.recipe.load import load
     from bessemer.rundir import find_stage
+    from bessemer.train.beside import metered
 
     folder = find_stage(args.target).parent
     recipe = load(str(folder / "recipe.toml"), args.set).recipe
-    return evaluate(folder, recipe, args.console)
+    return metered(EVALUATE, folder, lambda: evaluate(folder, recipe, args.console), args.console)
 
 
 def show(document: dict[str, Any]) -> str:

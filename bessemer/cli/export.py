@@ -23,10 +23,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    from bessemer.energy.beside import EXPORT
     from bessemer.errors import RecipeError
     from bessemer.export.huggingface import export_huggingface
     from bessemer.export.peft import export_peft
     from bessemer.rundir import find_stage
+    from bessemer.train.beside import metered
 
     if args.format == "gguf":
         raise RecipeError(
@@ -38,7 +40,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     stage = find_stage(args.target)
     out = args.out or stage.parent / "export" / args.format
     export = export_huggingface if args.format == "hf" else export_peft
-    receipt = export(stage, out, step=args.step, dtype=args.dtype, console=args.console)
+    receipt = metered(
+        EXPORT,
+        stage.parent,
+        lambda: export(stage, out, step=args.step, dtype=args.dtype, console=args.console),
+        args.console,
+    )
     del receipt["schema"]  # that of the file; the document of a command has its own
     return {"run": str(stage.parent), "format": args.format, **receipt}
 

@@ -27,7 +27,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="run the recipe's own finetune.reward_function, energy.command",
+        help="run the recipe's own finetune.reward_function, energy.command, energy.intensity_command",
     )
 
 

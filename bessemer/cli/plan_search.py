@@ -152,9 +152,10 @@ def _scaled(plan: Any, found: Any, best: Any) -> dict[str, Any]:
     hours, step = found.hours / best.hours, found.step_s / best.step_s
     devices = found.devices / best.devices
     energy = found.kwh / best.kwh if found.kwh and best.kwh else 1.0
+    money = found.usd / best.usd if found.usd and best.usd else hours * devices
     factors = {"step_time_s": step, "tokens_per_s": 1 / step, "tflops_per_device": 1 / step / devices,
                "mfu": 1 / step / devices, "hours": hours, "device_hours": hours * devices,
-               "usd": hours * devices, "kwh": energy, "kg_co2e": energy}  # fmt: skip
+               "usd": money, "kwh": energy, "kg_co2e": energy}  # fmt: skip
     scaled = {name: _vars(plan.predicted[name].times(factor)) for name, factor in factors.items()}
     memory = plan.predicted["memory_gib"]
     fullest = found.memories[found.fullest].total / GIB

@@ -17,7 +17,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN[@STEP]",
         help="begin from a run (on the same data its optimizer and step too) or a Hugging Face folder",
     )
-    parser.add_argument("--allow-code", action="store_true", help="run the recipe's own energy.command")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the recipe's own energy.command, energy.intensity_command",
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:

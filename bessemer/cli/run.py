@@ -14,7 +14,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="run what the recipe has of its own: energy.command, finetune.reward_function",
+        help="run what the recipe has of its own: energy.command, energy.intensity_command, "
+        "finetune.reward_function",
     )
 
 
@@ -43,12 +44,14 @@ def run_all(reference: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     from bessemer.cli.finetune import run_finetune
+    from bessemer.energy.beside import EVALUATE, EXPORT
     from bessemer.evaluate.run import evaluate
     from bessemer.export.huggingface import export_huggingface
     from bessemer.finetune.run import check_early
     from bessemer.report.build import write_report
     from bessemer.report.overview import result_sentence
-    from bessemer.train.pretrain import pretrain
+    from bessemer.train.beside import metered
+    from bessemer.train.pretrain import power_command, pretrain
 
     say, has_task = place.console.line, loaded.recipe.finetune is not None
     if has_task:
@@ -59,11 +62,17 @@ def _stages(loaded: Any, place: Any) -> dict[str, Any]:
         say("== finetune")
         document["finetune"] = run_finetune(loaded, place, None)
     say("== evaluate")
-    document["evaluate"] = evaluate(place.run, loaded.recipe, place.console)
+    command = power_command(loaded.recipe, place)
+
+    def kept(kind: str, work: Any) -> dict[str, Any]:
+        return metered(kind, place.run, work, place.console, command)
+
+    document["evaluate"] = kept(EVALUATE, lambda: evaluate(place.run, loaded.recipe, place.console))
     say("== export")
     stage = place.run / ("finetune" if has_task else "pretrain")
-    receipt = export_huggingface(
-        stage, place.run / "export" / "hf", step=None, dtype=None, console=place.console
+    out = place.run / "export" / "hf"
+    receipt = kept(
+        EXPORT, lambda: export_huggingface(stage, out, step=None, dtype=None, console=place.console)
     )
     document["export"] = {"format": "hf", **receipt}
     done = " (done already)" if document["export"]["already_done"] else ""

@@ -8,13 +8,15 @@ an earlier builder left behind.
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bessemer.durable import cannot_write
 from bessemer.log import Console
 
+Around = Callable[[Path], AbstractContextManager[Any]]  # what is entered while a folder is built
 _BUILDING = ".building-"
 
 

@@ -58,6 +58,7 @@ class Batch:
 
     micro_batches: list[MicroBatch]
     num_targets: int  # in these rows, or of pairs or answers: what their loss is divided by
+    rows: int | None = None  # of the step over all ranks, empty ones left out; None: as many as are planned
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,13 @@ class Batches:
     rank: int = 0  # of those that read different rows
     ranks: int = 1
     mixture: Mixture | None = None  # of several sources; None: one permutation of all rows an epoch
+
+    def is_made(self, position: int) -> bool:
+        """Prepared data is there before training."""
+        return True
+
+    def make(self, position: int) -> None:
+        raise AssertionError(f"the rows at {position} are there")
 
     def batch(self, position: int) -> Batch:
         """This rank's share of the batch_rows rows from `position` on.

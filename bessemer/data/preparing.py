@@ -21,7 +21,7 @@ import xxhash
 from bessemer.data import supported
 from bessemer.data.build import Work, build
 from bessemer.data.factory.how import How
-from bessemer.data.folders import building_folder, locked
+from bessemer.data.folders import Around, building_folder, locked
 from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
 from bessemer.data.listing import Place, listing_key, remember
@@ -30,7 +30,8 @@ from bessemer.data.snapshots import meant_inputs
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs
 from bessemer.data.task.build import TaskWork, build_task
-from bessemer.data.task.reading import Reading, task_inputs
+from bessemer.data.task.inputs import task_inputs
+from bessemer.data.task.reading import Reading
 from bessemer.data.task.templates import Template, find_template, own_template, shipped
 from bessemer.data.tokens import tokenizer
 from bessemer.data.tokens.added import with_tokens
@@ -42,10 +43,10 @@ from bessemer.recipe.keys import leaves
 from bessemer.recipe.schema import FinetuneData, Recipe
 
 _FIRST_KEYS = ("kind", "path", "url_env", "table", "query", "prompt", "answer", "messages", "id", "group")
-_TASK_RULES = 2  # raise it whenever the same chats, pairs or texts learnt whole would give other examples
+_TASK_RULES = 3  # raise it whenever the same chats, pairs or texts learnt whole would give other examples
 
 
-def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How) -> Prepared:
+def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How, around: Around) -> Prepared:
     """The recipe's pre-training data: found in the store, or built there now."""
     supported.check_recipe(recipe)
     path = recipe.tokenizer.path
@@ -64,7 +65,7 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How)
         supported.check_code(recipe, allowed=how.allow_code)
         return build(Work(recipe, base, inputs, ready, store, folder, how, console))
 
-    _publish(final, "pretrain", fill, console)
+    _publish(final, "pretrain", fill, console, around)
     remember(store, seen, final)
     prepared = open_prepared(final)
     assert isinstance(prepared, Prepared), f"{final} is of another kind"
@@ -73,12 +74,18 @@ def prepare(recipe: Recipe, base: Path, store: Path, console: Console, how: How)
     return prepared
 
 
-def check_no_errors(prepared: Prepared) -> None:
+def check_no_errors(prepared: Prepared | PreparedTask) -> None:
     """Raises DataError, with the first few rows, where a row could not be read."""
+    reasons = {reason for source in prepared.manifest["sources"] for reason in source["errors"]}
     num_errors = sum(sum(source["errors"].values()) for source in prepared.manifest["sources"])
     if num_errors:
-        lines = [row for row in prepared.samples() if row["is_error"]][:5]
-        told = "".join(f"\n          {row['source']}: {row['id']}: {row['fate']}" for row in lines)
+        if isinstance(prepared, PreparedTask):
+            lost = [row for row in prepared.manifest["lost"] if row["reason"] in reasons]
+            lines = [f"{row['place']}: {row['reason']} {row['told']}".rstrip() for row in lost]
+        else:
+            rows = [row for row in prepared.samples() if row["is_error"]]
+            lines = [f"{row['source']}: {row['id']}: {row['fate']}" for row in rows]
+        told = "".join(f"\n          {line}" for line in lines[:5])
         raise DataError(
             f"{num_errors:,} rows could not be read, and --strict allows none",
             found=f"for example{told}",
@@ -96,6 +103,7 @@ def prepare_task(
     context: int | None,
     *,
     refresh: bool = False,
+    around: Around,
 ) -> PreparedTask:
     """The recipe's fine-tuning examples for this tokenizer: found in the store, or built there now.
 
@@ -112,7 +120,8 @@ def prepare_task(
     reading = Reading.of(data, section.method, inputs)
     template = shipped("plain")  # of no use, but where there are chats
     if reading.is_templated:
-        template = find_template(data.template, tokenizer_path, base)
+        has_tools = data.tools is not None
+        template = find_template(data.template, tokenizer_path, base, tools=has_tools)
     about = _about_task(recipe, reading, template) | {"context": context}
     own = None if reading.is_templated else own_template(tokenizer_path)
     if own is not None:  # it is written beside the tokenizer, whatever the examples are
@@ -127,7 +136,7 @@ def prepare_task(
             )
         )
 
-    _publish(final, "finetune", fill, console)
+    _publish(final, "finetune", fill, console, around)
     prepared = open_prepared(final)
     assert isinstance(prepared, PreparedTask), f"{final} is of another kind"
     return prepared
@@ -169,13 +178,22 @@ def _hash(
     return xxhash.xxh3_128_hexdigest(json.dumps(rows, sort_keys=True, allow_nan=False).encode())
 
 
-def _publish(final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], console: Console) -> None:
+def _publish(
+    final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], console: Console, around: Around
+) -> None:
     """Build `final` with `fill`, unless it is there."""
     if (final / "manifest.json").is_file():
         return
     with locked(final, console):
         if (final / "manifest.json").is_file():  # another process has just built it
             return
+        manifest = _built(final, kind, fill, around)
+    for line in funnel_lines(manifest["sources"]):
+        console.line(line)
+
+
+def _built(final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], around: Around) -> dict[str, Any]:
+    with around(final):
         folder = building_folder(final)
         try:
             manifest = {"format": FORMAT, "kind": kind, "hash": final.name, **fill(folder)}
@@ -184,8 +202,7 @@ def _publish(final: Path, kind: str, fill: Callable[[Path], dict[str, Any]], con
         except OSError as error:
             raise cannot_write(final, error) from error
         publish_folder(folder, final)
-    for line in funnel_lines(manifest["sources"]):
-        console.line(line)
+    return manifest
 
 
 def _files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,16 +1,17 @@
 """What a device draws in a whole training, its part of the node included: by kind of work and scale.
 
-Accelerators of the catalogue: the board's limit times its mean share, and what the node draws around it. In
-pre-training a board is at 0.87 of its limit. Fine-tuning is short and scaled hard: on one node a board is at
-0.92, with each doubling of nodes 6.5 points less, as more of the time goes to exchanges, down to what a board
-draws that mostly waits. TPUs were published with their host, as a mean of whole trainings.
+Accelerators of the catalogue: the board's limit times its mean share, and what the node draws around it, by
+the rule of plans and accounts (energy/power.py). In pre-training a board is at 0.87 of its limit. Fine-tuning
+is short and scaled hard: on one node a board is at 0.92, with each doubling of nodes 6.5 points less, as more
+of the time goes to exchanges, down to what a board draws that mostly waits. TPUs were published with their
+host, as a mean of whole trainings.
 Anchors: MLPerf 4.0's node-metered logs of H100 (GPT-3 on 64 nodes, Llama 2 70B LoRA on 1, 8 and 64),
 Patterson 2021 table 4 (TPUv3), PaLM appendix B (TPUv4). What is predicted of those same rows is in-sample.
 """
 
 import math
 
-from bessemer.energy.power import NODE_OVERHEAD_W, Band
+from bessemer.energy.power import Band, around_each
 from bessemer.hardware import Device
 
 PRETRAINING, FINE_TUNING = "pre-training", "fine-tuning"
@@ -34,7 +35,7 @@ def mean_draw(device: Device, devices: int | None, work: str) -> Band | None:
     if with_host_w is None:
         if not device.tdp_w:
             return None
-        around_w = NODE_OVERHEAD_W if device.node_overhead_w is None else device.node_overhead_w
+        around_w = around_each(device, devices).value
         with_host_w = device.tdp_w * board_share(device, devices, work) + around_w
     return Band(with_host_w, (1.0 - _BAND) * with_host_w, (1.0 + _BAND) * with_host_w)
 

@@ -6,16 +6,32 @@ Around accelerators a server draws 240 W each, +-50, its CPUs included; a workst
 60 to 200 (energy/power.py). Where no meter reads the node that is added, less what its CPUs drew.
 """
 
+from dataclasses import dataclass
+
 from bessemer.energy.grid import region
-from bessemer.energy.power import Band, assumed_around
+from bessemer.energy.power import Band, around_each
 from bessemer.energy.quantity import UNKNOWN, Quantity, exactly
 from bessemer.errors import RecipeError
-from bessemer.hardware import Device, find
+from bessemer.hardware import Device
 from bessemer.recipe.schema import Recipe
 
 _ALONE_PUE, _CLUSTER_PUE = 1.0, 1.25
 # List prices of one device differ by a factor of three between sellers.
 _CHEAPEST, _DEAREST = 0.8, 3.0
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What a run is billed by."""
+
+    device_hour: Quantity  # [USD] rent, or the wear of own machines
+    usd_per_kwh: float  # 0 where the rent pays for it
+    whence: str
+
+    def usd(self, device_hours: Quantity, kwh: Quantity) -> Quantity:
+        """kwh: at the meter of the building."""
+        hours = device_hours.multiplied(self.device_hour)
+        return hours.plus(kwh.times(self.usd_per_kwh)) if self.usd_per_kwh else hours
 
 
 def grid_region(recipe: Recipe) -> str | None:
@@ -41,27 +57,22 @@ def kg_per_kwh(code: str | None) -> Quantity:
     return Quantity.of(Band(grid.g_co2e_per_kwh, low, high), "assumed").times(1e-3)
 
 
-def usd(recipe: Recipe, device: str | None, device_hours: float, kwh: Quantity) -> tuple[Quantity, str]:
-    """(dollars, by what). RecipeError where the recipe names two prices."""
+def prices(recipe: Recipe, device: Device | None) -> Prices:
+    """RecipeError where the recipe names two prices."""
     check_prices(recipe)
     tariff, wear = recipe.energy.tariff_usd_per_kwh, recipe.energy.amortisation_usd_per_device_hour
     given = recipe.cluster.usd_per_device_hour
     if tariff is not None:
-        return kwh.times(tariff).plus(exactly(device_hours * (wear or 0.0))), (
-            f"{tariff:g} USD a kWh" + (f" and {wear:g} USD of wear a device-hour" if wear else "")
-        )
+        words = f"{tariff:g} USD a kWh" + (f" and {wear:g} USD of wear a device-hour" if wear else "")
+        return Prices(exactly(wear or 0.0), tariff, words)
     if given is not None:
-        return exactly(device_hours * given), f"{given:g} USD a device-hour"
-    known = find(device) if device else None
-    if known is None or not known.usd_per_device_hour:
-        return UNKNOWN, "no price: name cluster.usd_per_device_hour, or energy.tariff_usd_per_kwh"
-    price = known.usd_per_device_hour
-    listed = list_price(price).times(device_hours)
-    return Quantity.of(listed, "assumed"), f"list price, {price:g} USD a device-hour"
-
-
-def list_price(usd_per_device_hour: float) -> Band:
-    return Band(usd_per_device_hour, _CHEAPEST * usd_per_device_hour, _DEAREST * usd_per_device_hour)
+        return Prices(exactly(given), 0.0, f"{given:g} USD a device-hour")
+    listed = device.usd_per_device_hour if device else None
+    if not listed:
+        words = "no price: name cluster.usd_per_device_hour, or energy.tariff_usd_per_kwh"
+        return Prices(UNKNOWN, 0.0, words)
+    band = Band(listed, _CHEAPEST * listed, _DEAREST * listed)
+    return Prices(Quantity.of(band, "assumed"), 0.0, f"list price, {listed:g} USD a device-hour")
 
 
 def check_prices(recipe: Recipe) -> None:
@@ -86,9 +97,7 @@ def check_prices(recipe: Recipe) -> None:
 
 def around_device(recipe: Recipe, device: Device | None, devices: int) -> Band:
     """Watts of the server around each of a job's `devices`, for plans and for accounts."""
-    overhead_w = device.node_overhead_w if device else None
-    listed = device.devices_per_node or 1 if device else devices
-    return assumed_around(overhead_w, min(recipe.cluster.per_node or listed, devices))
+    return around_each(device, devices, recipe.cluster.per_node)
 
 
 def rest_of_node_j(around_w: Band, device_hours: float, cpu_j: float) -> Quantity:

@@ -18,7 +18,7 @@ from bessemer.energy.quantity import UNKNOWN, Quantity
 from bessemer.errors import RecipeError
 
 HOUR_S = 3600
-_MOST_G = 2000.0  # lignite alone: 1,100 to 1,700
+MOST_G = 2000.0  # lignite alone: 1,100 to 1,700
 _ERROR = 0.10
 _COLUMNS = ("time", "g_per_kwh")
 
@@ -30,12 +30,18 @@ class Span:
     begin_s: float
     end_s: float
     joules: float
+    is_pause: bool = False
 
 
 @dataclass(frozen=True)
 class Hourly:
     grams: dict[int, float]  # by hour since 1970; CO2e of a kWh
-    missing: list[str]  # hours that are not there, between the first and the last
+
+    @property
+    def missing(self) -> list[str]:
+        """Hours that are not there, between the first and the last."""
+        hours = range(min(self.grams), max(self.grams))
+        return [hour_text(hour) for hour in hours if hour not in self.grams]
 
     def mean(self, spans: Iterable[Span]) -> tuple[Quantity, float]:
         """(kg of a kWh, share of the energy that the file covers); UNKNOWN where it covers nothing."""
@@ -68,8 +74,16 @@ def read_hourly(path: Path) -> Hourly:
         if hour <= last:
             raise _wrong(path, f"row {number}: {row['time']} does not come after the row before it")
         grams[hour], last = _grams(path, number, row["g_per_kwh"]), hour
-    absent_hours = [hour for hour in range(min(grams), max(grams)) if hour not in grams]
-    return Hourly(grams, [_text(hour) for hour in absent_hours])
+    return Hourly(grams)
+
+
+def hour_of(text: str) -> int:
+    """Hours since 1970; the inverse of `hour_text`."""
+    return int(datetime.fromisoformat(text).timestamp() // HOUR_S)
+
+
+def hour_text(hour: int) -> str:
+    return datetime.fromtimestamp(hour * HOUR_S, UTC).strftime("%Y-%m-%dT%H:00Z")
 
 
 def _by_hour(span: Span) -> Iterable[tuple[int, float]]:
@@ -102,14 +116,10 @@ def _grams(path: Path, number: int, text: str | None) -> float:
         value = float((text or "").strip())
     except ValueError:
         value = math.nan
-    if not 0.0 < value <= _MOST_G:
+    if not 0.0 < value <= MOST_G:
         what = "no intensity" if not (text or "").strip() else f"{text} g per kWh"
         raise _wrong(path, f"row {number}: {what}")
     return value
-
-
-def _text(hour: int) -> str:
-    return datetime.fromtimestamp(hour * HOUR_S, UTC).strftime("%Y-%m-%dT%H:00Z")
 
 
 def _wrong(path: Path, found: str) -> RecipeError:
@@ -117,6 +127,6 @@ def _wrong(path: Path, found: str) -> RecipeError:
         f"{path} is no file of hourly grid intensity",
         found=found,
         wanted="a CSV file with columns time (UTC, full hours in order) and g_per_kwh (CO2e, above 0, "
-        f"at most {_MOST_G:.0f}); an hour that is not known is left out",
+        f"at most {MOST_G:.0f}); an hour that is not known is left out",
         fix="correct that row, or name another file",
     )

@@ -39,7 +39,6 @@ from bessemer.energy.reading import (
 
 __all__ = ["POWERCAP", "ZERO", "EnergyReading", "NodeSources", "PowerMeter", "PowerReading", "busy_seconds"]
 
-OTHER_MACHINES = "of other machines"  # an accelerator of that name is one that nobody here can read
 _REST_ERROR = 0.25  # of what the node draws beside its parts, where its meter fails for a while
 
 
@@ -86,6 +85,11 @@ class PowerMeter:
         return [{"name": one.name, "basis": one.basis, "component": one.component} for one in readers]
 
     @property
+    def reads_node(self) -> bool:
+        """Whether something reads the whole machine."""
+        return self._node is not None
+
+    @property
     def columns(self) -> dict[str, Any]:
         """What a row of metrics has beside the sum, since the run began."""
         parts, gaps = self.breakdown, self.gaps
@@ -107,8 +111,9 @@ class PowerMeter:
         parts = self._advance_parts(seconds)
         spent = parts if self._node is None else self._advance_node(self._node, parts, seconds)
         self._total = self._total.plus(spent)
-        power_w = spent.joules.value / seconds if spent is not None and seconds > 0 else None
-        return PowerReading(power_w, self._total)
+        drawn_j = None if spent is None else spent.joules.value
+        power_w = drawn_j / seconds if drawn_j is not None and seconds > 0 else None
+        return PowerReading(power_w, self._total, drawn_j, seconds)
 
     def keep_up(self) -> None:
         """Between readings: a RAPL counter may wrap within minutes, and shows one wrap at most."""
@@ -168,7 +173,7 @@ def _boards(accelerators: Sequence[int | str], device_name: str | None) -> dict[
     found |= open_amd([device for device in accelerators if device not in found])
     for device in accelerators:
         assumed = assumed_board(device, device_name)
-        if device not in found and device != OTHER_MACHINES and assumed is not None:
+        if device not in found and assumed is not None:
             found[device] = [assumed]
     return {device: found[device] for device in accelerators if device in found}
 

@@ -1,15 +1,19 @@
 """Where a run stood and on what, from its directory: region, PUE, prices, devices."""
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bessemer.energy.facility import grid_region, kg_per_kwh, power_usage_effectiveness
 from bessemer.energy.grid import region
 from bessemer.energy.hourly import Hourly, read_hourly
+from bessemer.energy.intensity import seen_hours
+from bessemer.errors import RecipeError
+from bessemer.hardware import Device, find
 from bessemer.recipe.load import load
 from bessemer.recipe.schema import Recipe
-from bessemer.rundir import Row, read_object
+from bessemer.rundir import Row, read_object, read_rows, stages
 
 _AXES = ("replicate", "shard", "tensor", "pipeline", "context")
 
@@ -27,6 +31,11 @@ class Place:
     @property
     def region(self) -> str | None:
         return grid_region(self.recipe)
+
+    @property
+    def listed(self) -> Device | None:
+        """The catalogue's row; None where it has none."""
+        return find(self.device) if self.device else None
 
     def devices_of(self, stage: Row) -> int:
         """Of one stage, by its stage.json; ranks of a CPU share the machine."""
@@ -60,7 +69,22 @@ def place_of(run: Path, code: str | None, pue: float | None, intensity: Path | N
     devices = 1 if is_cpu else max(worlds, default=1)
     place = Place(recipe, plan.get("device") or device.get("name"), is_cpu, devices)
     kg_per_kwh(place.region)  # an unknown region is told before anything is counted
-    return place if intensity is None else replace(place, hourly=read_hourly(intensity))
+    return replace(place, hourly=_hourly(run, recipe) if intensity is None else read_hourly(intensity))
+
+
+def _hourly(run: Path, recipe: Recipe) -> Hourly | None:
+    """The hours that the run saw, and what the recipe's file has beside them. None: neither.
+
+    That file is renewed while a run goes on, and may be another one by now, or none: that is no mistake here.
+    """
+    grams: dict[int, float] = {}
+    if recipe.energy.intensity is not None:
+        base = (read_object(run / "receipt.json") or {}).get("recipe_folder") or "."
+        with suppress(RecipeError):
+            grams |= read_hourly(Path(base) / recipe.energy.intensity).grams
+    for stage in stages(run):
+        grams |= seen_hours(read_rows(stage / "events.jsonl"))
+    return Hourly(grams) if grams else None
 
 
 def _world(stage: Row) -> int:

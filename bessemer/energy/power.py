@@ -10,6 +10,8 @@ network; from node-metered runs (arXiv:2412.08602, arXiv:2506.14551), not from n
 
 from dataclasses import dataclass
 
+from bessemer.hardware import Device
+
 _CORE_W = (2.0, 1.0, 4.0)  # value, low, high
 _BUSY_CORE_W = (5.0, 2.5, 12.0)
 _BOARD_SHARE = (0.8, 0.6, 0.95)
@@ -72,3 +74,14 @@ def assumed_around(node_overhead_w: float | None, devices_per_node: int) -> Band
         return Band(*_WORKSTATION_W)
     around_w = NODE_OVERHEAD_W if node_overhead_w is None else node_overhead_w
     return Band(around_w, around_w - _OVERHEAD_ERROR_W, around_w + _OVERHEAD_ERROR_W)
+
+
+def around_each(device: Device | None, devices: int | None, per_node: int | None = None) -> Band:
+    """What a server draws around each of a job's `devices`, which may not fill one.
+
+    devices: None: not known, then as on a full node. per_node: where it is not as the catalogue has it.
+    """
+    listed = device.devices_per_node or 1 if device else devices or 1
+    in_node = per_node or listed
+    overhead_w = device.node_overhead_w if device else None
+    return assumed_around(overhead_w, in_node if devices is None else min(in_node, devices))

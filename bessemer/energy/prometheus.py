@@ -16,6 +16,7 @@ from bessemer.errors import RecipeError
 from bessemer.units import J_PER_KWH
 
 Sample = tuple[Mapping[str, str], float | None]
+_UNKNOWN: Mapping[str, Any] = {"seconds": None, "energy_j": {"value": None}}
 
 
 def write_prometheus(path: Path, document: Mapping[str, Any]) -> None:
@@ -32,9 +33,10 @@ def write_prometheus(path: Path, document: Mapping[str, Any]) -> None:
 
 def prometheus_text(document: Mapping[str, Any]) -> str:
     run = Path(document["run"]).resolve().name
-    stages = {name: ({"run": run, "stage": name}, row) for name, row in document["stages"].items()}
+    rows_of_stages = document["stages"].items()
+    stages = [({"run": run, "stage": name}, row) for name, row in rows_of_stages if row["counts"]]
     lines: list[str] = []
-    for family, kind, text, samples in _families(list(stages.values())):
+    for family, kind, text, samples in _families(stages):
         rows = [f"{family}{_labels(labels)} {value!r}" for labels, value in samples if value is not None]
         if rows:
             lines += [f"# HELP {family} {text}", f"# TYPE {family} {kind}", *rows]
@@ -71,6 +73,26 @@ def _families(stages: list[Stage]) -> Iterator[tuple[str, str, str, Iterable[Sam
         "Energy of a component, by how it was come by; node is the whole, other what the rest leaves of it.",
         [sample for at, row in stages for sample in _components(at, row["parts_j"] or {})],
     )
+    yield (
+        "bessemer_phase_energy_joules_total",
+        "counter",
+        "Energy by what it was spent on; the phases of a stage add up to what was metered of it.",
+        [
+            ({**at, "phase": phase}, told["value"])
+            for at, row in stages
+            for phase, told in (row["phases_j"] or {}).items()
+        ],
+    )
+    yield (
+        "bessemer_phase_seconds_total",
+        "counter",
+        "Time by what it was spent on.",
+        [
+            ({**at, "phase": phase}, seconds)
+            for at, row in stages
+            for phase, seconds in (row["phases_s"] or {}).items()
+        ],
+    )
     for family, text, values in _scalars(stages):
         yield family, "counter", text, values
 
@@ -102,6 +124,21 @@ def _scalars(stages: list[Stage]) -> Iterator[tuple[str, str, list[Sample]]]:
         "bessemer_lost_energy_joules_total",
         "Energy of steps that were run again.",
         each(lambda row: row["lost_j"]["value"]),
+    )
+    yield (
+        "bessemer_restarting_energy_joules_total",
+        "Energy of attempts after the first, until their first step.",
+        each(lambda row: row["restarting_j"]["value"]),
+    )
+    yield (
+        "bessemer_waiting_for_data_energy_joules_total",
+        "Energy of steps while they waited for data; in the phase of steps too.",
+        each(lambda row: (row["waiting_for_data"] or _UNKNOWN)["energy_j"]["value"]),
+    )
+    yield (
+        "bessemer_waiting_for_data_seconds_total",
+        "Time that steps waited for data.",
+        each(lambda row: (row["waiting_for_data"] or _UNKNOWN)["seconds"]),
     )
     yield (
         "bessemer_energy_gap_seconds_total",

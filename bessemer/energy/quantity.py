@@ -1,5 +1,6 @@
 """A figure with its band and its basis, as the account tells it. None: not known."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,3 +52,12 @@ NOTHING = Quantity(0.0, 0.0, 0.0, "measured")
 
 def exactly(value: float, basis: str = "modelled") -> Quantity:
     return Quantity(value, value, value, basis)
+
+
+def banded(told: Mapping[str, Any], words: Callable[[float], str]) -> str:
+    """A figure of a document with its band: "100 Wh (90 Wh to 110 Wh)"."""
+    if told["value"] is None:
+        return "unknown"
+    if told["low"] == told["high"]:
+        return words(told["value"])
+    return f"{words(told['value'])} ({words(told['low'])} to {words(told['high'])})"

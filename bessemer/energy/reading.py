@@ -38,6 +38,8 @@ ZERO = EnergyReading(0.0, 0.0, 0.0, "measured")
 class PowerReading:
     power_w: float | None  # mean since the reading before
     energy: EnergyReading
+    drawn_j: float | None = None  # since the reading before
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Prompts go in order of length, so that a batch pads little; the result is in the order asked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from bessemer.errors import DataError, RecipeError
 from bessemer.evaluate.text import exact_match, rouge_l
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
-from bessemer.model.generate import generate
+from bessemer.model.generate import generate, room_of
 
 _BATCH = 16
 _PROMPT_TOKENS = 32  # of a document that a pretrained model is to go on with
@@ -74,6 +74,7 @@ class Completer:
     bos_id: int | None
     eos_id: int | None
     step: int
+    say: Callable[[str], None]  # is told where an answer ends early
     chat: SampleEncoder | None = None  # of a model that was tuned with a chat template
 
     @staticmethod
@@ -94,7 +95,7 @@ class Completer:
             template = Template("of the tokenizer", str(config["chat_template"]))
             chat = SampleEncoder(load_tokenizer(loaded.tokenizer_path), template, "last")
             eos_id = tokenizer.token_to_id(str(config["turn_end_token"]))
-        return Completer(loaded.model, tokenizer, bos_id, eos_id, loaded.step, chat)
+        return Completer(loaded.model, tokenizer, bos_id, eos_id, loaded.step, console.line, chat)
 
     def complete(
         self,
@@ -109,9 +110,13 @@ class Completer:
 
         said: what was said before, to a model that was tuned with a chat template.
         """
+        ids = self._ids(prompt, said)
+        room = room_of(self.model.shape, ids)
+        if room < max_tokens:
+            self.say(f"an answer has room for {room:,} tokens: there the model's original context ends")
         (produced,) = generate(
             self.model,
-            [self._ids(prompt, said)],
+            [ids],
             max_tokens=max_tokens,
             eos_id=self.eos_id,
             temperature=temperature,

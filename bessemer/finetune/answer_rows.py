@@ -17,10 +17,10 @@ from torch import Tensor
 from bessemer.data.loader import micro_batch
 from bessemer.data.packed_rows import pack
 from bessemer.data.rows import NO_LOSS, Row, Rows
+from bessemer.formulas.objective import ASKED_ROWS
 from bessemer.model.decoder import Decoder
 
 Array = np.ndarray[Any, Any]
-_ROWS = 8  # of a forward pass
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ def trained_states(model: Decoder, rows: Rows, begin: int = 0) -> Iterator[tuple
     begin: the first row that is wanted.
     """
     device = model.head_weight.device
-    for first in range(begin, len(rows), _ROWS):
-        some = range(first, min(first + _ROWS, len(rows)))
+    for first in range(begin, len(rows), ASKED_ROWS):
+        some = range(first, min(first + ASKED_ROWS, len(rows)))
         part = micro_batch(rows, some).to(device)
         counted_BT = part.targets_BT != NO_LOSS
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):

@@ -14,7 +14,7 @@ Dims: N trained tokens, D hidden, V words of both, K kept.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ import torch
 import xxhash
 from torch import Tensor
 
+from bessemer.checkpoint.needed import note_needs
 from bessemer.data.prepared import PreparedTask, Split
 from bessemer.data.rows import NO_LOSS, Rows
-from bessemer.data.teacher import FOLDER, NAMES, taught_path
+from bessemer.data.teacher import BUILDING, FOLDER, NAMES, taught_hashes, taught_path
 from bessemer.durable import cannot_write, publish_folder, write_json
 from bessemer.errors import RecipeError
 from bessemer.finetune.answer_rows import Answer, Array, said_of, trained_states
-from bessemer.finetune.models import origin_model
+from bessemer.finetune.models import ASKS, check_asked, origin_model
 from bessemer.finetune.rollouts import Judge
 from bessemer.finetune.rounds import Columns, Drawn
 from bessemer.log import Console
@@ -110,21 +111,23 @@ def tokenizer_hash(path: Path) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
 
 
-def has_answered(stage: Stage) -> bool:
-    """Whether the teacher has said all that it is asked before training."""
-    return (stage.folder / FOLDER / "teacher.json").is_file()
+def has_answered(stage: Path) -> bool:
+    """Whether the teacher of the stage in this folder has said all that it is asked before training."""
+    return (stage / FOLDER / "teacher.json").is_file()
 
 
 def ask_teacher(stage: Stage, teacher: Teacher, console: Console) -> None:
     """Write what it says of the examples, where that is not there yet."""
-    final, building = stage.folder / FOLDER, stage.folder / f".{FOLDER}"
+    final, building = stage.folder / FOLDER, stage.folder / BUILDING
     assert isinstance(stage.data, PreparedTask), stage.data
     splits: list[Split] = ["validation"] if stage.plan.objective.rollouts else ["train", "validation"]
     splits = [split for split in splits if stage.data.num_examples(split)]
+    teacher = replace(teacher, origin=teacher.origin.hashed(stage.folder, ASKS))
     said = {**teacher.to_json(), "splits": splits}
     if read_object(building / "teacher.json") != said:
         shutil.rmtree(building, ignore_errors=True)
         write_json(building / "teacher.json", said)
+    note_needs(stage.folder)
     model = origin_model(teacher.origin, stage.plan.dtype, console.line)
     for split in splits:
         rows = stage.data.rows(split, stage.plan.context, stage.examples if split == "train" else None)
@@ -135,6 +138,7 @@ def ask_teacher(stage: Stage, teacher: Teacher, console: Console) -> None:
     del model
     if this_device().type != "cpu":  # ranks of a layout are other processes, and need what a cache holds
         torch.accelerator.empty_cache()
+    write_json(building / "teacher.json", {**said, "files": taught_hashes(building)})
     (building / _PROGRESS).unlink(missing_ok=True)
     publish_folder(building, final)
 
@@ -232,4 +236,4 @@ def distill_judge(stage: Stage, console: Console) -> Judge:
     def rewards(_: Sequence[Drawn]) -> tuple[Columns, None, dict[str, Any]]:
         return {}, None, {}
 
-    return Judge(columns, rewards)
+    return Judge(columns, rewards, lambda: check_asked(stage.folder, origin))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bessemer.errors import RecipeError
 from bessemer.finetune.answer_rows import Answer, Array, said_of
-from bessemer.finetune.models import origin_model
+from bessemer.finetune.models import check_asked, origin_model
 from bessemer.finetune.rewards import Reward, reward_of
 from bessemer.finetune.rollouts import Judge
 from bessemer.finetune.rounds import Columns, Drawn
@@ -28,7 +28,7 @@ from bessemer.train.stage import Stage
 def check_reference(stage: Stage) -> None:
     """RecipeError where the model that the stage began from cannot be asked about what it writes."""
     objective, origin = stage.plan.objective, stage.origin
-    if objective.kind != "grpo" or not objective.beta or origin is None:
+    if not objective.asks_origin or origin is None:
         return
     check_merged(origin, "the reference of finetune.beta")
     if stage.new_tokens:
@@ -48,7 +48,7 @@ def grpo_judge(stage: Stage, console: Console) -> Judge:
 
     def columns(model: Decoder, answers: Sequence[Answer]) -> Columns:
         found = {"old_log_probs": _log_probs(model, answers, stage.plan.context, objective.temperature)}
-        if objective.beta:
+        if objective.asks_origin:
             if not reference:
                 assert stage.origin is not None, "random weights are no reference"
                 reference.append(origin_model(stage.origin, stage.plan.dtype, console.line))
@@ -60,7 +60,11 @@ def grpo_judge(stage: Stage, console: Console) -> Judge:
     def rewards(drawn: Sequence[Drawn]) -> tuple[Columns, list[float], dict[str, Any]]:
         return rewarded(drawn, reward, rollouts.group_size)
 
-    return Judge(columns, rewards)
+    def check() -> None:
+        if objective.asks_origin and stage.origin is not None:
+            check_asked(stage.folder, stage.origin)
+
+    return Judge(columns, rewards, check)
 
 
 def rewarded(

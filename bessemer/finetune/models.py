@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from bessemer.checkpoint.base import Base, check_base
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.load import COMPUTE, load_model
 from bessemer.checkpoint.parts import local
@@ -23,6 +24,13 @@ from bessemer.model.pieces import Piece, stored, whole_pieces
 from bessemer.parallel.engine import Engine, Ranks
 from bessemer.parallel.pieces import held_pieces
 from bessemer.train.origin import Origin
+
+ASKS = "asks"  # use of a base (checkpoint/base.py)
+
+
+def check_asked(stage: Path, origin: Origin) -> None:
+    """CheckpointError unless a model that the stage asks about answers is the one that it asked at first."""
+    check_base(Base.of(stage, origin.to_json(), ASKS))
 
 
 def origin_model(origin: Origin, dtype: str, say: Callable[[str], None]) -> Decoder:

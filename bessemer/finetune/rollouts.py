@@ -5,15 +5,15 @@ there, by all ranks, with the weights as they are at that step, and written befo
 
     finetune/rollouts-00002/   manifest.json   answers.jsonl (to read)   chunk-00000.npz … (to train on)
 
-So it is one stage: one curve, one schedule, one optimizer, checkpoints at any step, and the loop does not
-know.
+So it is one stage: one curve, one schedule, one optimizer, checkpoints at any step, and the loop knows
+no more than that rows may have to be made.
 A run that was killed goes on at its newest checkpoint; steps since then are made again on the same
 answers, which are on disk, and a round that was being made goes on behind its last chunk. Nothing is
 drawn twice: what is drawn for a prompt depends on seed, position of the prompt and number of the answer,
 not on batch, chunk, rank or attempt.
 The roads not taken: a stage a round needs an origin with optimizer state, a schedule over stages and a
 curve in pieces; training stopped between rounds loads model and optimizer anew each time.
-Cost: a step with a round in it is as long as sampling takes; it counts as waiting for data.
+Cost: a step with a round in it is as long as sampling takes; its energy is told apart, as "sampling".
 """
 
 import time
@@ -33,15 +33,13 @@ from bessemer.finetune.answer_rows import Answer, AnswerRows, Array
 from bessemer.finetune.models import sampling_model
 from bessemer.finetune.rounds import Columns, Prompt, Rewards, RoundFolder
 from bessemer.formulas.layout import split_evenly
-from bessemer.formulas.objective import Rollouts
+from bessemer.formulas.objective import CHUNK_ANSWERS, Rollouts
 from bessemer.log import Console
 from bessemer.model.decoder import Decoder
 from bessemer.model.generate import sample
 from bessemer.parallel.engine import Engine
 from bessemer.train.ranks import Company
 from bessemer.train.stage import Stage
-
-CHUNK_ANSWERS = 128  # sampled together, and lost together when the run is killed
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,8 @@ class Judge:
     columns: Callable[[Decoder, Sequence[Answer]], Columns]
     # Of a round, on the first rank: further columns, each answer's reward where there is one, and figures.
     rewards: Rewards
+    # On the first rank before the first round of an attempt that is made: whoever is asked is the same still.
+    check: Callable[[], object]
 
 
 class RolloutFeed:
@@ -68,10 +68,19 @@ class RolloutFeed:
         self._end_id = stage.data.stop_id(stage.shape.eos_id)
         self._prompts = prompts_of(stage.data, self._rollouts.prompt_tokens)
         self._steps: tuple[int, list[AnswerRows]] | None = None  # of the round that was read last
+        self._checked = False
+
+    def is_made(self, position: int) -> bool:
+        """Read already; to look on disk takes all ranks."""
+        return self._steps is not None and self._steps[0] == self._place(position)[0]
+
+    def make(self, position: int) -> None:
+        """Sample the round, or what is missing of it, and read it."""
+        self._rows(self._place(position)[0])
 
     def batch(self, position: int) -> Batch:
         plan = self._stage.plan
-        round_, step = divmod(position // plan.batch_rows, self._rollouts.steps)
+        round_, step = self._place(position)
         rows = self._rows(round_)[step]
         share = split_evenly(len(rows), self._engine.data_ranks)[self._engine.data_rank]
         turns = -(-len(rows) // (self._engine.data_ranks * plan.micro_batch))
@@ -79,7 +88,12 @@ class RolloutFeed:
             turns = plan.micro_batches
         cuts = range(0, turns * plan.micro_batch, plan.micro_batch)
         parts = [micro_batch(rows, share[cut : cut + plan.micro_batch], plan.micro_batch) for cut in cuts]
-        return Batch(parts, sum(int(part.units_B.sum()) for part in parts))
+        # Every rank has read the same round, so that all know how many rows there are.
+        return Batch(parts, sum(int(part.units_B.sum()) for part in parts), len(rows))
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """(round, step in it)."""
+        return divmod(position // self._stage.plan.batch_rows, self._rollouts.steps)
 
     def _rows(self, round_: int) -> list[AnswerRows]:
         """Of each step of a round."""
@@ -113,16 +127,32 @@ class RolloutFeed:
     def _make(self, folder: RoundFolder, missing: Sequence[int]) -> None:
         """Each rank takes every n-th of the chunks that are missing."""
         engine, begin_s = self._engine, time.monotonic()
+        self._check(folder)
         model = sampling_model(engine, self._stage.shape)
-        for chunk in missing[engine.rank :: engine.world]:
-            answers = self._sampled(model, self._places(folder.round, chunk))
-            folder.write_chunk(chunk, answers, self._judge.columns(model, answers))
-        # Whoever is late is waited for by the first rank, which sees the files.
+
+        def sample_own() -> None:
+            for chunk in missing[engine.rank :: engine.world]:
+                answers = self._sampled(model, self._places(folder.round, chunk))
+                folder.write_chunk(chunk, answers, self._judge.columns(model, answers))
+
+        def left() -> int:
+            return len(folder.missing(self._num_chunks)["chunks"])
+
+        self._company.each_does(f"{folder.name}: sample", sample_own, left)
         finish = partial(self._finish, folder)
         figures = self._company.first_does(f"{folder.name}: finish", finish)
         told = ", ".join(f"{name} {value:.3g}" for name, value in figures.items())
         round_s = time.monotonic() - begin_s
         self._console.line(f"round {folder.round + 1} of {self._rollouts.rounds}: {told} ({round_s:.1f} s)")
+
+    def _check(self, folder: RoundFolder) -> None:
+        def check() -> dict[str, Any]:
+            self._judge.check()
+            return {}
+
+        if not self._checked:
+            self._company.first_does(f"{folder.name}: check", check)
+        self._checked = True
 
     def _finish(self, folder: RoundFolder) -> dict[str, Any]:
         places = [self._places(folder.round, chunk) for chunk in range(self._num_chunks)]

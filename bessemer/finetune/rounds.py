@@ -22,7 +22,7 @@ from bessemer.errors import DataError
 from bessemer.finetune.answer_rows import Answer, Array
 from bessemer.rundir import read_object
 
-_LOOK_S = 0.05
+_LOOK_S, _SEEN_S = 0.05, 120.0
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ class RoundFolder:
         tokenizer: Path,
         end_id: int | None,
     ) -> dict[str, Any]:
-        """The first rank's: waits for the others' chunks, rewards all answers, and returns the figures."""
-        while self.missing(num_chunks)["chunks"]:
-            time.sleep(_LOOK_S)
+        """The first rank's, when all chunks are written: rewards all answers, and returns the figures."""
+        self._see_all(num_chunks)
         for path in self._building.glob(".*.tmp"):  # of whoever was killed: every chunk is whole by now
             path.unlink()
         answers, _ = self._read_chunks(self._building)
@@ -119,6 +118,19 @@ class RoundFolder:
 
     def _chunk(self, number: int) -> Path:
         return self._building / f"chunk-{number:05d}.npz"
+
+    def _see_all(self, num_chunks: int) -> None:
+        """A network disk shows what another machine wrote after a moment."""
+        end_s = time.monotonic() + _SEEN_S
+        while missing := self.missing(num_chunks)["chunks"]:
+            if time.monotonic() > end_s:
+                raise DataError(
+                    "the first rank does not see answers that another one wrote",
+                    found=f"no {self._chunk(missing[0])}, {len(missing)} of {num_chunks} missing",
+                    wanted="one run directory for all ranks, on a disk that every machine mounts",
+                    fix="give a shared folder with --run DIR",
+                )
+            time.sleep(_LOOK_S)
 
     def _read_chunks(self, folder: Path) -> tuple[list[Answer], dict[str, Array]]:
         answers: list[Answer] = []

@@ -13,15 +13,20 @@ from bessemer.checkpoint.peft_start import check_peft
 from bessemer.data import supported
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.store import prepare_task
-from bessemer.data.task.reading import task_inputs
+from bessemer.data.task.inputs import task_inputs
+from bessemer.data.task.reading import Reading
+from bessemer.energy.beside import around_data, claim
+from bessemer.energy.levers.restore import restore_left
 from bessemer.errors import DataError, RecipeError
 from bessemer.finetune.added import new_tokens, told, with_rows
 from bessemer.finetune.distill import Teacher, ask_teacher, check_teaches, find_teacher, has_answered
 from bessemer.finetune.grpo import check_reference
+from bessemer.finetune.models import ASKS
 from bessemer.finetune.rewards import begin_reward, check_reward
 from bessemer.finetune.rounds import rounds_of
 from bessemer.finetune.worker import WORKER, finetune_feed
 from bessemer.formulas.adapters import trained_params
+from bessemer.formulas.objective import Objective
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.measure.facts import gather
@@ -37,9 +42,12 @@ from bessemer.planner.stage import rows_of
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.rundir import read_object
+from bessemer.train.budget import check_allowance
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
+from bessemer.train.levers import asked_of, check_boards
 from bessemer.train.origin import Origin, find_origin, of_stage
+from bessemer.train.pause import pause_rule
 from bessemer.train.pretrain import Place, power_command
 from bessemer.train.run import Ready, run_stage
 from bessemer.train.settle import allowed_changes, check_disk, followed_plan, take_over, write_receipt
@@ -91,6 +99,7 @@ def begin_finetune(
     checked = _check(task, "finetune")
     take_over(changes, loaded, None, place.run, place.console)
     write_receipt(place.run, loaded, task.data.hash, task.facts, task.origin)
+    claim(place.run, task.data.folder, place.console)
     return _begin(task, checked)
 
 
@@ -102,21 +111,33 @@ def check_early(loaded: LoadedRecipe) -> None:
     context = section.context if isinstance(section.context, int) else loaded.recipe.model.context
     rows_of(section, "finetune", context)
     if loaded.recipe.data.gather is None and section.data.path is not None:
-        task_inputs(section.data, loaded.base)
+        inputs = task_inputs(section.data, loaded.base)
+        if section.data.kind != "sql":  # a database is asked once, when its rows are read
+            Reading.of(section.data, section.method, inputs)
 
 
 def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, world: int | None = None) -> Task:
     """Data and first weights, checked; the run itself is not changed yet."""
     recipe = loaded.recipe
+    restore_left(place.console.line)  # before anything of this machine is measured
     section = check_section(recipe)
     power_command(recipe, place)
+    pause_rule(recipe.energy, loaded.base, allow_code=place.allow_code)
     check_recipe(recipe, world=world)
     allowed_changes(loaded, place.run)
     origin = _origin(loaded, place, from_)
     shape, tokenizer = _model(recipe, place.run / "finetune", origin)
     check_trainable(recipe, shape)
     context = finetune_context(section, shape)
-    data = prepare_task(recipe, loaded.base, place.store, tokenizer, place.console, context)
+    data = prepare_task(
+        recipe,
+        loaded.base,
+        place.store,
+        tokenizer,
+        place.console,
+        context,
+        around=around_data(place.console),
+    )
     described = data.manifest["tokenizer"]
     added = new_tokens(tokenizer, data, place.run / "finetune") if section.add_tokens else ()
     if added:
@@ -164,7 +185,8 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
     """The stage as it is to be trained. Writes nothing."""
     if from_scratch:  # adapters would have nothing to adapt
         task = replace(task, shape=replace(task.shape, adapter=None))
-    plan, derived = _plan(task, examples)
+    teacher = _teacher(task, name)
+    plan, derived = _plan(task, name, examples, teacher)
     stage = check_begun(
         Stage(
             folder=task.place.run / name,
@@ -185,11 +207,11 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
     check_sampling(stage.shape, plan)
     if not stage.is_done:
         check_reference(stage)
-        check_start(task.recipe, stage.shape, stage.plan, task.facts, None, task.world)
+        check_start(task.recipe, stage.shape, stage.plan, task.facts, task.world)
+        check_allowance(stage, task.recipe, task.facts, task.place.console)
+        check_boards(task.recipe.energy, stage.plan.layout, task.world)
         check_compiled(stage.plan, task.facts)
         check_disk(stage)
-    asks = plan.objective.kind == "distill" and not has_answered(stage)
-    teacher = _teacher(task, plan.context) if asks else None
     return _Checked(stage, derived if name == "finetune" else [], from_scratch, teacher, _reward(task, stage))
 
 
@@ -201,8 +223,7 @@ def _begin(task: Task, checked: _Checked) -> Ready:
         note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, task.facts), done=True)
-    if stage.shape.adapter is not None and stage.origin is not None and stage.origin.hash is None:
-        stage = replace(stage, origin=stage.origin.hashed(stage.folder))
+    stage = _with_hash(stage)
     begin(stage)
     if checked.reward is not None:
         begin_reward(stage.folder, checked.reward)
@@ -216,14 +237,30 @@ def _begin(task: Task, checked: _Checked) -> Ready:
     if checked.teacher is not None:
         ask_teacher(stage, checked.teacher, console)
     stage = settle_compiled(stage, task.facts, console)
-    return Ready(stage.folder, machine_of(stage, task.facts, power_command(task.recipe, task.place)))
+    command, tune = power_command(task.recipe, task.place), asked_of(task.recipe.energy)
+    pause = pause_rule(task.recipe.energy, task.base, allow_code=task.place.allow_code)
+    return Ready(stage.folder, machine_of(stage, task.facts, command, tune=tune, pause=pause))
 
 
-def _teacher(task: Task, context: int) -> Teacher:
+def _with_hash(stage: Stage) -> Stage:
+    """With the hash of its first weights, where it reads them again at later attempts."""
+    if stage.origin is None or stage.origin.hash is not None:
+        return stage
+    if stage.shape.adapter is not None:
+        return replace(stage, origin=stage.origin.hashed(stage.folder))
+    if stage.plan.objective.asks_origin:
+        return replace(stage, origin=stage.origin.hashed(stage.folder, ASKS))
+    return stage
+
+
+def _teacher(task: Task, name: str) -> Teacher | None:
+    """Of the stage `name`. None: nobody is asked, or has said everything already."""
     section, place = task.recipe.finetune, task.place
     assert section is not None
+    if section.method != "distill" or has_answered(place.run / name):
+        return None
     teacher = find_teacher(section.teacher, task.base, section.top_k, task.tokenizer, place.console)
-    check_teaches(teacher.origin, context)
+    check_teaches(teacher.origin, finetune_context(section, task.shape))
     return teacher
 
 
@@ -234,11 +271,14 @@ def _reward(task: Task, stage: Stage) -> dict[str, str] | None:
     return check_reward(stage.folder, rollouts.reward, task.base, allow_code=task.place.allow_code)
 
 
-def _plan(task: Task, examples: int | None) -> tuple[StagePlan, list[Derived]]:
+def _plan(
+    task: Task, name: str, examples: int | None, teacher: Teacher | None
+) -> tuple[StagePlan, list[Derived]]:
     assert task.recipe.finetune is not None
     context = finetune_context(task.recipe.finetune, task.shape)
     num_rows = len(task.data.rows("train", context, examples))
     objective = objective_of(task.recipe.finetune, task.data.manifest)
+    objective = _asking(objective, task, name, teacher)
     prompts: list[int] = []
     if is_sampled(task.recipe.finetune):
         prompts = [len(example.prompt_ids) for example in task.data.examples("train")]
@@ -252,6 +292,15 @@ def _plan(task: Task, examples: int | None) -> tuple[StagePlan, list[Derived]]:
         objective=objective,
         prompts=prompts,
     )
+
+
+def _asking(objective: Objective, task: Task, name: str, teacher: Teacher | None) -> Objective:
+    """With who is asked about answers in a stage that is to begin; of one that has begun its plan says it."""
+    reference = task.origin if objective.asks_origin else None
+    asked = reference if teacher is None else teacher.origin
+    if asked is None or (task.place.run / name / "stage.json").is_file():
+        return objective
+    return replace(objective, asked=asked.shape(), asked_dtype=asked.plan.dtype if asked.plan else None)
 
 
 def _plan_before(origin: Origin) -> StagePlan | None:

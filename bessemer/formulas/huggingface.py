@@ -20,6 +20,7 @@ from bessemer.formulas.huggingface_keys import (
     get,
     key_heads,
     members,
+    number,
     row_length,
     token_id,
     unsupported,
@@ -75,7 +76,7 @@ def shape_from_config(config: Config, *, context: int | None = None) -> ModelSha
         tie_embeddings=bool(get(config, "tie_word_embeddings", family.tied)),
         qk_norm=qk_norm,
         qkv_bias=family.biased or bool(config.get("attention_bias")),
-        norm_eps=float(get(config, "rms_norm_eps", family.norm_eps)),
+        norm_eps=number(config, "rms_norm_eps", family.norm_eps),
         query_scalar=_query_scalar(config, family, head_dim),
         bos_id=token_id(config, "bos_token_id"),
         eos_id=token_id(config, "eos_token_id"),
@@ -143,14 +144,12 @@ def _of_gemma(shape: ModelShape) -> Config:
 def _query_scalar(config: Config, family: Family, head_dim: int) -> float | None:
     if family.name != "gemma3":
         return None
-    scalar = get(config, "query_pre_attn_scalar", 256)
-    if not isinstance(scalar, int | float) or scalar <= 0:
-        raise unsupported("query_pre_attn_scalar", scalar, "a positive number")
-    return None if scalar == head_dim else float(scalar)
+    scalar = number(config, "query_pre_attn_scalar", 256)
+    return None if scalar == head_dim else scalar
 
 
 def _model_type(config: Config) -> str:
-    named = config.get("architectures") or []
+    named = members(config, "architectures", str)
     found = READABLE.get(CLASS_HEADS.get(named[0], named[0])) if named else config.get("model_type", "")
     if found in FAMILIES and FAMILIES[found].architecture:
         return str(found)

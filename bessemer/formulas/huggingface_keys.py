@@ -1,10 +1,13 @@
 """How a Hugging Face `config.json` and its keys are read, and the error when one cannot be."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 from bessemer.errors import RecipeError
+
+_TOO_MANY = 2**40  # of anything that a config counts
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -48,15 +51,34 @@ def get(config: dict[str, Any], key: str, default: Any) -> Any:
 
 def count(config: dict[str, Any], key: str, default: int | None = None) -> int:
     value = get(config, key, default)
-    if isinstance(value, int) and value > 0:
+    if isinstance(value, int) and 0 < value < _TOO_MANY:
         return value
     raise unsupported(key, "missing" if value is None else value, "a positive whole number")
+
+
+def number(config: dict[str, Any], key: str, default: float | None = None) -> float:
+    """RecipeError: missing without a default, or no positive number."""
+    value = get(config, key, default)
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0.0 < value < math.inf:
+        return float(value)
+    raise unsupported(key, "missing" if value is None else value, "a positive number")
+
+
+def inner(config: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object within; empty where the key is missing or null. RecipeError: something else."""
+    value = get(config, key, {})
+    if isinstance(value, dict):
+        return value
+    raise unsupported(key, value, "an object of keys and values, or null")
 
 
 def token_id(config: dict[str, Any], key: str) -> int | None:
     """Chat models list several end tokens; the first is the one that ends a document."""
     value = config.get(key)
-    return value[0] if isinstance(value, list) else value
+    first = value[0] if isinstance(value, list) and value else value
+    if first is None or type(first) is int:
+        return first
+    raise unsupported(key, value, "a whole number, a list of some, or null")
 
 
 def key_heads(config: dict[str, Any], default: int | None, heads: int) -> int:

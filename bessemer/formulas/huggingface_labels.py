@@ -10,6 +10,7 @@ from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.families import READABLE
+from bessemer.formulas.huggingface_keys import count, members
 
 _WORDS, _CLASSES = "ForCausalLM", "ForSequenceClassification"
 _WITHOUT = ("Glm4MoeForCausalLM",)
@@ -34,10 +35,10 @@ def class_architecture(architecture: str) -> str:
 
 def read_labels(config: dict[str, Any]) -> int:
     """Rows of the head of classes; 0 where the architecture has one of words."""
-    if (config.get("architectures") or [""])[0] not in CLASS_HEADS:
+    if next(iter(members(config, "architectures", str)), "") not in CLASS_HEADS:
         return 0
     names = config.get("id2label")
-    return len(names) if isinstance(names, dict) and names else int(config.get("num_labels") or 2)
+    return len(names) if isinstance(names, dict) and names else count(config, "num_labels", 2)
 
 
 def label_keys(labels: int, names: Sequence[str] = ()) -> dict[str, Any]:

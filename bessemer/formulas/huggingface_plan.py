@@ -111,7 +111,14 @@ def _experts(config: Config, family: Family, layers: int) -> dict[str, Any]:
         "shared_ffn": whole(config, "n_shared_experts", 1) * width if shared else 0,
         "dense_layers": dense,
         "router": _ROUTERS.get(family.name, "softmax"),
+        "expert_groups": _groups(config),
     }
+
+
+def _groups(config: Config) -> int:
+    """Of which a token's experts are (node-limited routing); 0: of any."""
+    groups, chosen = count(config, "n_group", 1), count(config, "topk_group", 1)
+    return chosen if chosen < groups else 0
 
 
 def _latent(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from bessemer.formulas.families import GEMMA_LOCAL_THETA, Family
-from bessemer.formulas.huggingface_keys import count, get, unsupported
+from bessemer.formulas.huggingface_keys import count, get, inner, number, unsupported
 from bessemer.formulas.shape import ModelShape
 
 Config = dict[str, Any]
@@ -27,7 +27,7 @@ _ORIGINAL = 4096  # of Phi-3, where the key is missing
 
 def read_rope(config: Config, family: Family, head_dim: int, longest: int) -> dict[str, Any]:
     """The fields of ModelShape about rotary positions. longest: max_position_embeddings."""
-    new, old = config.get("rope_parameters") or {}, config.get("rope_scaling") or {}
+    new, old = inner(config, "rope_parameters"), inner(config, "rope_scaling")
     local = None
     if family.name == "gemma3":
         new, local = _by_layer(config, new)
@@ -38,7 +38,7 @@ def read_rope(config: Config, family: Family, head_dim: int, longest: int) -> di
     if share * head_dim % 2:
         raise unsupported("partial_rotary_factor", share, f"an even part of head_dim = {head_dim}")
     return {
-        "rope_theta": float(settings.get("rope_theta") or config.get("rope_theta") or family.theta),
+        "rope_theta": number(settings, "rope_theta", number(config, "rope_theta", family.theta)),
         "rope_scaling": _scaling(config, settings, family, int(share * head_dim), longest),
         "local_rope_theta": local,
         "rotary_share": share,
@@ -77,13 +77,13 @@ def is_written(shape: ModelShape) -> bool:
 
 def _by_layer(config: Config, new: Config) -> tuple[Config, float]:
     """Of Gemma 3: the settings of layers that see all, and the base of the others."""
-    near = new.get("sliding_attention") or {}
+    near = inner(new, "sliding_attention")
     if near.get("rope_type", "default") != "default":
         raise unsupported("rope_parameters", near, "no scaling in layers with a window")
-    theta = near.get("rope_theta") or config.get("rope_local_base_freq") or GEMMA_LOCAL_THETA
+    theta = number(near, "rope_theta", number(config, "rope_local_base_freq", GEMMA_LOCAL_THETA))
     if new.keys() - _BY_LAYER:
         raise unsupported("rope_parameters", new, "settings for full_attention and sliding_attention")
-    return new.get("full_attention") or {}, float(theta)
+    return inner(new, "full_attention"), theta
 
 
 def _share(config: Config, settings: Config, family: Family) -> float:
@@ -111,7 +111,7 @@ def _scaling(
     if is_phi and kind in _LONG_NAMES:
         kind = "longrope"
     known = _LONG_KEYS if is_phi else _KEYS
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise unsupported("rope_type", kind, f"one of {', '.join(known)}")
     if kind == "default":
         return None
@@ -120,26 +120,30 @@ def _scaling(
         raise unsupported("rope_parameters", settings, f"rope_type {kind!r} with {', '.join(missing)}")
     if kind == "longrope":
         return _read_long(config, settings, rotary_dim, longest)
+    for key in known[kind]:
+        number(settings, key)
     return {"rope_type": kind, **{key: settings[key] for key in known[kind]}}
 
 
 def _read_long(config: Config, settings: Config, rotary_dim: int, longest: int) -> dict[str, Any]:
     factors = {key: settings[key] for key in _LONG_KEYS["longrope"]}
     for key, values in factors.items():
-        if not isinstance(values, list) or len(values) != rotary_dim // 2:
+        numbers = isinstance(values, list) and all(isinstance(one, int | float) for one in values)
+        if not numbers or len(values) != rotary_dim // 2:
             raise unsupported(key, values, f"a list of {rotary_dim // 2} numbers")
     in_settings = count(settings, "original_max_position_embeddings", _ORIGINAL)
     original = count(config, "original_max_position_embeddings", in_settings)
+    if original == 1:
+        raise unsupported("original_max_position_embeddings", original, "more than one position")
     ratio = longest / original
     if get(settings, "factor", ratio) != ratio:
         wanted = f"max_position_embeddings / original_max_position_embeddings = {ratio:g}, or none"
         raise unsupported("factor", settings["factor"], wanted)
-    given = settings.get("attention_factor")
     return {
         "rope_type": "longrope",
         **factors,
         "original_max_position_embeddings": original,
-        "attention_factor": _attention_factor(longest, original) if given is None else float(given),
+        "attention_factor": number(settings, "attention_factor", _attention_factor(longest, original)),
     }
 
 

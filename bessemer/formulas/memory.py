@@ -16,7 +16,7 @@ from dataclasses import dataclass, fields
 from bessemer.formulas.adapter_memory import adapter_bytes_per_token, inner_bytes_per_token
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.families import traits_of
-from bessemer.formulas.parameters import matmul_params, num_dense_layers, total_params
+from bessemer.formulas.parameters import head_rows, matmul_params, num_dense_layers, total_params
 from bessemer.formulas.quantized import packed_model, unpacked_bytes
 from bessemer.formulas.shape import ModelShape
 
@@ -49,6 +49,9 @@ class Memory:
     base: int
     gathered: int = 0  # weights and gradients of other shards, while they are here whole
     saving: int = 0  # copy of what this rank saves, while a thread writes it: checkpoint/saver.py
+    # formulas/rollout_memory.py:
+    asked: int = 0  # a whole model that is asked about answers: a reference, a teacher
+    sampling: int = 0  # a whole model to sample with, keys and values
 
     @property
     def total(self) -> int:
@@ -85,14 +88,11 @@ def device_memory(shape: ModelShape, work: Workload) -> Memory:
     """Everything on one device, not sharded."""
     params = total_params(shape)
     learned = trained_params(shape, params)
-    if shape.adapter is None:
-        weights = 4 * params
-        casts = 2 * all_matrices(shape) if work.dtype == "bf16" else 4 * joined_matrices(shape)
-    else:
-        weights = packed_model(shape).frozen_bytes(params, work.size) + 4 * learned
+    casts = 2 * all_matrices(shape) if work.dtype == "bf16" else 4 * joined_matrices(shape)
+    if shape.adapter is not None:
         casts = unpacked_bytes(shape, work.size)
     return Memory(
-        weights=weights,
+        weights=weight_bytes(shape, work.size),
         gradients=4 * learned,
         optimizer=8 * learned,
         casts=casts,
@@ -102,6 +102,14 @@ def device_memory(shape: ModelShape, work: Workload) -> Memory:
         base=base_bytes(work.kind),
         saving=STATE_BYTES * learned if work.saves_async else 0,
     )
+
+
+def weight_bytes(shape: ModelShape, size: int) -> int:
+    """Of all weights as a process holds them. size: of the compute type, in which frozen ones are kept."""
+    params = total_params(shape)
+    if shape.adapter is None:
+        return 4 * params
+    return packed_model(shape).frozen_bytes(params, size) + 4 * trained_params(shape, params)
 
 
 def activation_bytes(shape: ModelShape, work: Workload) -> int:
@@ -234,14 +242,18 @@ def _attention_bytes_per_token(shape: ModelShape, size: int) -> int:
 
 def loss_bytes(shape: ModelShape, work: Workload) -> int:
     """Gradient of the head, one chunk of logits, gradient of the hidden states. The head's cast is a cast."""
-    rows = max(_LEAST_LOSS_ROWS, 1 << max(0, (_LOSS_CHUNK_ELEMENTS // shape.vocab).bit_length() - 1))
-    chunk = min(rows, work.tokens) * shape.vocab * _LOSS_BYTES_PER_ELEMENT
+    chunk = min(loss_rows(head_rows(shape)), work.tokens) * head_rows(shape) * _LOSS_BYTES_PER_ELEMENT
     return head_gradient_bytes(shape) + chunk + work.size * work.tokens * shape.hidden
 
 
+def loss_rows(vocab: int) -> int:
+    """Tokens of a chunk of logits: model/loss.py."""
+    return max(_LEAST_LOSS_ROWS, 1 << max(0, (_LOSS_CHUNK_ELEMENTS // vocab).bit_length() - 1))
+
+
 def head_gradient_bytes(shape: ModelShape) -> int:
-    """Of a head of words; beside adapters it is frozen."""
-    return 4 * shape.vocab * shape.hidden if shape.adapter is None else 0
+    """Beside adapters a head of words is frozen; one of classes learns."""
+    return 4 * head_rows(shape) * shape.hidden if shape.adapter is None or shape.labels else 0
 
 
 def whole_rows_bytes(shape: ModelShape, work: Workload) -> int:

@@ -14,8 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bessemer.formulas.shape import ModelShape
+
 PREFERENCES = ("dpo", "ipo", "orpo", "simpo", "reward")
 WITH_REFERENCE = ("dpo", "ipo")
+CHUNK_ANSWERS = 128  # sampled together, and lost together when the run is killed
+ASKED_ROWS = 8  # of a forward pass in which a model is asked about answers
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,13 @@ class Objective:
     rollouts: Rollouts | None = None  # grpo, and distill on policy: None where the data is there before
     class_weights: tuple[float, ...] = ()  # classify, by label; empty: all 1
     labels: tuple[str, ...] = ()  # classify: names, by number
+    asked: ModelShape | None = None  # who is asked about answers: GRPO's reference, the teacher
+    asked_dtype: str | None = None  # that it computes in; None: as the stage
+
+    @property
+    def asks_origin(self) -> bool:
+        """Whether the model that the stage began from is asked about its answers, at every attempt."""
+        return self.kind == "grpo" and self.beta > 0.0
 
     @staticmethod
     def from_json(values: Mapping[str, Any] | None) -> "Objective":
@@ -64,6 +75,8 @@ class Objective:
                 given[name] = tuple(given[name])
         if given.get("rollouts") is not None:
             given["rollouts"] = Rollouts(**given["rollouts"])
+        if given.get("asked") is not None:
+            given["asked"] = ModelShape.from_json(given["asked"])
         return Objective(**given)
 
 

@@ -18,6 +18,7 @@ numbers are in docs/planner.md.
 """
 
 from dataclasses import replace
+from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
@@ -37,7 +38,7 @@ from bessemer.formulas.memory import (
     whole_rows_bytes,
     working_bytes,
 )
-from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.parameters import head_rows, num_dense_layers
 from bessemer.formulas.rank_moments import Moment, rank_moments
 from bessemer.formulas.rank_weights import (
     block_bytes,
@@ -59,6 +60,12 @@ def rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank
     """
     if layout.world == 1:
         return device_memory(shape, work)
+    # Scaled positions are no bytes, and their words in a dict would forbid to keep the answer.
+    return _rank_memory(replace(shape, rope_scaling=None), work, layout, pipeline_rank)
+
+
+@cache
+def _rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int) -> Memory:
     rank = _Rank(shape, work, layout, pipeline_rank)
     moments = rank_moments(layout, pipeline_rank, work.micro_batches)
     return max((rank.at(moment) for moment in moments), key=lambda memory: memory.total)
@@ -209,8 +216,10 @@ def _second_table(shape: ModelShape, layout: Layout, pipeline_rank: int) -> int:
 
 
 def _loss(shape: ModelShape, work: Workload, layout: Layout) -> tuple[int, int]:
-    """Bytes (in the loss, of the head's cast) for the rank's tokens and part of the head."""
+    """Bytes (in the loss, of the head's cast) for the rank's tokens and part of the head; a head of classes
+    is whole."""
     part = replace(shape, vocab=ceil(shape.vocab / layout.tensor))
     tokens = ceil(work.tokens / layout.context)
-    cast = 2 * part.vocab * shape.hidden if work.dtype == "bf16" and shape.adapter is None else 0
+    learns = shape.adapter is None or shape.labels > 0
+    cast = 2 * head_rows(part) * shape.hidden if work.dtype == "bf16" and learns else 0
     return loss_bytes(part, replace(work, tokens=tokens)), cast

@@ -9,10 +9,11 @@ Not counted: blocks that are recomputed, whose matmuls' inputs such a schedule k
 
 from dataclasses import dataclass
 from functools import cache
+from operator import le
 from typing import Literal
 
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.schedule import pipeline_order
+from bessemer.formulas.schedule import rank_order
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Moment:
     stage: int
     held: tuple[tuple[int, int], ...]  # (stage, micro-batches) of each of the rank's stages
     begun: frozenset[int]  # stages whose weights have gradients
+
+
+_Counts = tuple[tuple[int, ...], frozenset[int]]  # micro-batches held by stage; stages with gradients
 
 
 def rank_moments(layout: Layout, pipeline_rank: int, micro_batches: int) -> tuple[Moment, ...]:
@@ -38,24 +42,35 @@ def rank_moments(layout: Layout, pipeline_rank: int, micro_batches: int) -> tupl
 
 @cache
 def _moments(layout: Layout, micro_batches: int, pipeline_rank: int) -> tuple[Moment, ...]:
-    held = dict.fromkeys(layout.stages_of(pipeline_rank), 0)
+    stages = layout.stages_of(pipeline_rank)
+    held = dict.fromkeys(stages, 0)
     begun: frozenset[int] = frozenset()
-    seen: dict[tuple[str, int], dict[Moment, None]] = {}
-    for action in pipeline_order(layout, micro_batches)[pipeline_rank]:
-        held[action.stage] += action.kind == "F"
-        if action.kind == "W":
-            held[action.stage] -= 1
-            begun |= {action.stage}
-        else:
-            alike = seen.setdefault((action.kind, action.stage), {})
-            alike[Moment(action.kind, action.stage, tuple(held.items()), begun)] = None
+    seen: dict[tuple[Literal["F", "B"], int], dict[_Counts, None]] = {}
+    for kind, stage, _ in rank_order(layout, micro_batches, pipeline_rank):
+        if kind == "W":
+            held[stage] -= 1
+            if stage not in begun:
+                begun |= {stage}
+            continue
+        held[stage] += kind == "F"
+        seen.setdefault((kind, stage), {})[tuple(held.values()), begun] = None
     return tuple(
-        one for alike in seen.values() for one in alike if not any(_is_less(one, other) for other in alike)
+        Moment(kind, stage, tuple(zip(stages, counts, strict=True)), made)
+        for (kind, stage), alike in seen.items()
+        for counts, made in _fullest(list(alike))
     )
 
 
-def _is_less(one: Moment, other: Moment) -> bool:
-    """Whether it holds no more of anything, and is not the same."""
-    if one == other or (one.kind, one.stage) != (other.kind, other.stage) or not one.begun <= other.begun:
-        return False
-    return all(mine[1] <= its[1] for mine, its in zip(one.held, other.held, strict=True))
+def _fullest(alike: list[_Counts]) -> list[_Counts]:
+    """Those that hold more of something than any other."""
+    # What holds more in all is never less than what follows: each is held against those that stay alone.
+    stay: list[_Counts] = []
+    for one in sorted(alike, key=lambda one: (-sum(one[0]), -len(one[1]))):
+        if not any(_is_less(one, other) for other in stay):
+            stay.append(one)
+    return [one for one in alike if one in stay]
+
+
+def _is_less(one: _Counts, other: _Counts) -> bool:
+    """Whether it holds no more of anything."""
+    return one[1] <= other[1] and all(map(le, one[0], other[0]))

@@ -39,6 +39,13 @@ def pipeline_order(layout: Layout, micro_batches: int) -> Order:
     return [_one_forward_one_backward(layout, rank, micro_batches) for rank in range(layout.pipeline)]
 
 
+def rank_order(layout: Layout, micro_batches: int, rank: int) -> list[Action]:
+    """One rank's work of a step, without that of the others where it does not hang on theirs."""
+    if splits_backward(layout):
+        return pipeline_order(layout, micro_batches)[rank]
+    return _one_forward_one_backward(layout, rank, micro_batches)
+
+
 def forward_order(layout: Layout, micro_batches: int) -> Order:
     """Without gradients: micro-batch by micro-batch, stage by stage."""
     return [
@@ -64,11 +71,9 @@ def _one_forward_one_backward(layout: Layout, rank: int, micro_batches: int) -> 
     """Some forwards to fill the pipeline, then one of each in turn. With several stages on a rank,
     micro-batches go in groups of as many as there are ranks, each group through all of its stages."""
     ranks, stages = layout.pipeline, layout.stages_of(rank)
-    turns = [(number, turn) for turn in range(len(stages)) for number in range(micro_batches)]
-    turns.sort(key=lambda pair: (pair[0] // ranks, pair[1], pair[0]))
-    forwards = [Action("F", stages[turn], number) for number, turn in turns]
-    turns.sort(key=lambda pair: (pair[0] // ranks, -pair[1], pair[0]))
-    backwards = [(stages[turn], number) for number, turn in turns]
+    groups = [range(first, min(first + ranks, micro_batches)) for first in range(0, micro_batches, ranks)]
+    forwards = [Action("F", stage, number) for group in groups for stage in stages for number in group]
+    backwards = [(stage, number) for group in groups for stage in reversed(stages) for number in group]
     warm_up = ranks - 1 - rank
     if len(stages) > 1:
         warm_up = 2 * warm_up + (len(stages) - 1) * ranks
@@ -115,24 +120,21 @@ class _Simulation:
         Of two stages the one that is behind goes back first, and the deeper one forward, as it is nearer to
         its backward pass.
         """
-        stages = self.stages[rank]
-        backward = [(self.backwards[stage], -stage) for stage in stages if self._can_go_back(stage)]
-        if backward:
-            number, stage = min(backward)
-            return Action("B", -stage, number)
-        if self.held[rank] < self._limit():
-            forward = [stage for stage in stages if self._can_go_forward(stage)]
-            if forward:
-                return Action("F", max(forward), self.forwards[max(forward)])
-        waiting = [stage for stage in stages if self.weights[stage] < self.backwards[stage]]
-        if not waiting:
+        first, second = self.stages[rank]  # in the order of a forward pass
+        forwards, backwards, weights = self.forwards, self.backwards, self.weights
+        early, late = self._can_go_back(first), self._can_go_back(second)
+        if early or late:
+            stage = first if not late or (early and backwards[first] < backwards[second]) else second
+            return Action("B", stage, backwards[stage])
+        if self.held[rank] < 2 * self.layout.pipeline:  # as many as 1F1B's first rank, in halves of stages
+            for stage in (second, first):
+                if self._can_go_forward(stage):
+                    return Action("F", stage, forwards[stage])
+        early, late = weights[first] < backwards[first], weights[second] < backwards[second]
+        if not early and not late:
             return None
-        stage = min(waiting, key=self.weights.__getitem__)
-        return Action("W", stage, self.weights[stage])
-
-    def _limit(self) -> int:
-        """Forwards that a rank may hold: as many as 1F1B's first rank, in stages of half the size."""
-        return 2 * self.layout.pipeline
+        stage = second if not early or (late and weights[second] < weights[first]) else first
+        return Action("W", stage, weights[stage])
 
     def _can_go_forward(self, stage: int) -> bool:
         before = self.forwards[stage - 1] if stage else self.micro_batches

@@ -60,6 +60,8 @@ class ModelShape:
     experts: int = 0
     experts_per_token: int = 0
     expert_ffn: int = 0
+    expert_hidden: int = 0  # width in which tokens travel to experts, where that is a smaller one; 0: hidden
+    expert_groups: int = 0  # of which a token chooses experts, where they are grouped by node; 0: of any
     shared_ffn: int = 0
     dense_layers: int = 0
     router: str = "softmax"
@@ -76,11 +78,16 @@ class ModelShape:
     @property
     def longest_row(self) -> int:
         """Positions that are computed as its makers do: LongRoPE has other frequencies in longer rows."""
-        scaling = self.rope_scaling or {}
         longest = max(self.context, self.max_positions or 0)
+        return longest if self.last_position is None else min(longest, self.last_position)
+
+    @property
+    def last_position(self) -> int | None:
+        """Of LongRoPE's original context: beyond it all frequencies are others. None: there is no end."""
+        scaling = self.rope_scaling or {}
         if scaling.get("rope_type") != "longrope":
-            return longest
-        return min(longest, int(scaling["original_max_position_embeddings"]))
+            return None
+        return int(scaling["original_max_position_embeddings"])
 
     @property
     def rotary_dim(self) -> int:

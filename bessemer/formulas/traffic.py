@@ -99,7 +99,7 @@ def _tensor(step: Step) -> Iterator[Exchange]:
     ends = turns * (step.has_first * (step.shape.adapter is None) + step.has_last)
     yield Exchange("tensor", "all_gather", hidden, ranks, ends)
     yield Exchange("tensor", "reduce_scatter", hidden, ranks, ends)
-    if step.has_last:
+    if step.has_last and not step.shape.labels:  # a head of classes is whole on every rank
         for tokens in _loss_chunks(step):
             yield Exchange("tensor", "all_reduce", FP32 * tokens, ranks, turns)
             yield Exchange("tensor", "all_reduce", 2 * FP32 * tokens, ranks, turns)
@@ -127,6 +127,7 @@ def _copied(step: Step) -> int:
     """Elements of this rank's shards of weights that every rank of the tensor axis has."""
     all_learn = step.shape.adapter is None
     sizes = [[step.shape.hidden]] if step.has_last and all_learn else []
+    sizes += [[step.shape.labels, step.shape.hidden]] if step.has_last and step.shape.labels else []
     for layer in step.layers:
         sizes += [
             list(spec.shape)

@@ -34,8 +34,11 @@ def weight_exchanges(step: Step) -> Iterator[Exchange]:
     if step.has_first and not step.shape.tie_embeddings:
         yield from _unit(step, [table], both, is_backward=learns)
     # What is left of a stage. Tied, the embedding is part of it, and both ends of a pipeline have their own.
+    head = table
+    if step.shape.labels:  # of classes: whole on every tensor rank, and it learns beside adapters too
+        head = _Part([step.shape.labels, step.shape.hidden], FP32, learns=True)
     if step.has_last:
-        yield from _unit(step, [norm, table], both, twice=False)
+        yield from _unit(step, [norm, head], both, twice=False)
     if step.has_first and step.shape.tie_embeddings and step.layout.num_stages > 1:
         yield from _unit(step, [table], both, twice=False)
 

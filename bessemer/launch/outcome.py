@@ -3,7 +3,7 @@
 In this order, and the earliest of each kind:
 1. a mistake that the user can mend, as a rank reported it; or a rank killed by SIGKILL, which no rank
    does to itself: the system does, when memory runs out;
-2. stopped in order, reported by all;
+2. stopped in order, reported by all: the first rank's words;
 3. a traceback, any other signal, or an exit code without a word: of these, most ranks only lost their peer.
 """
 
@@ -59,9 +59,11 @@ def failure(
     than we do.
     """
     events: list[tuple[int, float, UserError]] = []
-    for report in reports.values():
+    for rank, report in reports.items():
         if report.time_s < cut_s:
-            events.append((_order(report.error), report.time_s, report.error))
+            # Stopped in order: the first rank knows best why.
+            first = float(rank) if isinstance(report.error, StoppedError) else report.time_s
+            events.append((_order(report.error), first, report.error))
     for one in ended:
         if one.code != 0 and one.rank not in reports and one.seen_s < cut_s:
             is_killed = one.code == -signal.SIGKILL

@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from bessemer.hardware import machine, usable_cores
 from bessemer.launch.local import run_workers
 from bessemer.measure.ceiling import core_ticks, device_name
 from bessemer.measure.probes import COMPUTE, Probes
+from bessemer.measure.threads import using_threads
 from bessemer.planner.calibration import (
     Calibration,
     Speeds,
@@ -73,7 +74,7 @@ def _alone(device: torch.device) -> Iterator[Speeds]:
     """One process, with all its threads and with one."""
     all_threads = torch.get_num_threads() if device.type == "cpu" else 1
     for threads in sorted({all_threads, 1}, reverse=True):
-        with _threads(threads if device.type == "cpu" else None):
+        with using_threads(threads if device.type == "cpu" else None):
             for dtype in COMPUTE:
                 yield Probes(device, dtype).speeds(1, threads)
 
@@ -87,17 +88,6 @@ def _together(device: torch.device) -> tuple[list[Speeds], dict[str, Table]]:
         answer = json.loads((Path(name) / "answer.json").read_text())
     speeds = [speeds_of_json(row) for row in answer["speeds"]]
     return speeds, {kind: table_of_json(row) for kind, row in answer["exchanges"].items()}
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Others:

@@ -8,6 +8,7 @@ from bessemer.checkpoint.huggingface import read_shape
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import find, machine, process_bytes
 from bessemer.measure.ceiling import ceilings, device_name
+from bessemer.measure.threads import using_threads
 from bessemer.planner.calibration import stored_calibration
 from bessemer.planner.facts import Facts
 from bessemer.planner.own_runs import law_for
@@ -28,15 +29,21 @@ def gather(
 
     train_tokens, vocab, special_ids (BOS, EOS): of the prepared data, once there is any.
     """
-    name, here = device_name(device), machine()
+    name, here, threads = device_name(device), machine(), recipe.energy.threads
     known = find(name)
+    alone = None  # threads of the one process that a CPU has without a layout; too many are refused later
+    if threads is not None and device.type == "cpu" and recipe.parallel.layout == "auto":
+        alone = min(threads, here.cores)
+    with using_threads(alone):
+        measured = ceilings(device)
     return Facts(
         device=known.name if known and device.type != "cpu" else name,
         kind="cpu" if device.type == "cpu" else (known.kind if known else "gpu"),
         local_devices=None if device.type == "cpu" else torch.accelerator.device_count(),
         cores=here.cores,
         memory_bytes=memory_available(device),
-        ceilings=ceilings(device),
+        ceilings=measured,
+        threads=threads,
         train_tokens=train_tokens,
         vocab=vocab,
         bos_id=special_ids[0],

@@ -29,6 +29,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from bessemer.data.loader import MicroBatch
 from bessemer.formulas.layout import Layout, split_evenly
 from bessemer.formulas.memory import Workload
+from bessemer.formulas.objective import Objective
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic import Collective
 from bessemer.model import moe
@@ -38,8 +39,10 @@ from bessemer.model.moe import MoE
 from bessemer.model.pieces import local
 from bessemer.parallel.apply import build_parts, joined, materialise
 from bessemer.parallel.collectives import exchange
-from bessemer.parallel.engine import Engine, Ranks, summed_loss
+from bessemer.parallel.documents import neighbours_of
+from bessemer.parallel.engine import Engine, Loss, Ranks, summed_loss
 from bessemer.parallel.mesh import Group, Mesh
+from bessemer.parallel.objectives import ClassLoss
 from bessemer.parallel.shard import sharded_over
 from bessemer.parallel.traffic import TensorMemory, Traffic
 from bessemer.parallel.vocabulary import split_head
@@ -81,11 +84,18 @@ def rehearse(shape: ModelShape, work: Workload, layout: Layout, rank: int, *, co
             for part in parts:
                 _without_values(part, mesh)
             rows = work.tokens // context
-            loss = partial(summed_loss, head=split_head(mesh, shape.vocab))
+            loss = _loss(shape, mesh)
             engine = _Blind(parts, loss, mesh, shape, micro_batch=rows, context=context, balance=0.01)
             optimizer = make_adamw(engine.parameters)
             batch = [_micro_batch(rows, context) for _ in range(work.micro_batches)]
             return watched(engine, optimizer, batch, rows * context * work.micro_batches)
+
+
+def _loss(shape: ModelShape, mesh: Mesh) -> Loss:
+    """Of next words, or of classes where the model has a head of them."""
+    if not shape.labels:
+        return partial(summed_loss, head=split_head(mesh, shape.vocab))
+    return ClassLoss(Objective("classify"), neighbours_of(mesh, shape.vocab, whole_head=True))
 
 
 def make_adamw(weights: Sequence[nn.Parameter]) -> torch.optim.AdamW:

@@ -57,9 +57,10 @@ class KeyValueCache:
         return self.keys[layer][:, :end], self.values[layer][:, :end]
 
     def keep(self, rows_R: Tensor) -> None:
-        """Only these rows go on."""
-        self.keys = [keys[rows_R] for keys in self.keys]
-        self.values = [values[rows_R] for values in self.values]
+        """Only these rows go on. Layer by layer, so that there is never half a cache more."""
+        for held in (self.keys, self.values):
+            for layer in range(len(held)):
+                held[layer] = held[layer][rows_R]
 
 
 @dataclass(frozen=True)

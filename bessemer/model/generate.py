@@ -9,9 +9,13 @@ draws one number for each word of the vocabulary (18 % of the time at 4096 words
 Dims: B prompts, T tokens at most, R rows that go on, V vocabulary, D hidden.
 """
 
+import sys
+
 import torch
 from torch import Tensor
 
+from bessemer.errors import DataError
+from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder, KeyValueCache
 
 
@@ -26,8 +30,11 @@ def generate(
 ) -> list[list[int]]:
     """Continuations of the prompts, without the prompts and without the end token.
 
-    temperature 0 takes the likeliest token. Every prompt must have at least one token.
+    temperature 0 takes the likeliest token. Every prompt must have at least one token. Where LongRoPE's
+    original context ends, so does a continuation (`room_of`); DataError for a prompt that is as long.
     """
+    rooms = [room_of(model.shape, prompt) for prompt in prompts]
+    max_tokens = min(max_tokens, max(rooms, default=max_tokens))
     uniform_BT = None
     if temperature > 0.0:
         random = torch.Generator().manual_seed(seed)
@@ -35,7 +42,21 @@ def generate(
     produced = sample(
         model, prompts, max_tokens=max_tokens, eos_id=eos_id, temperature=temperature, uniform_BT=uniform_BT
     )
+    produced = [tokens[:room] for tokens, room in zip(produced, rooms, strict=True)]
     return [tokens[:-1] if tokens and tokens[-1] == eos_id else tokens for tokens in produced]
+
+
+def room_of(shape: ModelShape, prompt: list[int]) -> int:
+    """Tokens that the model can go on with. DataError: none, as LongRoPE has other frequencies there."""
+    end = sys.maxsize if shape.last_position is None else shape.last_position
+    if len(prompt) >= end:
+        raise DataError(
+            "the text is too long for this model",
+            found=f"{len(prompt):,} tokens, and LongRoPE that has other frequencies from {end:,} on",
+            wanted=f"fewer than {end:,} tokens: only its original context is computed as its makers do",
+            fix="give a shorter text; in a chat, begin a new one",
+        )
+    return end - len(prompt)
 
 
 @torch.inference_mode()

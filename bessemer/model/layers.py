@@ -30,6 +30,7 @@ class Linear(nn.Module):
         self.rejoins = False  # cast and join weights again in the backward pass, rather than keep a copy
         # Of a frozen weight (model/adapter.py). packing: how it is kept in 4 or 8 bits.
         self.packing: Packing | None = None
+        self.remembered = False  # whether what it gives is kept, and this pass run again without need of it
         self.scale = 1.0
         self.over_columns: Callable[[Tensor], Tensor] = _identity
         for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
@@ -41,7 +42,9 @@ class Linear(nn.Module):
     def frozen_part(self) -> FrozenPart:
         factors = (self.lora_A, self.lora_B, self.lora_magnitude_vector)
         down, up, magnitude = (None if factor is None else factor.weight for factor in factors)
-        return FrozenPart(self.weight, self.packing, down, up, self.scale, magnitude, self.over_columns)
+        return FrozenPart(
+            self.weight, self.packing, down, up, self.scale, magnitude, self.over_columns, self.remembered
+        )
 
 
 class Factor(nn.Module):

@@ -9,7 +9,7 @@
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,11 +38,10 @@ Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
 def _contexts(block: nn.Module, recompute: str) -> Callable[[], Contexts]:
     def contexts() -> Contexts:
         first: AbstractContextManager[Any] = nullcontext()
-        again: AbstractContextManager[Any] = _again(block)
         if recompute == "full":
-            return first, again
+            return first, _set(block, "recomputing")
         first, cached = create_selective_checkpoint_contexts(_policy)
-        return first, _both(cached, again)
+        return first, _all(cached, _set(block, "recomputing"), _set(block, "remembered"))
 
     return contexts
 
@@ -53,19 +52,22 @@ def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> Checkpoin
 
 
 @contextmanager
-def _again(block: nn.Module) -> Iterator[None]:
-    """Tells the modules that count what they see that this pass was counted before."""
-    counting = [module for module in block.modules() if hasattr(module, "recomputing")]
-    for module in counting:
-        module.recomputing = True  # type: ignore[assignment]
+def _set(block: nn.Module, flag: str) -> Iterator[None]:
+    """Tells the modules that have the flag: `recomputing`, what they see was counted before; `remembered`,
+    what their matmuls give is kept."""
+    told = [module for module in block.modules() if hasattr(module, flag)]
+    for module in told:
+        setattr(module, flag, True)
     try:
         yield
     finally:
-        for module in counting:
-            module.recomputing = False  # type: ignore[assignment]
+        for module in told:
+            setattr(module, flag, False)
 
 
 @contextmanager
-def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
-    with one, other:
+def _all(*contexts: AbstractContextManager[Any]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
         yield

@@ -112,6 +112,8 @@ def threads_of(layout: Layout, facts: Facts) -> int:
     """Of each rank: launch/local.py shares the cores out; one process has what torch was measured with."""
     if facts.kind != "cpu":
         return 1
+    if facts.threads is not None:
+        return facts.threads
     given = facts.ceilings.threads if facts.ceilings else facts.cores
     return given if layout.world == 1 else max(1, facts.cores // layout.world)
 

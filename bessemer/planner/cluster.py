@@ -7,6 +7,7 @@ From the catalogue (`64xH100`), from [cluster] of a recipe, or from a TOML file 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from bessemer.energy.facility import prices
 from bessemer.errors import RecipeError
 from bessemer.formulas.goodput import (
     DEVICE_HOURS_PER_FAILURE,
@@ -39,6 +40,7 @@ class Cluster:
     region: str | None = None  # of the grid
     pue: float | None = None
     device_hours_per_failure: float = DEVICE_HOURS_PER_FAILURE
+    usd_per_kwh: float = 0.0  # beside the device-hour, for own machines
 
     @property
     def filled_node(self) -> int:
@@ -74,13 +76,16 @@ def cluster_of(recipe: Recipe, facts: "Facts") -> Cluster:
         domain = asked.per_node
     if asked.per_node:
         _check_nodes(facts.devices, asked.per_node, domain, "[cluster]")
+    bill = prices(recipe, None)  # the list price is left to the device
+    billed = bill.device_hour.value
     return replace(
         cluster,
         device=device,
         devices=facts.devices,
         per_node=asked.per_node or cluster.per_node,
         link_domain=domain,
-        usd_per_device_hour=asked.usd_per_device_hour or cluster.usd_per_device_hour,
+        usd_per_device_hour=cluster.usd_per_device_hour if billed is None else billed,
+        usd_per_kwh=bill.usd_per_kwh,
         region=asked.region or recipe.energy.region or cluster.region,
         pue=asked.pue or cluster.pue,
         device_hours_per_failure=asked.device_hours_per_failure or cluster.device_hours_per_failure,

@@ -44,6 +44,7 @@ class Facts:
     devices: int = 1
     local_devices: int | None = None  # accelerators that processes started on this machine can have
     cores: int = 1  # of the machine; for power where none is measured
+    threads: int | None = None  # of each rank on a CPU, as energy.threads asks; None: its share of the cores
     memory_bytes: int | None = None  # usable on one device
     ceilings: Ceilings | None = None
     train_tokens: int | None = None

@@ -12,9 +12,9 @@ from bessemer.formulas.families import FAMILIES, TRAINABLE, model_type_of
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.adapter_rules import adapter_kind
-from bessemer.planner.budget import check_budget
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import allows
+from bessemer.planner.lever_rules import check_levers
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import device_bytes
 from bessemer.recipe.schema import Optimization, Recipe
@@ -63,10 +63,9 @@ def check_start(
     shape: ModelShape,
     stage: StagePlan,
     facts: Facts,
-    hours: float | None,
     world: int | None = None,
 ) -> None:
-    """RefusedError when devices, memory or budget will not do. `hours`: the low end of the prediction.
+    """RefusedError when devices or memory will not do.
 
     world: processes that were started, on whichever machines; None: all ranks are started on this one.
     """
@@ -74,8 +73,8 @@ def check_start(
     _check_deterministic(recipe, facts)
     if world is None:
         _check_devices(recipe, stage.layout, facts)
+    check_levers(recipe, stage.layout, facts, world)
     _check_memory(shape, stage, facts)
-    check_budget(recipe, facts, hours, stage.steps)
 
 
 def _check_source(facts: Facts) -> None:

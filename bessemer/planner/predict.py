@@ -11,18 +11,19 @@ from dataclasses import dataclass, replace
 from bessemer.energy import facility
 from bessemer.energy.facility import (
     around_device,
-    check_prices,
     grid_region,
-    list_price,
     power_usage_effectiveness,
+    prices,
 )
 from bessemer.energy.power import Band, assumed_accelerator_board, assumed_cpu_power
+from bessemer.energy.quantity import Quantity, exactly
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.rank_memory import layout_memory
+from bessemer.formulas.rollout_memory import teacher_memory, with_rounds
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner import calibrated
@@ -133,6 +134,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     device_hours = hours.times(facts.devices)
     drawn = step.kw_per_device if step else None
     kwh = device_hours.multiplied(drawn or kw_per_device(recipe, facts))
+    bill = prices(recipe, listed_device(facts))
     return {
         "memory_gib": _memory(recipe, shape, stage, facts),
         "step_time_s": step_s,
@@ -141,7 +143,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
         "mfu": tflops.times(1.0 / peak) if peak else UNKNOWN,
         "hours": hours,
         "device_hours": device_hours,
-        "usd": device_hours.multiplied(usd_per_device_hour(recipe, facts)),
+        "usd": _estimate(bill.usd(_quantity(device_hours), _quantity(kwh))),
         "kwh": kwh,
         "kg_co2e": kwh.multiplied(kg_per_kwh(recipe)),
         "goodput": goodput,
@@ -164,20 +166,14 @@ def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
 
 
 def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
-    check_prices(recipe)  # now: the account at the end of the run would refuse them
-    given = recipe.cluster.usd_per_device_hour
-    if given is not None:
-        return Estimate(given, given, given, "modelled")
-    device = listed_device(facts)
-    if device is None or not device.usd_per_device_hour:
-        return UNKNOWN
-    listed = list_price(device.usd_per_device_hour)
-    return Estimate(listed.value, listed.low, listed.high, "assumed")
+    """Of own machines with its electricity. RecipeError where two prices are named: the account at the end
+    of the run would refuse them."""
+    kwh = _quantity(kw_per_device(recipe, facts))
+    return _estimate(prices(recipe, listed_device(facts)).usd(exactly(1.0), kwh))
 
 
 def kg_per_kwh(recipe: Recipe) -> Estimate:
-    found = facility.kg_per_kwh(grid_region(recipe))
-    return Estimate(found.value, found.low, found.high, found.basis)
+    return _estimate(facility.kg_per_kwh(grid_region(recipe)))
 
 
 def recomputed_share(shape: ModelShape, stage: StagePlan) -> float:
@@ -200,21 +196,41 @@ def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
 
 
 def rank_memories(shape: ModelShape, stage: StagePlan, facts: Facts, *, compiled: bool) -> list[Memory]:
-    """Of each place in the pipeline; one for a process that trains alone."""
-    return layout_memory(shape, workload(stage, facts, compiled=compiled), stage.layout)
+    """Of each place in the pipeline; one for a process that trains alone. The first may ask a teacher."""
+    steps = _step_memories(shape, stage, facts, compiled=compiled)
+    asking = _asking(stage, facts)
+    if asking is not None and asking.total > steps[0].total:
+        steps[0] = asking
+    return steps
+
+
+def _step_memories(shape: ModelShape, stage: StagePlan, facts: Facts, *, compiled: bool) -> list[Memory]:
+    """Of steps, and of rounds of answers between them."""
+    work = workload(stage, facts, compiled=compiled)
+    return [
+        with_rounds(memory, shape, work, stage.layout, stage.objective, stage.context)
+        for memory in layout_memory(shape, work, stage.layout)
+    ]
+
+
+def _asking(stage: StagePlan, facts: Facts) -> Memory | None:
+    """Of the process that asks a teacher about the examples before training. None: nobody is asked then."""
+    return teacher_memory(stage.objective, workload(stage, facts, compiled=False), stage.context)
 
 
 def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
     """Predicted peak of one device: of its rank, or on a CPU of all ranks that share its memory."""
-    memories = rank_memories(shape, stage, facts, compiled=stage.compile is not False)
+    memories = _step_memories(shape, stage, facts, compiled=stage.compile is not False)
+    asking = _asking(stage, facts)
+    before = 0 if asking is None else asking.total
     if facts.kind != "cpu":
-        return max(memory.total for memory in memories)
+        return max(before, *(memory.total for memory in memories))
     whole = sum(memory.total - memory.saving for memory in memories)
     whole *= stage.layout.world // stage.layout.pipeline
     # Of the ranks that have the same weights one saves them: together they hold one copy of the state.
     learned = trained_params(shape, total_params(shape))
     saving = STATE_BYTES * learned if stage.async_save else 0
-    return (whole + saving) // facts.devices
+    return max(before, (whole + saving) // facts.devices)
 
 
 def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
@@ -268,3 +284,11 @@ def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bo
     cluster = cluster_of(recipe, facts)
     found = reliability_of(total_params(shape), cluster, asynchronous=asynchronous).goodput
     return Estimate(found.value, found.low, found.high, "assumed")
+
+
+def _quantity(estimate: Estimate) -> Quantity:
+    return Quantity(estimate.value, estimate.low, estimate.high, estimate.basis)
+
+
+def _estimate(quantity: Quantity) -> Estimate:
+    return Estimate(quantity.value, quantity.low, quantity.high, quantity.basis)

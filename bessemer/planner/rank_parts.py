@@ -110,8 +110,9 @@ def local_params(rank: Rank) -> float:
     layers = [layer for stage in rank.stages for layer in rank.table[stage]]
     experts = sum(count.expert_params for layer in layers if rank.routed(layer))
     dense = sum(count.dense_params(layer) for layer in layers)
-    ends = (0 in rank.stages) + (rank.layout.num_stages - 1 in rank.stages and not rank.shape.tie_embeddings)
-    dense += ends * rank.shape.vocab * rank.shape.hidden / rank.layout.tensor
+    dense += count.table * (0 in rank.stages)
+    if rank.layout.num_stages - 1 in rank.stages and not rank.shape.tie_embeddings:
+        dense += count.head_rows * rank.shape.hidden
     return dense / (rank.layout.shard * rank.layout.context) + experts / ranks_of_experts(rank.layout)
 
 
@@ -128,6 +129,16 @@ class _Count:
         """Of one layer's experts on this rank, before they are sharded over equals."""
         shape = self.shape
         return 3 * shape.hidden * shape.expert_ffn * shape.experts / self.layout.expert / self.tensor
+
+    @property
+    def table(self) -> float:
+        """Of the embedding on this rank."""
+        return self.shape.vocab * self.shape.hidden / self.tensor
+
+    @property
+    def head_rows(self) -> float:
+        """On this rank. A head of classes is whole everywhere."""
+        return self.shape.labels or self.shape.vocab / self.tensor
 
     def dense_params(self, layer: int) -> float:
         """Matrices of a layer but its experts."""
@@ -157,13 +168,13 @@ class _Count:
         }
 
     def embedding(self) -> float:
-        size = self.shape.vocab * self.shape.hidden / self.tensor
+        size = self.table
         tokens = self.rank.tokens * self.shape.hidden / 256  # measured 256 wide
         return self._at("embedding", tokens, size) + self._repeated(size)
 
     def head(self) -> tuple[float, float]:
         """(matmuls, the rest) of final norm and loss, chunk by chunk."""
-        shape, vocab = self.shape, self.shape.vocab / self.tensor
+        shape, vocab = self.shape, self.head_rows
         tokens = self.rank.tokens
         size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // max(1, int(vocab))).bit_length() - 1))
         chunk = min(size, tokens)

@@ -6,9 +6,12 @@ which the training verbs call and `bessemer plan` does not.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
-from bessemer.errors import RecipeError
+from bessemer.energy.pausing import check_pausing
+from bessemer.errors import RecipeError, UserError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
@@ -16,7 +19,16 @@ from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.adapter_rules import adapter_lr, check_adapter_stages
-from bessemer.planner.budget import binding_rule, check_budget, limits
+from bessemer.planner.budget import (
+    Use,
+    binding_rule,
+    check_budget,
+    exceeded,
+    finetuning_after,
+    length_hours,
+    limits,
+    uses,
+)
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
 from bessemer.planner.limits import fits
@@ -32,6 +44,7 @@ from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length
 from bessemer.recipe.schema import Finetune, Optimization, Recipe
 
 _ROUNDS = 3
+_PARTS = (2, 4, 8, 16)  # of the devices, tried where all together take too much
 _STILL = 0.02  # relative change of the speed from which on another round would change nothing
 _FINETUNE_LR_SHARE = 0.1
 _FINETUNE_LR_ALONE = 3e-5
@@ -54,6 +67,13 @@ def resolve_searched(
     """The plan, and the search that its layout came from; None where there was nothing to search."""
     check_recipe(recipe, world=world, layout_from=layout_from)
     place = Place(world, layout_from)
+    plan, draft = _settle(recipe, facts, place)
+    fewer = partial(_fewer_devices, recipe, facts, place) if draft.chosen else lambda: None
+    check_budget(_uses(recipe, draft, plan), plan.pretrain.steps, fewer)
+    return plan, draft.chosen
+
+
+def _settle(recipe: Recipe, facts: Facts, place: Place) -> tuple[Plan, "_Draft"]:
     draft = _draft(recipe, facts, place)
     plan, speed = _plan(recipe, draft), None
     alone = facts.cluster is not None and facts.devices == 1 and recipe.parallel.layout == "auto"
@@ -61,16 +81,31 @@ def resolve_searched(
         place = replace(place, crowded=True)
         draft = _draft(recipe, facts, place)
         plan = _plan(recipe, draft)
-    for _ in range(_ROUNDS if draft.by_budget else 0):
+    for _ in range(_ROUNDS if draft.by_hours else 0):
         # Size and length came from another speed: again with the plan's own, until it stands still.
         before, speed = speed, _flops_per_s(plan)
         if speed is None or (before is not None and abs(speed / before - 1.0) < _STILL):
             break
         draft = _draft(recipe, facts, place, speed)
         plan = _plan(recipe, draft)
-    plan = _within(recipe, draft, plan)
-    check_budget(recipe, draft.facts, plan.predicted["hours"].low, plan.pretrain.steps)
-    return plan, draft.chosen
+    return _within(recipe, draft, plan), draft
+
+
+def _uses(recipe: Recipe, draft: "_Draft", plan: Plan) -> list[Use]:
+    later = finetuning_after(recipe, plan.pretrain, plan.predicted)
+    return uses(recipe, draft.facts, plan.predicted, later=later)
+
+
+def _fewer_devices(recipe: Recipe, facts: Facts, place: Place) -> int | None:
+    """The largest part of the devices on which the low end of the run fits its budget; None: none does."""
+    for part in _PARTS:
+        less = replace(facts, devices=facts.devices // part)
+        with suppress(UserError):
+            if less.devices > 1:
+                plan, draft = _settle(recipe, less, place)
+                if not exceeded(_uses(recipe, draft, plan)):
+                    return less.devices
+    return None
 
 
 @dataclass(frozen=True)
@@ -85,7 +120,7 @@ class _Draft:
     rules: Rules
     loss: Estimate | None
     chosen: Chosen | None
-    by_budget: bool  # the speed decided size or length
+    by_hours: bool  # the speed decided size or length
 
 
 def _draft(recipe: Recipe, facts: Facts, place: Place, flops_per_s: float | None = None) -> _Draft:
@@ -96,10 +131,13 @@ def _draft(recipe: Recipe, facts: Facts, place: Place, flops_per_s: float | None
     _check_data(shape, facts)
     layout, facts = _given_layout(recipe, shape, shape.context, facts, place)
     dtype = choose_dtype(section.dtype, facts, rules)
-    found = limits(recipe, facts)
-    by_budget = bool(found) and section.steps == "auto" and section.tokens is None
-    hours = found[0].hours * (goodput_of(recipe, shape, facts).value or 1.0) if found else None
-    if by_budget and loss is None:
+    found = limits(recipe, facts, decide=section.steps == "auto" and section.tokens is None)
+    per_hour = 3600.0 * flops_per_s / train_flops_per_token(shape, shape.context) if flops_per_s else None
+    hours = length_hours(recipe, found, per_hour)
+    by_hours = hours is not None and section.steps == "auto" and section.tokens is None
+    if hours is not None:
+        hours *= goodput_of(recipe, shape, facts).value or 1.0
+    if by_hours and section.hours is None and loss is None:
         rules.derived.append(Derived("budget", found[0].name, binding_rule(found)))
     steps, rows = pretrain_length(section, shape, facts, hours, dtype, rules, flops_per_s)
     flops = train_flops_per_token(shape, shape.context) * steps * rows * shape.context
@@ -108,7 +146,7 @@ def _draft(recipe: Recipe, facts: Facts, place: Place, flops_per_s: float | None
     decided = Decided(shape.context, steps, rows, lr, dtype, layout)
     decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
     settled = _settled(section, chosen, rules)
-    return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_budget or loss is not None)
+    return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_hours or loss is not None)
 
 
 def _settled(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
@@ -153,11 +191,12 @@ def _given_layout(
 
 
 def _within(recipe: Recipe, draft: _Draft, plan: Plan) -> Plan:
-    """The plan with the last steps taken off that the likely end of its budget does not hold."""
-    hours = plan.predicted["hours"].value
-    if not draft.by_budget or hours is None or recipe.pretrain.tokens is not None:
+    """The plan with the last steps taken off that its hours do not hold, as is likely."""
+    hours, steps = plan.predicted["hours"].value, plan.pretrain.steps
+    if not draft.by_hours or hours is None or recipe.pretrain.tokens is not None:
         return plan
-    share = limits(recipe, draft.facts)[0].hours / hours
+    per_hour = steps * plan.pretrain.batch_tokens / hours
+    share = (length_hours(recipe, limits(recipe, draft.facts), per_hour) or hours) / hours
     if share >= 1.0 or recipe.pretrain.steps != "auto":
         return plan
     steps = max(1, int(share * plan.pretrain.steps))
@@ -207,6 +246,7 @@ def check_recipe(recipe: Recipe, *, world: int | None = None, layout_from: str =
     against a model."""
     layout = parse_layout(recipe.parallel.layout, layout_from, world)
     _refuse_contradictions(recipe)
+    check_pausing(recipe.energy)
     return layout
 
 
@@ -258,11 +298,10 @@ def resolve_finetune(
     if shape.adapter is not None:
         lr, rule = adapter_lr(lr, alone=pretrain is None and objective == NEXT_TOKEN)
     lr = rules.settle("lr", section.lr, lr, rule)
-    decided = Decided(context, steps, rows, lr, dtype, layout)
+    decided = Decided(context, steps, rows, lr, dtype, layout, objective)
     decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
     check_adapter_stages(shape, decided.layout)
-    plan = stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules)
-    return replace(plan, objective=objective), rules.derived
+    return stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules), rules.derived
 
 
 def finetune_context(section: Finetune, shape: ModelShape) -> int:
@@ -300,12 +339,20 @@ def _refuse_contradictions(recipe: Recipe) -> None:
         (isinstance(pretrain.steps, int) and pretrain.tokens is not None,
          f"pretrain.steps = {pretrain.steps} and pretrain.tokens = {pretrain.tokens}",
          "one of them", "remove one: the other follows from batch_tokens"),
+        (pretrain.hours is not None and (pretrain.steps != "auto" or pretrain.tokens is not None),
+         f"pretrain.hours = {pretrain.hours} beside steps or tokens", "one of them", "remove pretrain.hours"),
+        (pretrain.hours is not None and recipe.model.size == "auto",
+         f'pretrain.hours = {pretrain.hours} and model.size = "auto"',
+         "a size, or a budget that decides both", "set model.size, or remove pretrain.hours"),
         (tokenizer.path is not None and "vocab" in tokenizer.model_fields_set,
          "tokenizer.path and tokenizer.vocab", "one of them",
          "remove tokenizer.vocab: a ready tokenizer has its own"),
         (cluster.region is not None and energy.region is not None and cluster.region != energy.region,
          f"cluster.region = {cluster.region} and energy.region = {energy.region}",
          "one region", "remove energy.region"),
+        ("slower_at_most" in energy.model_fields_set and energy.power_limit != "auto",
+         f"energy.slower_at_most with energy.power_limit = {energy.power_limit!r}",
+         "slower_at_most beside power_limit = \"auto\" only", "remove energy.slower_at_most"),
     ]  # fmt: skip
     for wrong, found, wanted, fix in checks:
         if wrong:

@@ -46,8 +46,8 @@ def with_files(facts: Facts, recipe: Recipe, base: Path) -> Facts:
 def with_cluster_file(loaded: LoadedRecipe) -> LoadedRecipe:
     """A recipe to train by: price, place and failures as its cluster file says, where [cluster] does not.
 
-    Devices and links are not taken over: training has those that are here. The text has the values too, as
-    a run's recipe.toml must tell alone what its budget was counted with.
+    Devices and links are not taken over: training has those that are here. The text has the values instead of
+    the file's name: a run's recipe.toml must tell alone what it was counted with, also without that file.
     RecipeError: the file is missing, contradicts itself, or names an unknown region.
     """
     keys = loaded.recipe.cluster
@@ -56,7 +56,7 @@ def with_cluster_file(loaded: LoadedRecipe) -> LoadedRecipe:
     told = planned_facts(None, loaded.recipe, loaded.base)[0].cluster
     if told.region is not None:
         region(told.region)
-    changes = {name: getattr(told, name) for name in _OF_PLACE}
+    changes = {"file": None, **{name: getattr(told, name) for name in _OF_PLACE}}
     recipe = loaded.recipe.model_copy(update={"cluster": keys.model_copy(update=changes)})
     return replace(loaded, recipe=recipe, text=recipe_text(recipe))
 

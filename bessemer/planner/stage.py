@@ -11,6 +11,7 @@ from bessemer.errors import RecipeError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
+from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
@@ -40,6 +41,7 @@ class Decided:
     lr: float
     dtype: str
     layout: Layout = ONE_PROCESS
+    objective: Objective = NEXT_TOKEN
 
     @property
     def batch_tokens(self) -> int:
@@ -128,6 +130,7 @@ def stage_plan(
         layout=layout,
         # Left to us, it is what memory is left over for: decided at the end.
         async_save=section.async_save is True,
+        objective=decided.objective,
     )
     batch = replace(batch, micro_batch=_micro_batch(section, shape, batch, facts, rules))
     recompute = settle_recompute(section, shape, batch, facts, rules.section)
@@ -198,13 +201,13 @@ def _tokens(
         if flops_per_s is None:
             raise RecipeError(
                 "the budget cannot be turned into steps",
-                found=f"a budget of {hours:.3g} hours, and no speed is known for {facts.device}",
+                found=f"{hours:.3g} hours, and no speed is known for {facts.device}",
                 wanted="a measured device, or one of the catalogue",
                 fix="run `bessemer doctor --calibrate`, or set pretrain.steps or pretrain.tokens",
             )
         per_s = flops_per_s / train_flops_per_token(shape, shape.context)
         tokens = hours * 3600.0 * per_s
-        rule = f"the budget of {hours:.3g} hours at a predicted {format_count(per_s)} tokens/s"
+        rule = f"{hours:.3g} hours at a predicted {format_count(per_s)} tokens/s"
     if facts.train_tokens and tokens > sizing.MAX_EPOCHS * facts.train_tokens:
         tokens = float(sizing.MAX_EPOCHS * facts.train_tokens)
         rule = f"{sizing.MAX_EPOCHS} epochs of {format_count(facts.train_tokens)} tokens: more repetition"

@@ -49,6 +49,7 @@ def stage_question(
         prefer,
         compiles=compiling is not False,
         must_compile=compiling is True,
+        objective=stage.objective,
     )
 
 

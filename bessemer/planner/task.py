@@ -3,12 +3,13 @@
 Which recipe that is: one with [finetune] and without sources to pre-train on. The rows of a task are known
 when its data is prepared; until then a thousand are assumed, which decides steps and hours and nothing else.
 So are the labels of a classification where the recipe does not name them, and the length of prompts where
-the answers are the model's own: it decides how many answers a row holds.
+the answers are the model's own: it decides how many answers a row holds; and the size of a teacher.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from bessemer.formulas.parameters import total_params
 from bessemer.planner.adapter_rules import adapter_of
 from bessemer.planner.facts import Facts
 from bessemer.planner.objective_rules import objective_of, with_head
@@ -36,11 +37,16 @@ def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
     manifest, assumed = _assumed_labels(section)
     objective = objective_of(section, manifest)
     shape = with_head(shape, objective)
+    if objective.asks_origin or section.method == "distill":
+        objective = replace(objective, asked=replace(shape, adapter=None))
     prompts: list[int] = []
     if is_sampled(section):
         prompts = [_prompt_tokens(section, finetune_context(section, shape))] * _ROWS
         rule = "assumed: prompts as long as the answers, where they leave room for them"
         assumed.append(Derived("finetune.prompt_tokens", prompts[0], rule))
+    if section.method == "distill":
+        rule = "assumed: as large as the model; it is read when training begins"
+        assumed.append(Derived("finetune.teacher_params", total_params(shape), rule))
     stage, rules = resolve_finetune(recipe, shape, _ROWS, facts, objective=objective, prompts=prompts)
     rows = "finetune.prompts" if prompts else "finetune.rows"
     rule = "assumed: they are counted when the data is prepared; steps and hours follow from them"

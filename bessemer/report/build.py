@@ -10,6 +10,7 @@ from bessemer import __version__
 from bessemer.durable import write_text
 from bessemer.report.curves import curves
 from bessemer.report.data import data_funnel
+from bessemer.report.energy import energy
 from bessemer.report.history import attempts, receipt, recipe
 from bessemer.report.html import Section, page
 from bessemer.report.outcome import evaluation, export_proof, samples, two_stages
@@ -33,6 +34,7 @@ def render(run: RunRecord) -> str:
         Section("evaluation", "Evaluation", evaluation(run)),
         Section("samples", "Samples", samples(run)),
         Section("plan", "Plan and prediction", planned(run)),
+        Section("energy", "Energy, carbon and money", energy(run)),
         Section("data", "Data", data_funnel(run)),
         Section("export", "Export", export_proof(run)),
         Section("history", "Attempts and events", attempts(run)),

@@ -9,20 +9,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.ledger import StageLedger
 from bessemer.errors import RecipeError
 from bessemer.recipe.changes import differences
 from bessemer.recipe.load import load
 from bessemer.recipe.schema import Recipe
 from bessemer.report.html import Section, page, paragraph, table
-from bessemer.report.overview import energy_words
 from bessemer.report.record import StageRecord, number, read_stage
 from bessemer.report.svg import Chart, Series, draw
-from bessemer.rundir import find_stage, named
+from bessemer.rundir import find_stage, named, read_rows
 from bessemer.rundir import stages as list_stages
 
 _MOST_ROWS = 12
 _COLOURS = 6
-_FINAL = ("step", "tokens", "loss", "validation_loss", "tokens_per_s", "mfu", "time_s", "energy_j")
+_FINAL = ("step", "tokens", "loss", "validation_loss", "tokens_per_s", "mfu", "time_s", "energy_j",
+          "joules_per_token")  # fmt: skip
 
 
 def compare(paths: list[Path]) -> dict[str, Any]:
@@ -41,6 +42,9 @@ def compare(paths: list[Path]) -> dict[str, Any]:
 def final_figures(stage: StageRecord) -> dict[str, Any]:
     """What a run came to. Null is what nobody measured."""
     last = stage.last
+    ledger = StageLedger(read_rows(stage.folder / "metrics.jsonl"), stage.events)
+    energy = ledger.energy
+    tokens = ledger.tokens  # of this run alone: a fork counts on from its origin's
     return {
         "step": last.get("step"),
         "tokens": last.get("tokens"),
@@ -50,8 +54,9 @@ def final_figures(stage: StageRecord) -> dict[str, Any]:
         "mfu": stage.middle("mfu"),
         "time_s": stage.time_in_steps_s,
         "memory_bytes": stage.largest("memory_bytes"),
-        "energy_j": number(last.get("energy_j")),
-        "energy_basis": energy_words(stage)[1],
+        "energy_j": energy.value,
+        "energy_basis": energy.basis,
+        "joules_per_token": energy.value / tokens if energy.value is not None and tokens else None,
     }
 
 

@@ -15,7 +15,7 @@ from bessemer.units import format_count
 KEPT, ERROR, OTHER, NOTHING = "kept", "error", "other", "nothing"
 NUM_COLOURS = 6
 _WIDE, _NAME, _END = 1120, 190, 92
-_BAR, _STEP = 20, 32
+BAR, STEP = 20, 32
 
 
 @dataclass(frozen=True)
@@ -38,27 +38,27 @@ def stacked(title: str, bars: Sequence[Bar], *, note: str = "") -> str:
     """Each bar is all of its own amounts: shares are compared, not sizes."""
     lines = []
     for number, bar in enumerate(bars):
-        lines += _stack(bar, number * _STEP, sum(piece.amount for piece in bar.pieces))
+        lines += _stack(bar, number * STEP, sum(piece.amount for piece in bar.pieces))
     keys: dict[str, str] = {}
     for bar in bars:
         keys |= {piece.name: piece.style for piece in bar.pieces if piece.amount}
-    return _figure(title, lines, len(bars) * _STEP - (_STEP - _BAR), list(keys.items()), note)
+    return figure(title, lines, len(bars) * STEP - (STEP - BAR), list(keys.items()), note)
 
 
 def cascade(title: str, begin: float, losses: Sequence[Piece], *, note: str = "") -> str:
     """From all to what is left: a bar for each loss, beginning where the one before ended."""
-    lines, left = _row("read", 0, f"{begin:,.0f}"), begin
-    lines.append(_box(0.0, 1.0, 0, "kept", f"read: {begin:,.0f}"))
+    lines, left = row("read", 0, f"{begin:,.0f}"), begin
+    lines.append(box(0.0, 1.0, 0, "kept", f"read: {begin:,.0f}"))
     for number, loss in enumerate(losses, start=1):
-        y, low = number * _STEP, left - loss.amount
-        lines += _row(loss.name, y, f"− {loss.amount:,.0f}")
-        lines.append(_box(0.0, low / begin, y, "kept faint", f"left: {low:,.0f}"))
-        lines.append(_box(low / begin, left / begin, y, loss.style, f"{loss.name}: {loss.amount:,.0f}"))
+        y, low = number * STEP, left - loss.amount
+        lines += row(loss.name, y, f"− {loss.amount:,.0f}")
+        lines.append(box(0.0, low / begin, y, "kept faint", f"left: {low:,.0f}"))
+        lines.append(box(low / begin, left / begin, y, loss.style, f"{loss.name}: {loss.amount:,.0f}"))
         left = low
-    y = (len(losses) + 1) * _STEP
-    lines += _row("kept", y, f"{left:,.0f}")
-    lines.append(_box(0.0, left / begin, y, "kept", f"kept: {left:,.0f}"))
-    return _figure(title, lines, y + _BAR, [], note)
+    y = (len(losses) + 1) * STEP
+    lines += row("kept", y, f"{left:,.0f}")
+    lines.append(box(0.0, left / begin, y, "kept", f"kept: {left:,.0f}"))
+    return figure(title, lines, y + BAR, [], note)
 
 
 def ranked(title: str, amounts: Sequence[tuple[str, float]], *, note: str = "") -> str:
@@ -66,10 +66,10 @@ def ranked(title: str, amounts: Sequence[tuple[str, float]], *, note: str = "") 
     largest, whole = max(amount for _, amount in amounts), sum(amount for _, amount in amounts)
     lines = []
     for number, (name, amount) in enumerate(amounts):
-        y = number * _STEP
-        lines += _row(name, y, f"{format_count(amount)}  {amount / whole:.1%}")
-        lines.append(_box(0.0, amount / largest, y, "s1", f"{name}: {amount:,.0f}"))
-    return _figure(title, lines, len(amounts) * _STEP - (_STEP - _BAR), [], note)
+        y = number * STEP
+        lines += row(name, y, f"{format_count(amount)}  {amount / whole:.1%}")
+        lines.append(box(0.0, amount / largest, y, "s1", f"{name}: {amount:,.0f}"))
+    return figure(title, lines, len(amounts) * STEP - (STEP - BAR), [], note)
 
 
 def columns(
@@ -111,7 +111,7 @@ def columns(
     where = f'x="{(left + _WIDE - 16) / 2}" y="{HEIGHT - 4}" text-anchor="middle"'
     lines.append(f'<text class="label" {where}>{escape(x)}</text>')
     keys = [(name, style) for name, _, style in parts] if len(parts) > 1 else []
-    return _figure(title, lines, HEIGHT, keys, note)
+    return figure(title, lines, HEIGHT, keys, note)
 
 
 def power_label(low: int) -> str:
@@ -123,27 +123,27 @@ def power_label(low: int) -> str:
 
 
 def _stack(bar: Bar, y: int, whole: float) -> list[str]:
-    lines, begin = _row(bar.name, y, bar.end), 0.0
+    lines, begin = row(bar.name, y, bar.end), 0.0
     for piece in bar.pieces:
         if not piece.amount or not whole:
             continue
         end = begin + piece.amount / whole
         share = f"{100 * piece.amount / whole:.1f} %"
-        lines.append(_box(begin, end, y, piece.style, f"{piece.name}: {piece.amount:,.0f} ({share})"))
+        lines.append(box(begin, end, y, piece.style, f"{piece.name}: {piece.amount:,.0f} ({share})"))
         if end - begin > 0.06 and piece.style != NOTHING:
-            x = _place((begin + end) / 2)
+            x = across((begin + end) / 2)
             lines.append(
-                f'<text class="inside" x="{x:.1f}" y="{y + _BAR / 2}" dy=".35em" text-anchor="middle">'
+                f'<text class="inside" x="{x:.1f}" y="{y + BAR / 2}" dy=".35em" text-anchor="middle">'
             )
             lines.append(f"{100 * piece.amount / whole:.0f} %</text>")
         begin = end
     return lines
 
 
-def _row(name: str, y: float, end: str) -> list[str]:
+def row(name: str, y: float, end: str) -> list[str]:
     """Its name before, its figure behind."""
     short = name if len(name) <= 28 else name[:27] + "…"
-    middle = f'y="{y + _BAR / 2}" dy=".35em"'
+    middle = f'y="{y + BAR / 2}" dy=".35em"'
     return [
         f'<text class="name" x="{_NAME - 10}" {middle} text-anchor="end">{escape(short)}'
         f"<title>{escape(name)}</title></text>",
@@ -151,17 +151,18 @@ def _row(name: str, y: float, end: str) -> list[str]:
     ]
 
 
-def _box(begin: float, end: float, y: float, style: str, text: str) -> str:
-    x, width = _place(begin), max(0.5, _place(end) - _place(begin))
-    shape = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{_BAR}"'
+def box(begin: float, end: float, y: float, style: str, text: str) -> str:
+    x, width = across(begin), max(0.5, across(end) - across(begin))
+    shape = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{BAR}"'
     return f'<rect class="fill {style}" {shape}><title>{escape(text)}</title></rect>'
 
 
-def _place(share: float) -> float:
+def across(share: float) -> float:
+    """Pixels from the left."""
     return _NAME + share * (_WIDE - _NAME - _END)
 
 
-def _figure(title: str, lines: list[str], height: float, keys: Sequence[tuple[str, str]], note: str) -> str:
+def figure(title: str, lines: list[str], height: float, keys: Sequence[tuple[str, str]], note: str) -> str:
     legend = "".join(
         f'<span class="key"><i class="box {style}"></i>{escape(name)}</span>' for name, style in keys
     )

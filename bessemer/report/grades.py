@@ -7,11 +7,11 @@ over the time from the first start to the last event, without the pauses after a
 error: predicted over measured, less 1: +0.1 is a prediction that was a tenth too high.
 """
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-from bessemer.energy.account import account
 from bessemer.report.record import RunRecord, StageRecord, number
 
 # Quantity of the plan: (what it is called, unit, whether it grows with the steps).
@@ -63,7 +63,8 @@ def grades(run: RunRecord) -> list[Grade]:
     if stage is None or run.plan is None:
         return []
     predicted: dict[str, Any] = run.plan.get("predicted") or {}
-    found, share = measured(stage, run.plan), steps_made(stage, run.plan)
+    drawn = run.account["stages"][stage.name]
+    found, share = measured(stage, run.plan, drawn), steps_made(stage, run.plan)
     each = (_grade(key, predicted.get(key) or {}, found.get(key), share) for key in QUANTITIES)
     return [grade for grade in each if grade.predicted is not None or grade.measured is not None]
 
@@ -75,11 +76,13 @@ def steps_made(stage: StageRecord, plan: dict[str, Any]) -> float:
     return min(1.0, made / steps) if steps and made else 1.0
 
 
-def measured(stage: StageRecord, plan: dict[str, Any]) -> dict[str, float | None]:
-    """What the rows say, in the plan's words and units."""
+def measured(
+    stage: StageRecord, plan: dict[str, Any], drawn: Mapping[str, Any] | None = None
+) -> dict[str, float | None]:
+    """What the rows say, in the plan's words and units. drawn: the stage's part of the account."""
+    drawn = drawn or {}
     memory, seconds = stage.largest("memory_bytes"), stage.time_in_steps_s
     hours, pace = None if seconds is None else seconds / 3600.0, stage.middle("tokens_per_s")
-    drawn = account(stage.folder.parent)["stages"][stage.name]
     device_hours = _times(hours, _planned_ratio(plan, "device_hours", "hours"))
     return {
         "step_time_s": stage.middle("step_time_s"),
@@ -89,9 +92,9 @@ def measured(stage: StageRecord, plan: dict[str, Any]) -> dict[str, float | None
         "memory_gib": None if memory is None else memory / 2**30,
         "hours": hours,
         "device_hours": device_hours,
-        "kwh": drawn["kwh_facility"],
-        "usd": drawn["usd"],
-        "kg_co2e": drawn["kg_co2e"],
+        "kwh": drawn.get("kwh_facility"),
+        "usd": drawn.get("usd"),
+        "kg_co2e": drawn.get("kg_co2e"),
         "goodput": goodput(stage),
     }
 

@@ -27,7 +27,8 @@ def attempts(run: RunRecord) -> str:
 def receipt(run: RunRecord) -> str:
     if run.receipt is None:
         return ""
-    return table(["what", "value"], [[key, value] for key, value in _flat(run.receipt)])
+    told = {key: value for key, value in run.receipt.items() if key != "energy"}  # has a section of its own
+    return table(["what", "value"], [[key, value] for key, value in _flat(told)])
 
 
 def recipe(run: RunRecord) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 from bessemer.formulas.objective import PREFERENCES
 from bessemer.report.html import Tile, tiles
 from bessemer.report.record import RunRecord, StageRecord, number
-from bessemer.units import format_count, format_seconds
+from bessemer.units import format_count, format_joules, format_seconds
 
 
 def header(run: RunRecord) -> str:
@@ -30,25 +30,6 @@ def result_sentence(run: RunRecord) -> str:
 def bits_per_byte(run: RunRecord) -> float | None:
     stages: dict[str, Any] = (run.evaluation or {}).get("stages", {})
     return next((v for row in stages.values() if (v := number(row.get("bits_per_byte"))) is not None), None)
-
-
-def energy_words(stage: StageRecord) -> tuple[str | None, str]:
-    """The energy of a stage and what it rests on: measured, modelled or assumed."""
-    energy = stage.last.get("energy_j")
-    joules = number(energy)
-    basis = energy.get("basis") if isinstance(energy, dict) else stage.last.get("energy_basis")
-    return (None if joules is None else format_energy(joules)), str(basis or "basis not recorded")
-
-
-def format_energy(joules: float) -> str:
-    """Watt-hours as people read them: 36 kJ -> "10.0 Wh"."""
-    hours = joules / 3600.0
-    if 1e3 <= joules < 3600.0:
-        return f"{joules / 1e3:.3g} kJ"
-    for unit, scale in (("MWh", 1e6), ("kWh", 1e3), ("Wh", 1.0)):
-        if hours >= scale:
-            return f"{hours / scale:.3g} {unit}"
-    return f"{joules:.3g} J"
 
 
 def _pretrain_words(run: RunRecord, stage: StageRecord) -> str:
@@ -111,7 +92,7 @@ def _training_tiles(run: RunRecord) -> list[Tile]:
         stage.middle("tokens_per_s"),
     )
     mfu = stage.middle("mfu")
-    energy, basis = energy_words(stage)
+    energy = run.account["stages"][stage.name]["energy_j"]
     return [
         Tile("Tokens trained on", format_count(tokens) if tokens else None, f"{len(stage.rows)} steps"),
         Tile(
@@ -124,7 +105,11 @@ def _training_tiles(run: RunRecord) -> list[Tile]:
             format_count(pace) if pace else None,
             f"median; MFU {mfu:.1%}" if mfu is not None else "median; MFU not measured",
         ),
-        Tile(f"Energy, {stage.name}", energy, basis),
+        Tile(
+            f"Energy, {stage.name}",
+            None if energy["value"] is None else format_joules(energy["value"]),
+            energy["basis"],
+        ),
     ]
 
 

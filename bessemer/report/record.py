@@ -1,13 +1,15 @@
-"""Everything that a report says, gathered from the files of a run. No torch, nothing computed anew.
+"""Everything that a report says, gathered from the files of a run. No torch; the account alone is computed.
 
 A file that is not there is None or empty, and the report then says "not measured" or leaves the part
 out. Only JSON is read; a damaged file is the user's error with its path, not a traceback.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.account import account
 from bessemer.errors import RecipeError
 from bessemer.rundir import Row, named, read_object, read_rows, stages, steady_median, time_in_steps_s
 
@@ -61,6 +63,11 @@ class RunRecord:
     evaluation: dict[str, Any] | None
     comparison: dict[str, Any] | None
     exports: list[dict[str, Any]]
+
+    @cached_property
+    def account(self) -> dict[str, Any]:
+        """What it drew (energy/account.py)."""
+        return account(self.folder)
 
     def first_of_kind(self, kind: str) -> StageRecord | None:
         return next((stage for stage in self.stages if stage.kind == kind), None)

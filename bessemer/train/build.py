@@ -5,7 +5,8 @@ Order: this rank's part of the model on the meta device (parallel/apply.py), mem
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from bessemer.data.loader import Batches
 from bessemer.data.mixture import Mixture
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.rows import Rows
+from bessemer.energy.ledger import newest_reading
+from bessemer.energy.pausing import PauseRule
 from bessemer.evaluate.answers import continuations
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.objective import WITH_REFERENCE
@@ -34,16 +37,23 @@ from bessemer.parallel.mesh import Mesh
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import peak_tflops
-from bessemer.train.columns import columns_of
+from bessemer.rundir import read_rows
+from bessemer.train.budget import budget_watch, check_metered
+from bessemer.train.columns import check_columns, columns_of
 from bessemer.train.compiling import compile_blocks
 from bessemer.train.expect import Expected, expected_of
 from bessemer.train.first_weights import set_first_weights
+from bessemer.train.gauge import Gauge
 from bessemer.train.job import Feed, Job
+from bessemer.train.levers import begin_tune
+from bessemer.train.metering import Metering, seconds_after_last_row
 from bessemer.train.objective import loss_of
 from bessemer.train.optimizer import make_optimizer
+from bessemer.train.pause import Pause
 from bessemer.train.ranks import ALONE, Company
-from bessemer.train.record import Gauge, Recorder, Silence
+from bessemer.train.record import Recorder
 from bessemer.train.reference import keep_reference
+from bessemer.train.silence import Silence
 from bessemer.train.stage import Stage
 from bessemer.train.state import TrainState
 from bessemer.train.stop import Stop
@@ -64,9 +74,18 @@ class Machine:
     expected: dict[str, Any] | None = None  # of a step: train/expect.py, as JSON
     device_name: str | None = None  # of its accelerators, by which their power is known
     power_command: list[str] = field(default_factory=list)  # that prints the node's watts
+    tune: dict[str, Any] | None = None  # levers: train/levers.py
+    pause: dict[str, Any] | None = None  # a PauseRule (energy/pausing.py)
 
 
-def machine_of(stage: Stage, facts: Facts, power_command: Sequence[str] = ()) -> Machine:
+def machine_of(
+    stage: Stage,
+    facts: Facts,
+    power_command: Sequence[str] = (),
+    *,
+    tune: dict[str, Any] | None = None,
+    pause: dict[str, Any] | None = None,
+) -> Machine:
     peak = peak_tflops(facts, stage.plan.dtype)
     # With answers to sample a step's time is another matter, and would teach the planner what is not so.
     expected = expected_of(stage, facts) if stage.plan.objective.rollouts is None else None
@@ -77,6 +96,8 @@ def machine_of(stage: Stage, facts: Facts, power_command: Sequence[str] = ()) ->
         None if expected is None else expected.to_json(),
         None if facts.kind == "cpu" else facts.device,
         list(power_command),
+        tune=tune,
+        pause=pause,
     )
 
 
@@ -99,37 +120,55 @@ def build(
     """This rank's job of a stage that has begun, at the state where its newest good checkpoint left it."""
     plan, shape = stage.plan, stage.shape
     mesh = Mesh(plan.layout, this_device())
-    parts = build_parts(
-        shape,
-        COMPUTE[plan.dtype],
-        mesh,
-        context=plan.context,
-        recompute=plan.recompute,
-        recompute_layers=plan.recompute_layers,
-        compile_blocks=compile_blocks if plan.compile else None,
-    )
-    chunk = torch.compile(loss_chunk, dynamic=False) if plan.compile else None
-    loss = loss_of(plan.objective, shape, mesh, chunk)
-    materialise(joined(parts), shape, mesh, None)
-    engine = _engine(stage, parts, loss, mesh)
-    set_first_weights(stage, engine, company)
-    if plan.objective.kind in WITH_REFERENCE:
-        keep_reference(stage, engine, mesh, company, console)
-    validation = _rows(stage, "validation")
-    return _assembled(
-        stage.folder,
-        plan,
-        engine,
-        feed_of(stage, engine, console, company),
-        console,
-        stop,
-        company,
-        # A held-out answer was not drawn by the model: it has no advantage.
-        validation=validation if len(validation) and plan.objective.kind != "grpo" else None,
-        validation_rows=_validation_rows(stage),
-        gauge=_gauge(stage, machine, mesh, company),
-        sample=_sampler(stage, parts[0], validation) if engine.world == 1 else None,
-    )
+    gauge = _gauge(stage, machine, mesh, company)
+    metering = _metering(stage, gauge, company)  # first: what follows draws, too
+    with ExitStack() as on_failure:
+        on_failure.callback(metering.close)
+        company.first_does("metered", lambda: check_metered(stage.folder, metering.missing))
+        parts = build_parts(
+            shape,
+            COMPUTE[plan.dtype],
+            mesh,
+            context=plan.context,
+            recompute=plan.recompute,
+            recompute_layers=plan.recompute_layers,
+            compile_blocks=compile_blocks if plan.compile else None,
+        )
+        chunk = torch.compile(loss_chunk, dynamic=False) if plan.compile else None
+        loss = loss_of(plan.objective, shape, mesh, chunk)
+        materialise(joined(parts), shape, mesh, None)
+        engine = _engine(stage, parts, loss, mesh)
+        set_first_weights(stage, engine, company)
+        if plan.objective.kind in WITH_REFERENCE:
+            keep_reference(stage, engine, mesh, company, console)
+        check_columns(stage, company)
+        validation = _rows(stage, "validation")
+        job, state = _assembled(
+            stage.folder,
+            plan,
+            engine,
+            feed_of(stage, engine, console, company),
+            console,
+            stop,
+            company,
+            # A held-out answer was not drawn by the model: it has no advantage.
+            validation=validation if len(validation) and plan.objective.kind != "grpo" else None,
+            validation_rows=_validation_rows(stage),
+            gauge=gauge,
+            metering=metering,
+            sample=_sampler(stage, parts[0], validation) if engine.world == 1 else None,
+        )
+        on_failure.callback(job.abandon)
+        if isinstance(job.record, Recorder):
+            job.record.budget = budget_watch(stage.folder, plan, engine.world, stop)
+        if machine.pause is not None:
+            pause = Pause(PauseRule(**machine.pause), job.engine, job.record, stop, console)
+            on_failure.callback(pause.close)
+            job = replace(job, pause=pause)
+        if machine.tune is not None:
+            job = replace(job, tune=begin_tune(machine.tune, job, state.step, company, console))
+        on_failure.pop_all()
+    return job, state
 
 
 def assemble(
@@ -175,6 +214,7 @@ def _assembled(
     company: Company,
     *,
     gauge: Gauge,
+    metering: Metering | None = None,
     **others: Any,
 ) -> tuple[Job, TrainState]:
     optimizer = make_optimizer(engine.model, plan)
@@ -191,13 +231,13 @@ def _assembled(
         store=company.store,
         asynchronous=plan.async_save,
     )
-    record: Recorder | Silence = Silence(gauge, engine)
+    record: Recorder | Silence = Silence(gauge, engine, metering)
     if engine.rank == 0:
-        record = Recorder(folder, plan, gauge, console, engine)
-        if record.attempt == 1:
-            record.begin("start", state.step)
-        else:
-            record.begin("resume", state.step, checkpoint=None if found is None else found[0].name)
+        record = Recorder(folder, plan, gauge, console, engine, metering)
+    if record.attempt <= 1:
+        record.begin("start", state.step)
+    else:
+        record.begin("resume", state.step, checkpoint=None if found is None else found[0].name)
     job = Job(
         plan=plan,
         engine=engine,
@@ -249,10 +289,20 @@ def _gauge(stage: Stage, machine: Machine, mesh: Mesh, company: Company) -> Gaug
         cores=machine.cores,
         accelerators=None if on_cpu else company.accelerators(mesh.device),
         hosts=company.hosts,
+        fellows=company.fellows,
         expected=None if machine.expected is None else Expected.from_json(machine.expected),
         device_name=machine.device_name,
         power_command=tuple(machine.power_command),
     )
+
+
+def _metering(stage: Stage, gauge: Gauge, company: Company) -> Metering:
+    earlier = None
+    if company.rank == 0:
+        names = ("metrics.jsonl", "events.jsonl")
+        earlier = newest_reading(*(read_rows(stage.folder / name) for name in names))
+    unrecorded_s = seconds_after_last_row(stage.folder) if earlier else None
+    return Metering(gauge, earlier, has_meter=company.leads, unrecorded_s=unrecorded_s)
 
 
 def _rows(stage: Stage, split: Any) -> Rows:

@@ -6,8 +6,9 @@ They are written before the first step (train/reference.py), so that every attem
 from bessemer.data.packed_rows import NO_EXTRA, Extra
 from bessemer.data.prepared import PreparedTask, Split
 from bessemer.data.reference import read_reference
-from bessemer.data.teacher import teacher_columns
+from bessemer.data.teacher import check_taught, teacher_columns
 from bessemer.formulas.objective import WITH_REFERENCE
+from bessemer.train.ranks import Company
 from bessemer.train.stage import Stage
 
 
@@ -21,3 +22,15 @@ def columns_of(stage: Stage, split: Split) -> Extra:
         return NO_EXTRA
     assert isinstance(stage.data, PreparedTask)
     return Extra(at_begin={"reference": read_reference(stage.folder, stage.data, split)})
+
+
+def check_columns(stage: Stage, company: Company) -> None:
+    """What a teacher said before training is what was written: the first rank hashes it, the others hear."""
+    if stage.plan.objective.kind != "distill":
+        return
+
+    def check() -> dict[str, bool]:
+        check_taught(stage.folder)
+        return {}
+
+    company.first_does("teacher", check)

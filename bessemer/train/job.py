@@ -13,12 +13,21 @@ from bessemer.data.loader import Batch
 from bessemer.data.rows import Rows
 from bessemer.parallel.engine import Engine
 from bessemer.planner.plan import StagePlan
-from bessemer.train.record import Recorder, Silence
+from bessemer.train.pause import Pause
+from bessemer.train.record import Recorder
+from bessemer.train.silence import Silence
 from bessemer.train.stop import Stop
+from bessemer.train.tune import Tune
 
 
 class Feed(Protocol):
     """Where the batches come from: data that is there (data/loader.Batches), or that is made on the way."""
+
+    def is_made(self, position: int) -> bool:
+        """Whether the rows of the step at `position` are there; the same on all ranks."""
+
+    def make(self, position: int) -> None:
+        """Make them; all ranks at the same time."""
 
     def batch(self, position: int) -> Batch:
         """This rank's share of the rows of a step from `position` on; all ranks ask at the same time."""
@@ -39,6 +48,8 @@ class Job:
     stop: Stop
     validation_rows: int | None = None  # measured during training: the first so many; None: all
     sample: Callable[[], list[dict[str, Any]]] | None = None  # texts to show at each validation
+    pause: Pause | None = None  # while the grid is dirty
+    tune: Tune | None = None  # what of the machine is set for this rank; None: nothing
 
     @property
     def model(self) -> nn.Module:
@@ -67,9 +78,17 @@ class Job:
             self.saver.close()
             self.record.saved(self.saver.finished(), self.plan.steps)
         finally:
+            self._let_go()
             self.record.close()
 
     def abandon(self) -> None:
         """Close the files, and wait for no other rank. No thread writes afterwards."""
         self.saver.abandon()
+        self._let_go()
         self.record.close()
+
+    def _let_go(self) -> None:
+        if self.tune is not None:
+            self.tune.close()
+        if self.pause is not None:
+            self.pause.close()

@@ -12,6 +12,7 @@ update, so that a step that is not finite changes no weight.
 """
 
 import math
+import time
 from typing import Any
 
 from bessemer.data.loader import Batch
@@ -19,6 +20,7 @@ from bessemer.errors import DataError, NumericsError, StoppedError
 from bessemer.evaluate.loss import validation_loss
 from bessemer.train.job import Job
 from bessemer.train.optimizer import learning_rate
+from bessemer.train.pause import Pause
 from bessemer.train.state import StepStats, TrainState
 
 
@@ -31,29 +33,42 @@ def train(job: Job, state: TrainState) -> TrainState:
     saved = state.step
     stopping = job.engine.any(job.stop.asked)
     while state.step < job.plan.steps and not stopping:
+        if job.pause is not None and job.pause.is_due(state.step, job.plan.log_every):
+            saved, stopping = pause(job, job.pause, state, saved)
+            continue
+        if not job.batches.is_made(state.samples):
+            with job.record.phase("sampling"):
+                job.batches.make(state.samples)
         with job.record.evidence.loading():
             batch = job.batches.batch(state.samples)
         stats = train_step(job, state, batch)
         state.step += 1
         state.samples += job.plan.batch_rows
-        state.tokens += job.plan.batch_tokens
+        state.tokens += stats.tokens
         state.loss = stats.loss
         job.record.end_of_step(state, stats)
+        if job.tune is not None:
+            job.tune.after_step(job.engine, state.step)
         stopping = stats.stop or job.stops_alone
         validated = job.is_due(job.plan.validate_every, state.step) and job.validation is not None
         if validated or stopping or job.is_due(job.plan.log_every, state.step):
-            job.record.write(state, stats, validate(job, state) if validated else {})
+            found: dict[str, Any] = {}
+            if validated:
+                with job.record.phase("validation"):
+                    found = validate(job, state)
+            job.record.write(state, stats, found)
         job.record.saved(job.saver.finished(), state.step)
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)
         stopping = stopping or job.stops_alone
     if saved < state.step:
         write_checkpoint(job, state)
-    job.saver.wait()
+    with job.record.phase("saving"):
+        job.saver.wait()
     job.record.saved(job.saver.finished(), state.step)
     if state.step < job.plan.steps:
         raise stopped(job, state)
-    job.record.event("done", state.step)
+    job.record.ended("done", state.step)
     return state
 
 
@@ -73,7 +88,8 @@ def train_step(job: Job, state: TrainState, batch: Batch) -> StepStats:
     job.optimizer.step()
     job.optimizer.zero_grad(set_to_none=True)
     job.engine.after_update()
-    return StepStats(loss=mean, grad_norm=norm, lr=lr, stop=stop)
+    rows = job.plan.batch_rows if batch.rows is None else batch.rows
+    return StepStats(loss=mean, grad_norm=norm, lr=lr, tokens=rows * job.plan.context, stop=stop)
 
 
 def validate(job: Job, state: TrainState) -> dict[str, Any]:
@@ -94,23 +110,37 @@ def validate(job: Job, state: TrainState) -> dict[str, Any]:
 def write_checkpoint(job: Job, state: TrainState) -> int:
     """Save, and in time remove what is older than the newest `keep`. The save may go on in the background."""
     job.record.sync()
-    job.saver.save(
-        state.step,
-        job.engine.model,
-        job.optimizer,
-        state.to_json(),
-        job.plan.layout.to_json(),
-        job.engine.pieces,
-    )
+    with job.record.phase("saving"):
+        job.saver.save(
+            state.step,
+            job.engine.model,
+            job.optimizer,
+            state.to_json(),
+            job.plan.layout.to_json(),
+            job.engine.pieces,
+        )
     job.record.saved(job.saver.finished(), state.step)
     return state.step
 
 
+def pause(job: Job, grid: Pause, state: TrainState, saved: int) -> tuple[int, bool]:
+    """Saved, then standing still until the grid is clean: (the step that is saved, whether to stop)."""
+    began_s = time.monotonic()
+    if saved < state.step:
+        saved = write_checkpoint(job, state)
+    job.saver.wait()
+    job.record.saved(job.saver.finished(), state.step)
+    stopping = grid.wait(state.step)
+    job.record.resume(time.monotonic() - began_s)
+    return saved, stopping
+
+
 def stopped(job: Job, state: TrainState) -> StoppedError:
-    job.record.event("stop", state.step, reason=job.stop.reason or "another rank was asked to stop")
-    return StoppedError(
+    reason = job.stop.reason or "another rank was asked to stop"
+    job.record.ended("stop", state.step, reason=reason)
+    return job.record.out_of_budget(state.step) or StoppedError(
         f"at step {state.step} of {job.plan.steps}, and saved",
-        found=job.stop.reason or "another rank was asked to stop",
+        found=reason,
         wanted=f"{job.plan.steps - state.step} more steps",
         fix="run the same command again to go on",
     )

@@ -25,7 +25,7 @@ class Origin:
     folder: str
     step: int | None = None  # of a checkpoint
     checkpoint: str | None = None  # its folder
-    hash: str | None = None  # of the weights; for a stage of adapters, which needs the same ones again
+    hash: str | None = None  # of the weights, where a stage needs the same ones again
     adapter: str | None = None  # a folder of PEFT's, with what its adapters begin with
 
     def to_json(self) -> dict[str, Any]:
@@ -40,9 +40,9 @@ class Origin:
         """What a stage that has begun came from."""
         return Origin.from_json((read_object(stage / "stage.json") or {}).get("origin"))
 
-    def hashed(self, stage: Path) -> "Origin":
-        """With the hash of its weights. stage: that begins with them."""
-        return replace(self, hash=base_hash(Base.of(stage, self.to_json())))
+    def hashed(self, stage: Path, use: str = "has adapters for") -> "Origin":
+        """With the hash of its weights. stage: that needs them again; use: what for, as in Base."""
+        return replace(self, hash=base_hash(Base.of(stage, self.to_json(), use)))
 
     @property
     def info(self) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from bessemer.data.mixture import Mixing, Mixture
 from bessemer.data.prepared import Prepared, Replayed, open_told
 from bessemer.data.replay import check_alike, find_replayed
 from bessemer.data.store import prepare
+from bessemer.energy.beside import around_data, claim
+from bessemer.energy.levers.restore import restore_left
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather
@@ -18,15 +20,17 @@ from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Data, Recipe
 from bessemer.rundir import read_object
+from bessemer.train.budget import check_allowance
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.fork import check_origin, fork
+from bessemer.train.levers import asked_of, check_boards
 from bessemer.train.origin import Origin, find_origin
+from bessemer.train.pause import pause_rule
 from bessemer.train.run import Ready, run_stage
 from bessemer.train.settle import (
     allowed_changes,
     check_disk,
-    hours_left,
     settle_plan,
     take_over,
     write_receipt,
@@ -69,10 +73,12 @@ def begin_pretrain(
 ) -> Ready:
     """All that comes before training, by one process. world: processes that were started; None: one."""
     console, run = place.console, place.run
+    restore_left(console.line)  # before anything of this machine is measured
     changes = allowed_changes(loaded, run)  # before the data: a key that changed it is told by its name
     command = power_command(loaded.recipe, place)
+    pause = pause_rule(loaded.recipe.energy, loaded.base, allow_code=place.allow_code)
     replayed = _replayed(loaded, run / "pretrain")
-    prepared = prepare(loaded.recipe, loaded.base, place.store, console)
+    prepared = prepare(loaded.recipe, loaded.base, place.store, console, around=around_data(console))
     check_data(run / "pretrain", prepared.hash)
     if replayed is not None:
         check_alike(replayed, prepared)
@@ -86,7 +92,9 @@ def begin_pretrain(
         note_done(stage)
         console.line(f"pretrain: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, facts), done=True)
-    check_start(loaded.recipe, stage.shape, stage.plan, facts, hours_left(plan, stage.newest_step), world)
+    check_start(loaded.recipe, stage.shape, stage.plan, facts, world)
+    check_allowance(stage, loaded.recipe, facts, console)
+    check_boards(loaded.recipe.energy, stage.plan.layout, world)
     check_compiled(stage.plan, facts)
     _check_enough(stage)
     check_disk(stage)
@@ -95,9 +103,11 @@ def begin_pretrain(
     if stage.origin is not None and not has_started(stage.folder):
         fork(stage, stage.origin, console)
     write_receipt(run, loaded, prepared.hash, facts, stage.origin)
+    claim(run, prepared.folder, console)
     _tell(plan, console)
     stage = settle_compiled(stage, facts, console)
-    return Ready(stage.folder, machine_of(stage, facts, command))
+    tune = asked_of(loaded.recipe.energy)
+    return Ready(stage.folder, machine_of(stage, facts, command, tune=tune, pause=pause))
 
 
 def power_command(recipe: Recipe, place: Place) -> list[str]:

@@ -29,6 +29,7 @@ from bessemer.train.meeting import meet
 _WORK_S = 7 * 86400.0  # of the first rank, which may have data to prepare; when it dies, so does its store
 _ANSWER_S = 600.0  # of any rank to what all are asked: one that is this late is taken for lost
 _COLLECTIVE = timedelta(minutes=30)  # a rank that is this late is taken for lost
+_LOOK_S = 0.05  # between looks at who is through
 _LEAVE_S = 30.0  # that the first rank's store outlives its work, for ranks which have something to hear yet
 _LEAVE_BROKEN_S = 2.0  # ... after an error of the first rank alone: the others may wait for it in an exchange
 
@@ -37,8 +38,14 @@ class Company:
     """One process. `_Many` is the same for several."""
 
     hosts = 1
+    fellows: tuple[int, ...] = ()  # the other ranks of this machine
     store: Store | None = None
     rank = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the first rank of its machine."""
+        return all(self.rank < fellow for fellow in self.fellows)
 
     def first_does(self, what: str, work: Callable[[], Document]) -> Document:
         """What `work` gives on the first rank, on every rank; or its UserError."""
@@ -46,6 +53,13 @@ class Company:
 
     def all_do(self, what: str, work: Callable[[], object]) -> None:
         """`work` on every rank; the first UserError, by rank, is raised on all."""
+        work()
+
+    def each_does(self, what: str, work: Callable[[], object], progress: Callable[[], int]) -> None:
+        """`work` on every rank, however long it takes; the first UserError is raised on all.
+
+        progress: on the first rank, a number that changes as long as any rank gets on.
+        """
         work()
 
     def all_same(self, what: str, value: str, fix: str) -> None:
@@ -56,7 +70,7 @@ class Company:
         return False
 
     def accelerators(self, device: torch.device) -> tuple[str, ...]:
-        """Names of the devices that this machine's ranks use, as NVML has them."""
+        """Names of the devices that this machine's ranks use, as NVML has them: on the one that leads."""
         return (meter_name(device),)
 
 
@@ -67,7 +81,6 @@ class _Many(Company):
     def __init__(self, world: World, store: Store, group_store: Store | None = None) -> None:
         self.world, self.rank, self.store = world, world.rank, store
         self.group_store = group_store  # of torch's process group
-        self._machines: list[str] = []  # of each rank
         self._shared: UserError | None = None
 
     def first_does(self, what: str, work: Callable[[], Document], patience_s: float = _WORK_S) -> Document:
@@ -76,12 +89,14 @@ class _Many(Company):
         return self._shared_result(self._get(what, 0, patience_s))
 
     def all_do(self, what: str, work: Callable[[], object]) -> None:
-        def nothing() -> Document:
-            work()
-            return {}
-
-        self._tell(f"{what}/{self.rank}", nothing)
+        self._tell(f"{what}/{self.rank}", _as_document(work))
         self.first_does(what, lambda: self._first_error(what), 2 * _ANSWER_S)
+
+    def each_does(self, what: str, work: Callable[[], object], progress: Callable[[], int]) -> None:
+        begin_s = time.monotonic()
+        self._tell(f"{what}/{self.rank}", _as_document(work))
+        own_s = time.monotonic() - begin_s
+        self.first_does(what, lambda: self._all_through(what, progress, own_s))
 
     def all_same(self, what: str, value: str, fix: str) -> None:
         self._set(f"same/{what}/{self.rank}", {"value": value})
@@ -107,8 +122,8 @@ class _Many(Company):
 
     def accelerators(self, device: torch.device) -> tuple[str, ...]:
         self._set(f"meter/{self.rank}", {"name": meter_name(device)})
-        rows = self._of_all("meter") if self.rank == 0 else []
-        names = [row["name"] for rank, row in enumerate(rows) if self._machines[rank] == self._machines[0]]
+        here = (self.rank, *self.fellows) if self.leads else ()
+        names = [self._get(f"meter/{rank}", rank, _ANSWER_S)["name"] for rank in here]
         return tuple(dict.fromkeys(names))
 
     def see_machines(self) -> None:
@@ -117,8 +132,10 @@ class _Many(Company):
         told = self.first_does(
             "machines", lambda: {"names": [row["name"] for row in self._of_all("machine")]}, 2 * _ANSWER_S
         )
-        self._machines = told["names"]
-        self.hosts = len(set(self._machines))
+        names = told["names"]
+        here = [rank for rank, name in enumerate(names) if name == names[self.rank]]
+        self.fellows = tuple(rank for rank in here if rank != self.rank)
+        self.hosts = len(set(names))
 
     def leave(self, error: BaseException | None) -> None:
         """The first rank's store goes with its process: not before the others have heard what it says."""
@@ -139,9 +156,23 @@ class _Many(Company):
 
     def _first_error(self, what: str) -> Document:
         for rank, answer in enumerate(self._of_all(what)):
-            if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
-                answer["problem"] = f"rank {rank}: {answer['problem']}"
-            result(answer)
+            _check_answer(rank, answer)
+        return {}
+
+    def _all_through(self, what: str, progress: Callable[[], int], own_s: float) -> Document:
+        """WorkerError where nobody gets on for as long as an exchange would wait for a rank, and for as long
+        as this one's whole part took."""
+        missing, patience_s = list(range(self.world.size)), max(_COLLECTIVE.total_seconds(), own_s)
+        seen, since_s = progress(), time.monotonic()
+        while missing:
+            for rank in [rank for rank in missing if self._has([f"{what}/{rank}"])]:
+                _check_answer(rank, self._get(f"{what}/{rank}", rank, _ANSWER_S))
+                missing.remove(rank)
+            if (now := progress()) != seen:
+                seen, since_s = now, time.monotonic()
+            if missing and time.monotonic() - since_s > patience_s:
+                raise _silent(missing[0], self.rank, what, patience_s)
+            time.sleep(_LOOK_S)
         return {}
 
     def _tell(self, key: str, work: Callable[[], Document]) -> None:
@@ -179,12 +210,7 @@ class _Many(Company):
         try:
             self.store.wait([key], timedelta(seconds=patience_s))
         except DistStoreError as error:  # a store that is gone is a DistNetworkError
-            raise WorkerError(
-                f"rank {speaker} is silent",
-                found=f'rank {self.rank} heard nothing from it on "{key}" in {patience_s:g} s',
-                wanted="every rank until the end",
-                fix=f"look at what rank {speaker} wrote; run the same command again to go on",
-            ) from error
+            raise _silent(speaker, self.rank, key, patience_s) from error
         return json.loads(self.store.get(key))  # type: ignore[no-any-return]
 
 
@@ -238,6 +264,30 @@ def lost_error(rank: int, error: BaseException) -> WorkerError:
         found=str(error).strip().splitlines()[0],
         wanted="every rank until the end",
         fix="look for the rank that ended first, and why; run the same command again to go on",
+    )
+
+
+def _as_document(work: Callable[[], object]) -> Callable[[], Document]:
+    def nothing() -> Document:
+        work()
+        return {}
+
+    return nothing
+
+
+def _check_answer(rank: int, answer: Document) -> None:
+    """Raises the error that a rank has told of."""
+    if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
+        answer["problem"] = f"rank {rank}: {answer['problem']}"
+    result(answer)
+
+
+def _silent(speaker: int, listener: int, what: str, patience_s: float) -> WorkerError:
+    return WorkerError(
+        f"rank {speaker} is silent",
+        found=f'rank {listener} heard nothing from it on "{what}" in {patience_s:g} s',
+        wanted="every rank until the end",
+        fix=f"look at what rank {speaker} wrote; run the same command again to go on",
     )
 
 

@@ -13,15 +13,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.levers.restore import restore_left
+from bessemer.energy.receipt import write_account
 from bessemer.errors import DataError, StoppedError, UserError
 from bessemer.launch.local import run_workers
 from bessemer.launch.world import World, report_failure, world_of_environment
 from bessemer.log import Console
+from bessemer.measure.threads import using_threads
 from bessemer.processes import worker_command
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
 from bessemer.train.build import FeedOf, Machine, build, prepared_feed
 from bessemer.train.loop import train
+from bessemer.train.metering import LOG
 from bessemer.train.ranks import ALONE, Company, grouped, joined, lost, lost_error, met
 from bessemer.train.settle import code_hash
 from bessemer.train.stage import Stage, outcome, read_stage
@@ -61,7 +65,8 @@ def run_stage(ready: Ready, console: Console, worker: str = WORKER, feed_of: Fee
         _train(stage, ready, console, ALONE, feed_of)
         return
     command = [*worker_command(worker), json.dumps(ready.to_json())]
-    run_workers(command, stage.plan.layout.world, logs=ready.folder / "logs")
+    threads = (ready.machine.tune or {}).get("threads")
+    run_workers(command, stage.plan.layout.world, logs=ready.folder / "logs", threads=threads)
 
 
 def run_among(
@@ -106,6 +111,8 @@ def _among(
     for option, value in {"--run": str(run.resolve()), **others}.items():
         company.all_same(option, _resolved(value), f"start every rank with the same {option}")
     company.all_same("code", code_hash(), "install the same version of bessemer on every machine")
+    if company.leads:
+        restore_left(console.line)
     with ExitStack() as stack:
 
         def begin_first() -> dict[str, Any]:
@@ -138,9 +145,9 @@ def main(words: list[str], feed_of: FeedOf = prepared_feed) -> int:
 def _train(stage: Stage, ready: Ready, console: Console, company: Company, feed_of: FeedOf) -> None:
     """A signal in the last step does not go unheard: what follows stops."""
     if company.rank == 0:
-        console.also_to(stage.folder / "logs" / "rank-00000.log")
+        console.also_to(stage.folder / LOG)
     try:
-        with Stop() as stop:
+        with Stop() as stop, using_threads((ready.machine.tune or {}).get("threads")):
             job, state = build(stage, ready.machine, console, stop, company, feed_of)
             if state.step:
                 console.line(f"{stage.folder.name}: going on at step {state.step} of {stage.plan.steps}")
@@ -164,6 +171,8 @@ def _train(stage: Stage, ready: Ready, console: Console, company: Company, feed_
                     fix="run the same command again to go on",
                 )
     finally:
+        if company.rank == 0:
+            write_account(stage.folder.parent, console)
         console.also_to(None)
 
 

@@ -71,12 +71,6 @@ def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts, world: int | None
     )
 
 
-def hours_left(plan: Plan, step: int) -> float | None:
-    """The low end of what the steps after `step` are predicted to take."""
-    low = plan.predicted["hours"].low
-    return None if low is None else low * (1.0 - step / plan.pretrain.steps)
-
-
 def _is_auto(section: Pretrain, key: str) -> bool:
     """Whether a derived key of the plan is still one that the recipe leaves open."""
     return getattr(section, key.removeprefix("pretrain."), "auto") == "auto"
@@ -184,6 +178,7 @@ def write_receipt(
     receipt: dict[str, Any] = read_object(path) or {
         **now,
         "recipe": loaded.reference,
+        "recipe_folder": str(loaded.base),
         "data_hash": data_hash,
         "parent": None if origin is None else origin.to_json(),
         "began": time.strftime("%FT%TZ", time.gmtime()),

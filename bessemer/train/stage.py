@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
+from bessemer.checkpoint.needed import note_needs
 from bessemer.data.mixture import Mixing
 from bessemer.data.prepared import Prepared, PreparedTask, open_told, told
 from bessemer.durable import write_bytes, write_json
+from bessemer.energy.ledger import StageLedger
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.plan import StagePlan
@@ -61,13 +63,14 @@ def check_begun(stage: Stage) -> Stage:
 
 
 def begin(stage: Stage) -> None:
-    """Write the tokenizer and stage.json where there are none."""
+    """Write the tokenizer and stage.json where there are none; and tell whoever has what it reads again."""
     if not (stage.folder / "stage.json").is_file():
         write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
         config = stage.data.folder / "tokenizer_config.json"  # special tokens, and the chat template
         if config.is_file():
             write_bytes(stage.folder / "tokenizer_config.json", config.read_bytes())
         write(stage)
+    note_needs(stage.folder)
 
 
 def has_started(folder: Path) -> bool:
@@ -128,7 +131,8 @@ def read_stage(folder: Path) -> Stage:
 
 def outcome(stage: Stage, run: Path) -> dict[str, Any]:
     """What the training verbs end with, read from the stage's own files."""
-    rows = counting_rows(read_rows(stage.folder / "metrics.jsonl"))
+    every = read_rows(stage.folder / "metrics.jsonl")
+    rows = counting_rows(every)
     last: Row = rows[-1] if rows else {}
     validated = [row["validation_loss"] for row in rows if row.get("validation_loss") is not None]
     events = read_rows(stage.folder / "events.jsonl")
@@ -143,12 +147,7 @@ def outcome(stage: Stage, run: Path) -> dict[str, Any]:
         "tokens_per_s": steady_median(rows, "tokens_per_s"),
         "mfu": steady_median(rows, "mfu"),
         "layout": last.get("layout", "replicate=1"),
-        "energy_j": {
-            "value": last.get("energy_j"),
-            "low": last.get("energy_low_j"),
-            "high": last.get("energy_high_j"),
-            "basis": last.get("energy_basis", "assumed"),
-        },
+        "energy_j": StageLedger(every, events).energy.to_json(),
         "checkpoint": str(checkpoints[0]) if checkpoints else None,
         "attempts": sum(row["kind"] in ("start", "resume") for row in events),
     }

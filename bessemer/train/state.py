@@ -9,7 +9,7 @@ class TrainState:
     """Carried from step to step; what a checkpoint's manifest keeps."""
 
     step: int = 0  # updates made
-    tokens: int = 0  # read so far, padding included
+    tokens: int = 0  # of the rows read so far, padding in them included
     samples: int = 0  # positions of the data order that are used up
     loss: float | None = None  # of the last step
     validation_loss: float | None = None  # newest
@@ -29,4 +29,5 @@ class StepStats:
     loss: float  # mean over the step's target tokens [nat]
     grad_norm: float  # global L2 norm before clipping
     lr: float
+    tokens: int  # of its rows over all ranks, padding in them included; rows that are empty are not computed
     stop: bool = False  # a rank was asked to stop

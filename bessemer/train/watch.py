@@ -64,6 +64,13 @@ class Watch:
         self._kept: list[_Mark] = []  # of all steps that the run would teach
         self._in_flight = False
         self._done = 0
+        self._limit_w: float | None = None  # of the accelerators' power, where it was lowered
+        self._limit_is = ""  # "asked", "searching", "found"
+        self.governor: str | None = None  # of the CPUs, where it was set for the run
+
+    def begin_again(self) -> None:
+        """As at the start of an attempt: in a pause the cores were others', and caches are cold after it."""
+        self._times_s, self._saving, self._marks, self._kept, self._done = [], [], [], [], 0
 
     def save_began(self) -> None:
         self._in_flight = True
@@ -71,9 +78,13 @@ class Watch:
     def save_ended(self) -> None:
         self._in_flight = False
 
+    def limited(self, watts: float | None, how: str) -> None:
+        """As train/tune.py tells it. While it searches, what a step takes is no deviation."""
+        self._limit_w, self._limit_is = watts, how
+
     def step(self, step_s: float) -> None:
         self._done += 1
-        if self._done > WARMUP_STEPS:
+        if self._done > WARMUP_STEPS and self._limit_is != "searching":
             self._times_s = [*self._times_s[1 - _KEPT :], step_s]
             self._saving = [*self._saving[1 - _KEPT :], self._in_flight]
 
@@ -113,6 +124,10 @@ class Watch:
         """Keep what was measured for the next prediction; returns why not, where it was long enough."""
         if len(self._times_s) < _TAUGHT_STEPS:
             return None
+        if self._limit_w is not None:
+            return f"the power limit was set to {self._limit_w:.0f} W"
+        if self.governor is not None:
+            return f'the governor was set to "{self.governor}"'
         others = self._others(self._kept[0], self._kept[-1]) if len(self._kept) > 1 else None
         if others is not None and others > _DISTURBED:
             return f"other processes used {others:.0%} of the cores"
@@ -141,6 +156,7 @@ class Watch:
             self._others(then, now),
             self._saves(measured),
             _clock_share(),
+            self._limit_w if self._limit_is == "asked" else None,  # one that was found costs little time
         )
         return (seen.slower() if excess > 0 else seen.faster()), seen.figures
 
@@ -173,6 +189,7 @@ class _Seen:
     others: float | None
     saves: tuple[int, float]
     clock: float | None
+    limit_w: float | None
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -220,6 +237,7 @@ class _Seen:
             (self.excess_s, f"code was compiled again {graphs} times" if graphs > 0 else ""),
             (self.excess_s, f"{threads} threads a process, predicted for {self.expected.threads}"
              if threads < self.expected.threads else ""),
+            (self.excess_s, "" if self.limit_w is None else f"the power limit is {self.limit_w:.0f} W"),
             (self.excess_s, f"the clock is at {self.clock:.0%} of its most"
              if self.clock is not None and self.clock < 1 - _DEVIATION else ""),
             (0.0, "" if self.expected.calibrated or self.expected.basis == "measured" else _NOT_CALIBRATED),

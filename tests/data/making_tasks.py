@@ -6,10 +6,14 @@ from typing import Any
 
 from making import QUIET, TEXTS, make, text_source
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.rows import NO_LOSS
 from bessemer.data.store import prepare_task
+from bessemer.data.task.encoding import SampleEncoder
+from bessemer.data.task.samples import Sample
+from bessemer.data.task.templates import Template
 from bessemer.data.tokens import tokenizer
 
 WORDS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -25,6 +29,29 @@ def chat_tokenizer(folder: Path, template: str | None = None) -> Path:
     if template is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     return folder / "tokenizer.json"
+
+
+def written(folder: Path, *, special: list[str], added: list[str] | None = None) -> Path:
+    """A tokenizer with words of several letters, blanks before them and line ends."""
+    said = [*TEXTS, *(f"Assistant: {word} Hi. No\n\n\n    And Hello" for word in "abc" for _ in range(40))]
+    engine = tokenizer.train(said, 600).engine
+    engine.add_special_tokens(special)
+    engine.add_tokens(added or [])
+    engine.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def theirs(path: Path, template: str) -> PreTrainedTokenizerFast:
+    special = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    return PreTrainedTokenizerFast(tokenizer_file=str(path), chat_template=template, **special)
+
+
+def encoder_of(path: Path, template: Template, learn: str = "answers") -> SampleEncoder:
+    return SampleEncoder(tokenizer.load(path), template, learn)
+
+
+def sample_of(row: dict[str, Any]) -> Sample:
+    return Sample("p", "i", chats=(tuple(row["messages"]),), tools=tuple(row.get("tools", ())))
 
 
 def task_of(

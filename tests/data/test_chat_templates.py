@@ -7,13 +7,22 @@ from typing import Any
 
 import pytest
 from making import TEXTS
-from making_tasks import WORDS, chat, chat_tokenizer, learnt, task_of, whole
+from making_tasks import (
+    WORDS,
+    chat,
+    chat_tokenizer,
+    encoder_of,
+    learnt,
+    sample_of,
+    task_of,
+    theirs,
+    whole,
+    written,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bessemer.data.task.encoding import SampleEncoder
-from bessemer.data.task.render import Renderer
-from bessemer.data.task.samples import Sample
+from bessemer.data.task.render import Asked, Renderer
 from bessemer.data.task.templates import SHIPPED, Template, find_template, shipped
 from bessemer.data.task.unusable import Unusable
 from bessemer.data.tokens import tokenizer
@@ -45,28 +54,6 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("tokenizer"), special=WORDS)
 
 
-def written(folder: Path, *, special: list[str], added: list[str] | None = None) -> Path:
-    said = [*TEXTS, *(f"Assistant: {word} Hi. No\n\n\n    And Hello" for word in "abc" for _ in range(40))]
-    engine = tokenizer.train(said, 600).engine
-    engine.add_special_tokens(special)
-    engine.add_tokens(added or [])
-    engine.save(str(folder / "tokenizer.json"))
-    return folder / "tokenizer.json"
-
-
-def theirs(path: Path, template: str) -> PreTrainedTokenizerFast:
-    special = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
-    return PreTrainedTokenizerFast(tokenizer_file=str(path), chat_template=template, **special)
-
-
-def encoder_of(path: Path, template: Template, learn: str = "answers") -> SampleEncoder:
-    return SampleEncoder(tokenizer.load(path), template, learn)
-
-
-def sample_of(row: dict[str, object]) -> Sample:
-    return Sample("p", "i", chats=(tuple(row["messages"]),))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_template_gives_the_text_and_the_tokens_that_transformers_gives(
     path: Path, name: str
@@ -78,7 +65,7 @@ def test_shipped_template_gives_the_text_and_the_tokens_that_transformers_gives(
         for row in CHATS:
             messages = row["messages"]
             text = other.apply_chat_template(messages, tokenize=False)
-            assert [found[0] for found in renderer.turns([(messages, [])])] == [text]
+            assert [found[0] for found in renderer.turns([Asked(messages, [])])] == [text]
             asked = other.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True)
             assert renderer.prompt(messages[:-1])[0] == asked
             wanted = other.apply_chat_template(messages, sanitize_control_tokens=True)["input_ids"]
@@ -300,7 +287,7 @@ def test_hostile_or_refusing_template_costs_the_row_and_nothing_else(
 ) -> None:
     renderer = Renderer(Template("bad", "{% if messages[0].content == 'now' %}" + source + "{% endif %}"), {})
     hostile.append(renderer)
-    asked = [(chat(word, "b")["messages"], []) for word in ("a", "now", "c")]
+    asked = [Asked(chat(word, "b")["messages"], []) for word in ("a", "now", "c")]
     first, bad, last = renderer.turns(asked)
     assert isinstance(bad, Unusable) and bad.reason == reason
     assert first == last == ("", {1: (0, 0, "")})  # the other rows are served
@@ -310,7 +297,7 @@ def test_template_without_an_end_costs_its_row_wherever_in_an_exchange_it_is(hos
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     source = "{% if messages[0].content == 'now' %}" + endless + "{% endif %}"
     hostile.append(Renderer(Template("bad", source), {}))
-    asked = [(chat("now" if n == 31 else "a", "b")["messages"], []) for n in range(40)]
+    asked = [Asked(chat("now" if n == 31 else "a", "b")["messages"], []) for n in range(40)]
     found = hostile[0].turns(asked)
     assert [n for n, one in enumerate(found) if isinstance(one, Unusable)] == [31] and len(found) == 40
 
@@ -397,7 +384,12 @@ def test_stage_that_goes_on_with_its_own_copy_of_the_tokenizer_finds_the_same_da
 def test_answer_of_which_the_template_writes_nothing_is_refused(tmp_path: Path) -> None:
     call = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     asked = [{"role": "user", "content": "a"}, call]
-    prepared = task_of(tmp_path, [chat("a", "b"), {"messages": asked}], CHATML)
+    silent = (
+        "{% for m in messages %}{{ m.content }}{% if m.tool_calls %}{% endif %}{{ eos_token }}{% endfor %}"
+    )
+    prepared = task_of(tmp_path, [chat("a", "b"), {"messages": asked}], template=silent)
     assert prepared.manifest["sources"][0]["refused"] == {"empty": 1}
+    prepared = task_of(tmp_path, [chat("a", "b"), {"messages": asked}], CHATML)
+    assert prepared.manifest["sources"][0]["refused"] == {"template.tools": 1}
     prepared = task_of(tmp_path, [{"messages": asked}], 'template = "qwen3"')
     assert '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call><|im_end|>' in learnt(prepared)[0]

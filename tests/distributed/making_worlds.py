@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,11 @@ from making_runs import QUIET, SMALLEST, write_recipe
 from bessemer.checkpoint.ranks import Talk
 from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
+from bessemer.energy.meter import PowerMeter
 from bessemer.launch.world import held_port, world_of_environment
 from bessemer.planner.layout import parse_layout
+from bessemer.train import loop, metering
+from bessemer.train import ranks as ranking
 from bessemer.train.build import Machine, build
 from bessemer.train.ranks import ALONE, joined
 from bessemer.train.stage import read_stage
@@ -43,6 +47,8 @@ expert_ffn = 32
 
 RESAVE = "resave"
 HELD = "held"  # before a command: this rank's part of a checkpoint never comes
+MACHINES = "machines"  # and a folder, before a command: each rank is a machine with counters of its own there
+STEP_J, VALIDATION_J = 10, 7  # what the first one counts; the second one twice as much
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
@@ -222,7 +228,39 @@ def _rank(folder: str, words: list[str], variables: dict[str, str], files: tuple
     if words[0] == RESAVE:
         resave(*words[1:])
         return
+    if words[0] == MACHINES:
+        _as_own_machine(Path(words[1]), int(variables["RANK"]))
+        words = words[2:]
     if words[0] == HELD:
         Talk.tell_files = lambda *_: time.sleep(120.0)  # type: ignore[method-assign]
         words = words[1:]
     sys.exit(main(words))
+
+
+def _as_own_machine(folder: Path, rank: int) -> None:
+    """A counter of its memory, which each step and each validation moves on; without a folder for it there, a
+    device that nobody reads."""
+    ranking._machine = lambda: f"machine {rank}"
+    zone = folder / str(rank) / "intel-rapl:0:0"
+    if not (folder / str(rank)).is_dir():
+        unread = {"accelerators": ["one that nobody reads"]}
+        metering.PowerMeter = lambda *args, **more: PowerMeter(*args, **{**more, **unread})
+        return
+    for place, name in ((zone.with_name("intel-rapl:0"), "another part"), (zone, "dram")):
+        place.mkdir(exist_ok=True)
+        for file, text in (("name", name), ("max_energy_range_uj", 10**15), ("energy_uj", 0)):
+            (place / file).write_text(f"{text}\n")
+    metering.PowerMeter = partial(PowerMeter, powercap=folder / str(rank))
+
+    def drawing(name: str, joules: int) -> None:
+        real = getattr(loop, name)
+
+        def work(*args: Any, **more: Any) -> Any:
+            drawn = int((zone / "energy_uj").read_text()) + 1_000_000 * joules * (rank + 1)
+            (zone / "energy_uj").write_text(f"{drawn}\n")
+            return real(*args, **more)
+
+        setattr(loop, name, work)
+
+    drawing("train_step", STEP_J)
+    drawing("validation_loss", VALIDATION_J)

@@ -1,6 +1,7 @@
 """What ranks say to each other before training: one decides, and an error of any is heard by all."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -157,13 +158,14 @@ def test_machines_are_told_apart_by_name_however_ranks_are_placed(monkeypatch: p
     def work(company: Company) -> Any:
         here.rank = company.rank
         company.see_machines()  # type: ignore[attr-defined]
-        return company.hosts, company.accelerators(torch.device("cpu"))
+        return company.hosts, company.leads, company.accelerators(torch.device("cpu"))
 
     monkeypatch.setattr(ranking, "_machine", lambda: "abacc"[here.rank])
     monkeypatch.setattr(ranking, "meter_name", lambda device: f"meter {here.rank}")
     answers = [answer for _, answer in together(work, size=5)]
-    assert answers[0] == (3, ("meter 0", "meter 2"))  # of its own machine, which has its ranks in turn
-    assert answers[1:] == [(3, ())] * 4
+    assert answers[0] == (3, True, ("meter 0", "meter 2"))  # of its own machine, which has its ranks in turn
+    assert answers[1] == (3, True, ("meter 1",)) and answers[3] == (3, True, ("meter 3", "meter 4"))
+    assert answers[2] == answers[4] == (3, False, ())
 
 
 def test_recipe_is_loaded_once_a_rank_and_one_place_has_one_name(
@@ -186,3 +188,42 @@ def test_recipe_is_loaded_once_a_rank_and_one_place_has_one_name(
     for _, error in together(work):
         assert type(error) is DataError and error.problem == "no data"
     assert sorted(asked) == [0, 1, 2]
+
+
+def test_work_that_takes_its_time_is_waited_for_as_long_as_anybody_gets_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranking, "_COLLECTIVE", timedelta(seconds=0.4))
+    done: list[int] = []
+
+    def work(company: Company) -> None:
+        def slowly() -> None:
+            for number in range(5 * company.rank):  # of the last rank three times as long as the patience
+                time.sleep(0.12)
+                done.append(number)
+
+        company.each_does("sample", slowly, lambda: len(done))
+
+    assert [answer for _, answer in together(work)] == [None] * 3
+
+
+def test_a_rank_that_is_lost_at_work_or_fails_there_is_named_by_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranking, "_COLLECTIVE", timedelta(seconds=0.3))
+
+    def lost_work(company: Company) -> None:
+        if company.rank < 2:
+            company.each_does("sample", lambda: None, lambda: 7)
+
+    for company, error in together(lost_work)[:2]:
+        assert type(error) is WorkerError and error.problem == "rank 2 is silent" and company.is_alike(error)
+
+    def failing_work(company: Company) -> None:
+        def fails() -> None:
+            raise missing()
+
+        company.each_does("sample", fails if company.rank == 1 else lambda: None, lambda: 7)
+
+    for company, error in together(failing_work):
+        assert type(error) is DataError and error.problem == "rank 1: no data" and company.is_alike(error)

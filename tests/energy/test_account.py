@@ -96,8 +96,10 @@ def test_account_of_a_real_training_adds_up(tmp_path: Path) -> None:
     document = account(tmp_path, region="WLD")
     told = document["stages"]["pretrain"]
     last = read_rows(tmp_path / "pretrain" / "metrics.jsonl")[-1]
-    assert told["energy_j"]["value"] == last["energy_j"] > 0.0 and told["tokens"] == last["tokens"]
-    assert told["kwh_facility"] == pytest.approx(last["energy_j"] / 3.6e6)
+    done = read_rows(tmp_path / "pretrain" / "events.jsonl")[-1]  # with what the last save drew
+    assert told["energy_j"]["value"] == done["energy_j"] > last["energy_j"] > 0.0
+    assert told["tokens"] == last["tokens"]
+    assert told["kwh_facility"] == pytest.approx(done["energy_j"] / 3.6e6)
     assert told["kg_co2e"] == pytest.approx(told["kwh_facility"] * 0.473, rel=0.01)
     assert told["lost_j"]["value"] == 0.0 and told["hours"] * 3600 == pytest.approx(last["time_s"])
 
@@ -365,3 +367,47 @@ def test_card_fragment_is_read_by_the_hub_and_left_out_where_carbon_is_unknown(t
     assert told["emissions"] == pytest.approx(1000 * document["total"]["kg_co2e"]["value"], rel=1e-3)
     assert (told["training_type"], told["geographical_location"]) == ("fine-tuning", "France")
     assert told["hardware_used"] == "8 x H100-SXM-80GB" and "measured joules, PUE 1.25" in told["source"]
+
+
+def work_row(kind: str, joules: float, begin_s: float, seconds: float = 60.0) -> dict[str, Any]:
+    parts = {"cpu": {"value": joules, "low": joules, "high": joules, "basis": "measured",
+                     "by_basis": {"measured": [joules, joules, joules]}}}  # fmt: skip
+    return {"kind": kind, "time": begin_s, "seconds": seconds, "energy_j": joules, "energy_low_j": joules,
+            "energy_high_j": joules, "energy_basis": "measured", "energy_parts_j": parts, "energy_gaps": 1,
+            "energy_gap_s": 2.0}  # fmt: skip
+
+
+def write_works(run: Path, *rows: dict[str, Any]) -> None:
+    (run / "energy.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_pieces_of_work_of_one_kind_are_added_and_time_between_them_is_nobodys(tmp_path: Path) -> None:
+    run = write_run(tmp_path, rows_of(100.0, 10))
+    write_works(run, *(work_row("evaluate", joules, BEGAN_S + 9000.0 * joules) for joules in (1.0, 4.0)))
+    document = account(run)
+    told = document["stages"]["evaluate"]
+    assert told["energy_j"] == {"value": 5.0, "low": 5.0, "high": 5.0, "basis": "measured"}
+    assert told["parts_j"]["cpu"]["by_basis"] == {"measured": [5.0, 5.0, 5.0]}
+    assert (told["hours"], told["gaps"], told["gap_s"]) == (pytest.approx(120 / 3600), 2, 4.0)
+    assert told["between_attempts_s"] is told["tokens"] is None and told["lost_j"]["value"] == 0.0
+    assert document["total"]["energy_j"]["value"] == pytest.approx(10_005.0)
+
+
+def test_work_by_the_hour_has_the_carbon_of_its_own_hour(tmp_path: Path) -> None:
+    run = write_run(tmp_path, rows_of(1000.0, 360))  # from ten o'clock on
+    write_works(run, work_row("evaluate", 3.6e6, BEGAN_S + 3600.0), work_row("data", 3.6e6, BEGAN_S))
+    told = account(run, intensity=hourly(tmp_path, {10: 100.0, 11: 500.0}))["stages"]
+    assert list(told) == ["data", "pretrain", "evaluate"]
+    assert {name: row["kg_co2e"] for name, row in told.items()} == pytest.approx(
+        {"data": 0.1, "pretrain": 0.1, "evaluate": 0.5}
+    )
+
+
+def test_data_is_prepared_without_accelerators_and_evaluated_with_one(tmp_path: Path) -> None:
+    recipe = "[cluster]\nusd_per_device_hour = 3.0"
+    run = write_run(tmp_path, rows_of(5000.0, 360), recipe, GPUS)
+    write_works(run, work_row("data", 100.0, BEGAN_S), work_row("evaluate", 100.0, BEGAN_S))
+    told = account(run)["stages"]
+    assert told["data"]["node_j"]["value"] == 100.0 and told["data"]["usd"] == 0.0
+    assert told["evaluate"]["usd"] == pytest.approx(3.0 / 60)
+    assert told["evaluate"]["node_j"]["value"] == pytest.approx(60.0 * 100.0)  # around a lone card

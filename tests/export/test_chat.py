@@ -8,6 +8,7 @@ import pytest
 
 from bessemer.cli import chat as verb
 from bessemer.errors import RecipeError
+from bessemer.formulas.shape import ModelShape
 from bessemer.log import Console
 
 
@@ -41,6 +42,15 @@ def test_damaged_newest_checkpoint_is_named_and_the_one_before_answers(damaged, 
     assert document["step"] == 30
     printed = capsys.readouterr()
     assert "step-00000040" in printed.err and "trying the one before" in printed.err and not printed.out
+
+
+def test_an_answer_that_the_models_positions_end_is_told(make, monkeypatch, capsys):
+    run, words = str(make().parent), ("--prompt", "the quick", "--max-tokens", "30")
+    whole = call(run, *words)["text"]
+    monkeypatch.setattr(ModelShape, "last_position", 12)
+    told = call(run, *words)["text"]
+    assert whole.startswith(told) and len(told) < len(whole)
+    assert "original context ends" in capsys.readouterr().err
 
 
 def test_end_of_input_ends_the_conversation(make, monkeypatch):

@@ -12,10 +12,11 @@ import torch
 from making_runs import QUIET, curve, events, place, pretrained, write_recipe
 from torch.nn import functional
 
+from bessemer.checkpoint.folder import listed, step_of
 from bessemer.checkpoint.load import load_model
 from bessemer.data.prepared import PreparedTask, Split, open_prepared
 from bessemer.data.rows import Rows
-from bessemer.errors import RecipeError
+from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.finetune import distill
 from bessemer.finetune.rounds import RoundFolder
@@ -199,6 +200,51 @@ def test_the_teachers_memory_is_given_back_before_the_student_trains(
     monkeypatch.setattr(torch.accelerator, "empty_cache", lambda: alive.append(teachers[0]() is not None))
     taught(folder, "finetune.epochs=1")
     assert len(teachers) == 1 and alive == [False]
+
+
+def goes_on(folder: Path) -> None:
+    """The stage has its last checkpoint still to make."""
+    shutil.rmtree(listed(folder / "run" / "finetune")[0])
+
+
+def test_what_the_teacher_said_is_read_as_it_was_written(folder: Path) -> None:
+    taught(folder, "finetune.epochs=1")
+    goes_on(folder)
+    path = folder / "run" / "finetune" / "teacher" / "train.ids.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"damaged: .*train\.ids\.npy"):
+        taught(folder, "finetune.epochs=1")
+    shutil.rmtree(path.parent)  # as the error says
+    steps = len(curve(folder / "run" / "finetune"))
+    assert taught(folder, "finetune.epochs=1")["step"] == steps
+
+
+ON_POLICY = (
+    "finetune.on_policy=true",
+    "finetune.answer_tokens=6",
+    "finetune.rounds=2",
+    "finetune.teacher=teacher/pretrain",
+)
+
+
+def test_a_teacher_on_policy_stays_and_stays_the_same(folder: Path) -> None:
+    steps = taught(folder, *ON_POLICY)["step"]
+    goes_on(folder)
+    shutil.rmtree(folder / "run" / "finetune" / "rollouts-00001")
+    longer = ("pretrain.steps=12", "pretrain.keep=1", "pretrain.save_every=1")
+    pretrained(folder, *TEACHER, *longer, run="teacher")
+    assert [step_of(each) for each in listed(folder / "teacher" / "pretrain")] == [12, 10]
+    manifest = listed(folder / "teacher" / "pretrain")[1] / "manifest.json"
+    written = manifest.read_text()
+    values = {**json.loads(written), "state": {}}
+    values.pop("xxh3_128")
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="asks another model"):
+        taught(folder, *ON_POLICY)
+    manifest.write_text(written)
+    assert taught(folder, *ON_POLICY)["step"] == steps
 
 
 @pytest.mark.parametrize(

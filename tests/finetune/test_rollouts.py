@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,16 @@ import torch
 from making_processes import finish, start, wait_for
 from making_runs import assert_same_training, place, pretrained, write_recipe
 
+from bessemer.checkpoint.folder import listed, step_of
 from bessemer.checkpoint.load import load_model
-from bessemer.errors import DataError, RecipeError
+from bessemer.data.packed_rows import pack
+from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.finetune import rollouts, rounds
 from bessemer.finetune.grpo import check_reference
 from bessemer.finetune.rounds import RoundFolder, rounds_of
 from bessemer.finetune.run import finetune
 from bessemer.recipe.load import load
-from bessemer.rundir import read_object
+from bessemer.rundir import read_object, read_rows
 from bessemer.train.stage import read_stage
 
 GRPO = [
@@ -34,6 +37,7 @@ GRPO = [
     "finetune.reward_function=own:many_letters",
     "finetune.save_every=4",
 ]
+REFERENCE = ("finetune.rounds=2", "finetune.beta=0.1")
 OWN = """
 def many_letters(prompt, answer, expected):
     return 0.1 * sum(letter.isalpha() for letter in answer)
@@ -55,10 +59,13 @@ def folder(start_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(start_folder, tmp_path / "runs"))
 
 
-def tuned(folder: Path, *more: str, run: str = "run", allow_code: bool = True) -> dict[str, Any]:
+def tuned(
+    folder: Path, *more: str, run: str = "run", allow_code: bool = True, from_: str | None = None
+) -> dict[str, Any]:
     where = place(folder, run)
     where = type(where)(where.run, where.store, where.console, allow_code)
-    return finetune(load(str(folder / "tiny.toml"), [*GRPO, *more]), where)
+    origin = None if from_ is None else str(folder / from_)
+    return finetune(load(str(folder / "tiny.toml"), [*GRPO, *more]), where, origin)
 
 
 def command(folder: Path, run: str, *more: str) -> list[str]:
@@ -208,6 +215,66 @@ def test_a_reference_without_rows_for_added_tokens_is_refused(folder: Path) -> N
     check_reference(replace(stage, plan=without, new_tokens=(300, 301)))
 
 
+def test_tokens_are_those_of_the_rows_that_answers_fill(folder: Path) -> None:
+    document = tuned(folder, "finetune.rounds=1", "finetune.answer_tokens=4", "finetune.batch_tokens=256")
+    stage = folder / "run" / "finetune"
+    plan = read_stage(stage).plan
+    assert plan.objective.rollouts is not None
+    lengths, size = (
+        [len(answer.tokens) for answer in RoundFolder(stage, 0).read()[0]],
+        plan.objective.rollouts.answers_per_step,
+    )
+    filled = [
+        plan.context * len(pack(lengths[begin : begin + size], plan.context))
+        for begin in range(0, len(lengths), size)
+    ]
+    rows = read_rows(stage / "metrics.jsonl")
+    assert np.diff([0, *(row["tokens"] for row in rows)]).tolist() == filled
+    assert sum(filled) == document["tokens"] < len(rows) * plan.batch_tokens  # some rows are empty
+    for row, tokens in zip(rows, filled, strict=True):
+        assert row["tokens_per_s"] == pytest.approx(tokens / row["step_time_s"])
+
+
+def begun(folder: Path, run: str, monkeypatch: pytest.MonkeyPatch, *more: str) -> None:
+    """Killed when its second round is to be made."""
+    real = rollouts.RolloutFeed._make
+
+    def make(feed: Any, where: RoundFolder, missing: Any) -> None:
+        if where.round == 1:
+            raise KeyboardInterrupt
+        real(feed, where, missing)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollouts.RolloutFeed, "_make", make)
+        with pytest.raises(KeyboardInterrupt):
+            tuned(folder, *REFERENCE, *more, run=run, from_="run")
+
+
+def test_another_reference_than_it_had_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(folder, "other", monkeypatch)
+    manifest = listed(folder / "run" / "pretrain")[0] / "manifest.json"
+    values = {**json.loads(manifest.read_text()), "state": {}}  # whole, and different
+    values.pop("xxh3_128")
+    manifest.write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="asks another model"):
+        tuned(folder, *REFERENCE, run="other")
+    assert not (folder / "other" / "finetune" / "rollouts-00001").exists()
+
+
+def test_the_run_that_a_reference_is_of_keeps_it_as_long_as_it_is_needed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun(folder, "other", monkeypatch)
+    more = [*GRPO, "pretrain.keep=1", "pretrain.save_every=1"]
+    pretrained(folder, *more, "pretrain.steps=6")
+    steps = [step_of(each) for each in listed(folder / "run" / "pretrain")]
+    assert steps == [6, 4]
+    assert tuned(folder, *REFERENCE, run="other")["attempts"] == 2
+    shutil.rmtree(folder / "other")
+    pretrained(folder, *more, "pretrain.steps=7")
+    assert [step_of(each) for each in listed(folder / "run" / "pretrain")] == [7]
+
+
 @pytest.mark.slow
 def test_ranks_of_a_layout_sample_what_one_process_samples(folder: Path) -> None:
     shutil.copytree(folder / "run", folder / "ranks")
@@ -220,3 +287,23 @@ def test_ranks_of_a_layout_sample_what_one_process_samples(folder: Path) -> None
     for number in range(3):
         first, second = (answers_of(stage, number) for stage in stages)
         assert first == second
+
+
+def test_sampling_is_a_phase_of_the_stages_energy_and_no_waiting_for_data(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent_s, real = [], rollouts.sample
+
+    def sample(*arguments: Any, **options: Any) -> Any:
+        begin_s = time.monotonic()
+        answers = real(*arguments, **options)
+        spent_s.append(time.monotonic() - begin_s)
+        return answers
+
+    monkeypatch.setattr(rollouts, "sample", sample)
+    tuned(folder, "finetune.rounds=2")
+    rows = read_rows(folder / "run" / "finetune" / "metrics.jsonl")
+    told = rows[-1]["time_phases_s"]["sampling"]
+    assert sum(spent_s) <= told < rows[-1]["time_s"]
+    assert rows[-1]["energy_phases_j"]["sampling"] > 0.0
+    assert rows[-1]["waiting_for_data_s"] < told

@@ -6,10 +6,13 @@ import pytest
 
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory import Workload, head_gradient_bytes, loss_bytes
+from bessemer.formulas.rank_memory import rank_memory
 from bessemer.formulas.rank_weights import held_weights, kept_copies
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
+from bessemer.formulas.traffic import step_traffic
+from bessemer.measure.rehearse import rehearse
 
 WORDS = ModelShape("llama", 4, 64, 4, 2, 16, 160, 4096, 64, tie_embeddings=False, qk_norm=False)
 CLASSES = replace(WORDS, labels=3)
@@ -48,3 +51,33 @@ def test_recomputation_runs_each_block_again_and_no_head() -> None:
         for shape in (WORDS, CLASSES)
     ]
     assert again[0] == again[1] > 0
+
+
+@pytest.mark.parametrize("shape", [CLASSES, ADAPTED], ids=["classes", "adapted"])
+def test_the_loss_of_classes_has_no_logits_of_words(shape: ModelShape) -> None:
+    head = 3 * 64
+    assert head_gradient_bytes(shape) == 4 * head
+    assert loss_bytes(shape, WORK) == 4 * head + 17 * WORK.tokens * 3 + 2 * WORK.tokens * 64
+    assert loss_bytes(WORDS, WORK) > 100 * loss_bytes(shape, WORK)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        pytest.param(CLASSES, Layout(shard=2, tensor=2), marks=pytest.mark.slow),
+        (CLASSES, Layout(pipeline=2, replicate=2)),
+        (ADAPTED, Layout(tensor=2, pipeline=2)),
+        pytest.param(ADAPTED, Layout(shard=4), marks=pytest.mark.slow),
+        pytest.param(CLASSES, Layout(shard=2, pipeline=2, schedule="zbv"), marks=pytest.mark.slow),
+        pytest.param(CLASSES, Layout(context=2, tensor=2), marks=pytest.mark.slow),
+    ],
+)
+def test_exchanges_and_memory_of_a_classifier_are_those_of_a_rehearsed_rank(
+    shape: ModelShape, layout: Layout
+) -> None:
+    shape = replace(shape, layers=8, hidden=256, head_dim=64, ffn=704, context=256)
+    work, rank = replace(WORK, tokens=512, micro_batches=2), layout.world - 1
+    found = rehearse(shape, work, layout, rank, context=256)
+    assert step_traffic(shape, work, layout, rank, context=256) == found.exchanges
+    memory = rank_memory(shape, work, layout, layout.pipeline - 1)
+    assert memory.total - memory.base == pytest.approx(found.peak_bytes, rel=0.06)

@@ -5,12 +5,14 @@ from collections import Counter
 import pytest
 
 from bessemer.formulas.layout import Layout
+from bessemer.formulas.rank_moments import rank_moments
 from bessemer.formulas.schedule import (
     Action,
     Order,
     forward_order,
     most_in_flight,
     pipeline_order,
+    rank_order,
     splits_backward,
 )
 
@@ -145,6 +147,36 @@ def test_idle_time_is_that_of_the_papers(ranks: int) -> None:
             layout = Layout(pipeline=ranks, schedule=schedule, interleave=turns)
             assert idle_time(layout, micro_batches) == 3 * (ranks - 1), f"{layout}, {micro_batches}"
         assert ranks - 1 <= idle_time(Layout(pipeline=ranks, schedule="zbv"), micro_batches) <= ranks + 1
+
+
+def test_order_of_one_rank_is_that_of_the_whole_pipeline() -> None:
+    for micro_batches in (1, 3, 4, 8, 12):
+        for layout in layouts(4, micro_batches):
+            alone = [rank_order(layout, micro_batches, rank) for rank in range(4)]
+            assert alone == pipeline_order(layout, micro_batches)
+
+
+def test_fullest_moments_hold_as_much_as_any_moment_of_the_order() -> None:
+    for layout in layouts(4, 12):
+        for rank in range(4):
+            moments = rank_moments(layout, rank, 12)
+            held = dict.fromkeys(layout.stages_of(rank), 0)
+            for action in rank_order(layout, 12, rank):
+                held[action.stage] += (action.kind == "F") - (action.kind == "W")
+                if action.kind == "F":
+                    assert any(all(held[stage] <= count for stage, count in one.held) for one in moments
+                               if (one.kind, one.stage) == ("F", action.stage))  # fmt: skip
+            for one in moments:  # and none is there beside one that holds more of everything
+                others = [
+                    other
+                    for other in moments
+                    if other != one and (one.kind, one.stage) == (other.kind, other.stage)
+                ]
+                assert not any(
+                    one.begun <= other.begun
+                    and all(count <= dict(other.held)[stage] for stage, count in one.held)
+                    for other in others
+                )
 
 
 def test_only_a_zero_bubble_pipeline_lets_weights_wait() -> None:

@@ -1,12 +1,14 @@
 """Generation with a cache and padding against decoding one prompt at a time without either."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bessemer.errors import DataError
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder, KeyValueCache
 from bessemer.model.generate import generate
@@ -28,11 +30,11 @@ SHAPE = ModelShape(
 PROMPTS = [[5, 17, 90, 3], [64], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], [99, 99]]
 
 
-def make_decoder(compute: torch.dtype = torch.float32) -> Decoder:
+def make_decoder(compute: torch.dtype = torch.float32, shape: ModelShape = SHAPE) -> Decoder:
     """Weights large enough that every continuation is another one and keeps changing."""
     with torch.device("meta"):
-        model = Decoder(SHAPE, compute)
-    initialise(model, SHAPE, seed=1, device="cpu")
+        model = Decoder(shape, compute)
+    initialise(model, shape, seed=1, device="cpu")
     with torch.no_grad():
         for weight in model.parameters():
             if weight.dim() == 2:
@@ -176,3 +178,14 @@ def test_generation_records_no_graph_and_leaves_the_weights_trainable() -> None:
     assert recorded == [False] * 3
     model(torch.tensor([[1, 2, 3]])).sum().backward()
     assert all(weight.grad is not None for weight in model.model.parameters())
+
+
+def test_nothing_is_written_beyond_the_original_context_of_longrope() -> None:
+    factors = {"short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+    scaling = {"rope_type": "longrope", "original_max_position_embeddings": 20, **factors}
+    model = make_decoder(shape=replace(SHAPE, rope_scaling=scaling))
+    found = generate(model, PROMPTS, max_tokens=30, eos_id=None)
+    plain = generate(make_decoder(), PROMPTS, max_tokens=30, eos_id=None)
+    assert found == [text[: 20 - len(prompt)] for prompt, text in zip(PROMPTS, plain, strict=True)]
+    with pytest.raises(DataError, match="too long for this model"):
+        generate(model, [PROMPTS[0], [7] * 20], max_tokens=1, eos_id=None)

@@ -9,10 +9,11 @@ import torch
 from making_layouts import DENSE, SHAPES
 from making_runs import TinyRows
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from bessemer.data.loader import MicroBatch, micro_batch
+from bessemer.model import frozen
 from bessemer.model.attention import choose
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
@@ -153,3 +154,39 @@ def _saved_bytes(model: Decoder) -> int:
         held = memory.now - before
     loss.backward()
     return held
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("shape", ["nf4", "glm nf4", "threes nf4 dora"])
+def test_nothing_is_unpacked_for_results_that_are_remembered(
+    shape: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands in its place is never read: here it is no number."""
+    unpacked: list[str] = []
+    dequantise, unread = frozen.dequantise, frozen._unread
+
+    def counted(packed: Tensor, packing: Any, dtype: torch.dtype) -> Tensor:
+        unpacked.append("once")
+        return dequantise(packed, packing, dtype)
+
+    def poisoned(weight: Tensor, packing: Any, dtype: torch.dtype) -> Tensor:
+        matrix = unread(weight, packing, dtype)
+        with _disable_current_modes():  # which would ask for the same operators as in the forward pass
+            return matrix if packing is None else matrix.fill_(torch.nan)
+
+    monkeypatch.setattr(frozen, "dequantise", counted)
+    monkeypatch.setattr(frozen, "_unread", poisoned)
+    found: dict[str, tuple[list[Tensor], int]] = {}
+    for recompute in ("none", "selective", "full"):
+        model = build(shape, dtype, recompute)
+        unpacked.clear()
+        loss = summed_loss(model, part_of(model))
+        loss.backward()
+        learnt = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        found[recompute] = [loss.detach(), *learnt], len(unpacked)
+    for tensors, _ in found.values():
+        assert all(torch.equal(one, other) for one, other in zip(tensors, found["none"][0], strict=True))
+    counts = {name: count for name, (_, count) in found.items()}
+    assert counts["none"] <= counts["selective"] < counts["full"]
+    if "dora" not in shape:  # whose norms are made again
+        assert counts["selective"] == counts["none"]

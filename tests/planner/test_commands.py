@@ -1,6 +1,7 @@
 """The verbs of this part as main calls them: a document that is JSON, and text for a person."""
 
 import argparse
+import gc
 import importlib
 import json
 import math
@@ -52,6 +53,23 @@ def test_plan_says_why_training_would_be_refused() -> None:
     assert "deepseek-v3" in call("plan", "deepseek-style-671b", "--cluster", "256xH100")[0]["refused_because"]
     given = call("plan", "llama-70b", "--cluster", "8xH100", "--layout", "shard=8")[0]
     assert "memory" in given["refused_because"]
+
+
+def test_plan_of_several_cpus_says_that_their_layout_is_not_searched() -> None:
+    document, text = call("plan", "llama-1b", "--cluster", "4xEPYC-9654")
+    assert document["layout"] is None and document["step"] is None
+    assert "layouts of CPUs" in text and '--layout "shard=4"' in text and "Not chosen" not in text
+    given = call("plan", "llama-1b", "--cluster", "4xEPYC-9654", "--layout", "shard=4")[0]
+    assert given["predicted"]["memory_gib"]["value"] > 0
+
+
+def test_plan_looks_for_circles_of_objects_again_when_it_is_done() -> None:
+    assert gc.isenabled()
+    call("plan", "llama-8b", "--cluster", "8xH100")
+    assert gc.isenabled()
+    with pytest.raises(RecipeError):
+        call("plan", "llama-8b", "--cluster", "8xNOTHING")
+    assert gc.isenabled()
 
 
 def test_model_that_fits_on_no_layout_of_the_cluster_is_an_error_that_says_what_would_do() -> None:

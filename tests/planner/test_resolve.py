@@ -11,6 +11,7 @@ from bessemer.formulas.parameters import total_params
 from bessemer.formulas.scaling_law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings
+from bessemer.planner.budget import check_budget, uses
 from bessemer.planner.facts import Facts, cluster_facts, parse_cluster
 from bessemer.planner.limits import check_start, check_trainable, untrainable
 from bessemer.planner.plan import Plan
@@ -237,7 +238,7 @@ def test_run_beyond_its_budget_is_refused() -> None:
     plan = resolve(recipe("pretrain.steps=1000"), CPU)
     for start in (
         lambda: resolve(given, CPU),
-        lambda: check_start(given, plan.shape, plan.pretrain, CPU, plan.predicted["hours"].low),
+        lambda: check_budget(uses(given, CPU, plan.predicted), plan.pretrain.steps),
     ):
         with pytest.raises(RefusedError, match="does not fit its budget") as caught:
             start()

@@ -44,7 +44,7 @@ def test_layout_that_wants_more_accelerators_than_the_machine_has_is_refused_unl
         check_start(given, plan.shape, plan.pretrain, here, None)
     assert caught.value.found == '"shard=16": 16 ranks, on 2 x H100-SXM5-80GB'
     assert caught.value.fix.endswith('set parallel.layout="shard=2"')
-    check_start(given, plan.shape, plan.pretrain, here, None, 16)
+    check_start(given, plan.shape, plan.pretrain, here, 16)
     check_start(given, plan.shape, plan.pretrain, GPU, None)  # not known how many there are
     # The layout that torchrun gave a run stays when it goes on alone: told where it comes from.
     kept = relaid(plan.pretrain, recipe(), "pretrain", plan.shape, here)

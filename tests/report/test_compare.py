@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bessemer.cli import compare as verb
+from bessemer.energy.account import account
 from bessemer.errors import RecipeError
 from bessemer.report.compare import compare
 
@@ -84,3 +85,11 @@ def test_verb_shows_a_table_and_writes_the_page(two_runs, tmp_path):
 def test_one_run_is_not_a_comparison(two_runs):
     with pytest.raises(RecipeError, match="nothing to compare"):
         compare(two_runs[:1])
+
+
+def test_joules_of_a_token_are_those_of_the_account(two_runs):
+    one, two = compare(two_runs)["final"]
+    told = account(two_runs[0])["stages"]["pretrain"]
+    assert one["joules_per_token"] == pytest.approx(told["joules_per_token"])
+    assert one["joules_per_token"] == pytest.approx(one["energy_j"] / one["tokens"], rel=0.01)
+    assert two["joules_per_token"] is None

@@ -20,8 +20,10 @@ from bessemer.errors import WriteError
 from bessemer.log import Console
 from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.rundir import read_rows
-from bessemer.train import record
-from bessemer.train.record import Gauge, Recorder, Silence
+from bessemer.train import metering
+from bessemer.train.gauge import Gauge
+from bessemer.train.record import Recorder
+from bessemer.train.silence import Silence
 from bessemer.train.state import StepStats, TrainState
 
 CONTRACT = {
@@ -36,6 +38,9 @@ ADDED = {
     "energy_parts_j",
     "energy_gaps",
     "energy_gap_s",
+    "energy_phases_j",
+    "time_phases_s",
+    "waiting_for_data_s",
 }
 
 
@@ -74,7 +79,7 @@ def test_mfu_is_model_flops_of_a_step_over_the_peak(tmp_path: Path) -> None:
     time.sleep(0.05)  # building and loading belong to no step
     writer.begin("start", 0)
     time.sleep(0.01)
-    state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0)
+    state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0, tokens=64)
     writer.end_of_step(state, stats)
     writer.write(state, stats, {})
     writer.close()
@@ -87,17 +92,19 @@ def test_stage_on_an_accelerator_has_its_own_peak_and_meters_the_device_by_uuid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     peaks = {"cuda:1": 900}
-    monkeypatch.setattr(record, "meter_name", lambda device: f"GPU-of-{device}")
+    monkeypatch.setattr(metering, "meter_name", lambda device: f"GPU-of-{device}")
     monkeypatch.setattr(
         torch.accelerator, "reset_peak_memory_stats", lambda device: peaks.update({str(device): 5})
     )
     monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda device: peaks[str(device)])
     metered = []
     monkeypatch.setattr(
-        record, "PowerMeter", lambda *args, accelerators, **more: metered.extend(accelerators) or PowerMeter()
+        metering,
+        "PowerMeter",
+        lambda *args, accelerators, **more: metered.extend(accelerators) or PowerMeter(),
     )
     writer = Recorder(tmp_path, stage_plan(), Gauge(torch.device("cuda", 1)), QUIET, one_process())
-    state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0)
+    state, stats = TrainState(step=1, tokens=64), StepStats(1.0, 1.0, 1.0, tokens=64)
     writer.end_of_step(state, stats)
     writer.write(state, stats, {})
     writer.close()
@@ -173,7 +180,7 @@ class EightRanks(Engine):
     """The first of eight, all of which keep a core busy; the others' CPU time counts from their beginning."""
 
     def each_rank(self, values: list[float]) -> list[list[float]]:
-        return [values, *[[0.0, time.monotonic()]] * 7]
+        return [values, *[[0.0, time.monotonic(), 0.0]] * 7]
 
 
 def test_ranks_that_tell_their_cpu_time_with_rare_rows_lose_none(
@@ -181,11 +188,12 @@ def test_ranks_that_tell_their_cpu_time_with_rare_rows_lose_none(
 ) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(meter, "busy_seconds", lambda: clock[0])
-    monkeypatch.setattr(record, "PowerMeter", partial(PowerMeter, powercap=tmp_path / "no counters"))
+    for module in (meter, metering):
+        monkeypatch.setattr(module, "busy_seconds", lambda: clock[0])
+    monkeypatch.setattr(metering, "PowerMeter", partial(PowerMeter, powercap=tmp_path / "no counters"))
     gauge = Gauge(torch.device("cpu"), cores=8)
     writer = Recorder(tmp_path, stage_plan(), gauge, QUIET, EightRanks(tiny_model(), summed_loss))
-    state, stats = TrainState(tokens=64), StepStats(1.0, 1.0, 1.0)
+    state, stats = TrainState(tokens=64), StepStats(1.0, 1.0, 1.0, tokens=64)
     writer.begin("start", 0)
     for step in range(1, 21):
         clock[0], state.step = 10.0 * step, step
@@ -207,10 +215,11 @@ def test_cpu_time_of_another_rank_counts_from_where_its_steps_begin(monkeypatch:
             told.append(values)
             return [values]
 
-    busy_s = iter([50.0, 53.0])
-    monkeypatch.setattr(record, "busy_seconds", lambda: next(busy_s))
+    busy_s = [50.0]
+    monkeypatch.setattr(metering, "busy_seconds", lambda: busy_s[0])
     rank = Silence(Gauge(torch.device("cpu")), Told(tiny_model(), summed_loss))
-    rank.write(TrainState(), StepStats(1.0, 1.0, 1.0), {})
+    busy_s[0] = 53.0
+    rank.write(TrainState(), StepStats(1.0, 1.0, 1.0, tokens=64), {})
     assert [values[1] for values in told] == [3.0]
 
 

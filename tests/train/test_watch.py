@@ -37,8 +37,8 @@ from bessemer.rundir import read_object, read_rows, steady_median
 from bessemer.train import watch
 from bessemer.train.evidence import Totals
 from bessemer.train.expect import Expected, expected_of
+from bessemer.train.gauge import Gauge
 from bessemer.train.loop import train
-from bessemer.train.record import Gauge
 from bessemer.train.watch import Told, Watch
 
 EXPECTED = Expected(
@@ -93,6 +93,39 @@ def test_a_cause_is_named_by_evidence_and_only_by_it(seen: dict[str, Any], cause
     assert only.line.startswith("a step takes 1.5 s, predicted 1 s (+50%): ") and cause in only.line
     others = [word for word in ("data", "memory", "threads", "compiled", "checkpoint") if word in only.line]
     assert len(others) <= 1, only.line
+
+
+@pytest.mark.usefixtures("nobody_tells")
+def test_a_power_limit_that_was_asked_for_is_a_cause_and_teaches_nothing() -> None:
+    for how, cause in (("asked", "the power limit is 300 W"), ("found", "cause not known")):
+        seen, lines = Watch(EXPECTED), []
+        seen.limited(300.0, how)
+        for number in range(1, 31):
+            seen.step(1.5)
+            lines.append(seen.row([list(Totals(threads=2.0).__dict__.values())], number * 1.5))
+        (only,) = [each for each in lines if each is not None]
+        assert only.kind == "deviation" and only.details["cause"] == cause
+        assert seen.teach() == "the power limit was set to 300 W"
+
+
+@pytest.mark.usefixtures("nobody_tells")
+def test_a_governor_that_was_set_teaches_nothing() -> None:
+    """The next run may be without it."""
+    seen = Watch(EXPECTED)
+    seen.governor = "powersave"
+    for _ in range(30):
+        seen.step(1.5)
+    assert seen.teach() == 'the governor was set to "powersave"'
+
+
+@pytest.mark.usefixtures("nobody_tells")
+def test_steps_at_limits_that_are_tried_are_no_deviation() -> None:
+    seen, lines = Watch(EXPECTED), []
+    for number in range(1, 61):
+        seen.limited(300.0 if 20 < number <= 40 else None, "searching" if 20 < number <= 40 else "found")
+        seen.step(1.5 if 20 < number <= 40 else 1.0)
+        lines.append(seen.row([list(Totals(threads=2.0).__dict__.values())], float(number)))
+    assert [each.kind for each in lines if each is not None] == ["as_predicted"]
 
 
 @pytest.mark.usefixtures("nobody_tells")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import PurePosixPath
 
 from bessemer.data.sources.arrow_rows import class_names_in, read_arrow, read_parquet, schema_of
+from bessemer.data.sources.json_array import fields_of_array, read_array
 from bessemer.data.sources.lines import first_fields, read_lines
 from bessemer.data.sources.megatron import read_megatron
 from bessemer.data.sources.parts import Input, Part, Record, Wanted
@@ -50,7 +51,7 @@ def read_records(wanted: Wanted, entry: Input) -> Generator[Record, None, None]:
 
 
 def columns_of(wanted: Wanted, entry: Input) -> list[str] | None:
-    """The columns of a file; of JSON lines, the fields of its first row. None: it cannot be told."""
+    """The columns of a file; of JSON, the fields of its first row. None: it cannot be told."""
     kind = format_of(wanted.kind, entry)
     if kind == "sql":
         from bessemer.data.sources.sql import columns_of as columns_of_database
@@ -58,6 +59,8 @@ def columns_of(wanted: Wanted, entry: Input) -> list[str] | None:
         return columns_of_database(wanted, entry)
     if kind == "jsonl":
         return first_fields(wanted, entry)
+    if kind == "json":
+        return fields_of_array(wanted, entry)
     if kind == "csv":
         return header_of(wanted, entry)
     schema = schema_of(wanted, entry, is_stream=kind == "arrow")
@@ -81,6 +84,7 @@ def _sql(wanted: Wanted, part: Part) -> Iterator[Record]:
 
 _READERS: dict[str, Callable[[Wanted, Part], Iterator[Record]]] = {
     "jsonl": read_lines,
+    "json": read_array,
     "csv": read_csv,
     "parquet": read_parquet,
     "arrow": read_arrow,

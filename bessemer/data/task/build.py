@@ -1,17 +1,16 @@
 """Prepare a fine-tuning task: rows of any usual format become examples with loss on what is to be learnt.
 
 Counted as sources are: rows that are no samples (reading.py says why), the same example again by
-`dedup.exact`, by `leak` what learns an answer to a prompt that is held out too (of a chat, any of its turns),
+`dedup.exact`, by `leak` what learns an answer to a prompt that is held out too (leaks.py),
 labels without a training row by `label.unseen`, what the template refuses, and what has nothing to learn by
 `masked`. Held out is by group, else by id, else by prompt, with the same hash as in pre-training: what is
 held out there is held out here. Examples are in an order by hash, so the first n are a fair share of any n.
 Cost on one core: 2,600 chats or 2.2 MB a second, a third of it for the tokens.
 """
 
-from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from bessemer.data.sources.parts import Input
 from bessemer.data.spool import Numbered, Numbers, Spool, Stored
 from bessemer.data.task import WHAT
 from bessemer.data.task.classes import Classes
-from bessemer.data.task.cuts import Cuts, total
+from bessemer.data.task.cuts import Cuts, Documents, total
 from bessemer.data.task.encoding import SampleEncoder
+from bessemer.data.task.leaks import MOST_LOST, Prompts
 from bessemer.data.task.reading import SHOWN, Lost, Reading
 from bessemer.data.task.samples import Sample
 from bessemer.data.task.telling import check_masked, context_for, told_lines
@@ -66,17 +66,14 @@ def build_task(work: TaskWork) -> dict[str, Any]:
     encoder = encoder_for(work.tokenizer, work.template, work.data.learn)
     with closing(spool), closing(encoder):
         prompts = _read(work, spool, lost)
-        parts, classes = _decide(work, spool, prompts, lost)
+        parts, begins = _decide(work, spool, prompts, lost)
+        classes = _classes(work, spool, parts)
         numbers = spool.numbers()
-        splits = {
-            name: _encode(
-                work,
-                encoder,
-                spool.read(_order(numbers, np.flatnonzero(parts == part))),
-                _Split(name, lost, classes, lengths),
-            )
-            for name, part in SPLITS.items()
-        }
+        splits = {}
+        for name, part in SPLITS.items():
+            order = _order(numbers, np.flatnonzero(parts == part))
+            split = _Split(name, lost, classes, lengths)
+            splits[name] = _encode(work, encoder, _samples(spool, order, begins), split)
     check_masked(work.data, count, lost.rows)
     check_kept(count.to_json())
     _check_training(splits["train"]["examples"], count)
@@ -90,6 +87,8 @@ def build_task(work: TaskWork) -> dict[str, Any]:
         "packing": work.data.packing,
         "template": _template(work, encoder),
         "splits": splits,
+        "common_beginnings": len(begins),
+        "unread_tools": work.reading.unread_tools,
         "sources": [count.to_json()],
         "lost": lost.rows,
         **(classes.to_json() if classes else {}),
@@ -100,30 +99,13 @@ def build_task(work: TaskWork) -> dict[str, Any]:
     return manifest
 
 
-@dataclass
-class _Prompts:
-    """Hashes of what every answer that is learnt is given to, and whose they are."""
-
-    hashes: "array[int]" = field(default_factory=lambda: array("Q"))
-    owners: "array[int]" = field(default_factory=lambda: array("q"))
-
-    def add(self, owner: int, keys: Sequence[bytes]) -> None:
-        self.hashes.extend(holdout.holdout_hash(None, None, key) for key in keys)
-        self.owners.extend([owner] * len(keys))
-
-    def leaks(self, parts: Numbers) -> Numbers:
-        """Examples to train on that learn an answer to what is held out."""
-        asked, owners = np.array(self.hashes, dtype=np.uint64), np.array(self.owners, dtype=np.int64)
-        part = parts[owners]
-        return owners[(part == holdout.TRAIN) & np.isin(asked, asked[part == holdout.VALIDATION])]
-
-
-def _read(work: TaskWork, spool: Spool, lost: Lost) -> _Prompts:
+def _read(work: TaskWork, spool: Spool, lost: Lost) -> Prompts:
     """Fill the spool."""
-    prompts = _Prompts()
+    prompts = Prompts()
     for number, sample in enumerate(work.reading.samples(work.inputs, lost)):
-        asked = [holdout.normalise(key) for key in sample.prompt_keys(work.data.learn)]
-        prompt, answers = asked[0], [holdout.normalise(key) for key in sample.answer_keys()]
+        ends = sample.prompt_keys(work.data.learn)
+        asked = {holdout.normalise(key): 0 if sample.is_pair else end for key, end in ends.items()}
+        prompt, answers = next(iter(asked)), [holdout.normalise(key) for key in sample.answer_keys()]
         key = holdout.holdout_hash(sample.group, sample.id if sample.has_own_id else None, prompt)
         spool.add(
             Stored(0, sample.id, sample.group, sample.to_text(), None), b"\0".join([prompt, *answers]), key
@@ -132,13 +114,14 @@ def _read(work: TaskWork, spool: Spool, lost: Lost) -> _Prompts:
     return prompts
 
 
-def _decide(work: TaskWork, spool: Spool, prompts: _Prompts, lost: Lost) -> tuple[Numbers, Classes | None]:
-    """The part of each example, and the labels of a classification."""
+def _decide(work: TaskWork, spool: Spool, prompts: Prompts, lost: Lost) -> tuple[Numbers, dict[int, int]]:
+    """The part of each example, and of chats the messages before what is measured."""
     numbers, count = spool.numbers(), lost.count
     parts = holdout.split(numbers.holdout, work.recipe.data.validation)
     if work.recipe.data.clean.dedup != "off":
         holdout.refuse_duplicates(parts, numbers)
-    parts[prompts.leaks(parts)] = holdout.LEAK
+    holds_out = bool((parts == holdout.VALIDATION).any())
+    begins = prompts.refuse_leaks(parts)
     for part, rule in holdout.REFUSED.items():
         refused = np.flatnonzero(parts == part)
         if len(refused):
@@ -148,10 +131,22 @@ def _decide(work: TaskWork, spool: Spool, prompts: _Prompts, lost: Lost) -> tupl
     count.kept = int(np.isin(parts, list(SPLITS.values())).sum())
     check_kept(count.to_json())
     _check_training(int((parts == holdout.TRAIN).sum()), count)
+    if holds_out and not (parts == holdout.VALIDATION).any():
+        raise DataError(
+            "finetune.data: no held-out answer is left to measure",
+            found=f"every held-out prompt is one that more than {MOST_LOST} training chats have",
+            wanted="held-out chats with prompts of their own",
+            fix="leave out `id`, so that prompts are held out; or set data.validation = 0",
+        )
+    return parts, begins
+
+
+def _classes(work: TaskWork, spool: Spool, parts: Numbers) -> Classes | None:
+    """The labels of a classification."""
     if work.reading.task_format != "classification":
-        return parts, None
+        return None
     training = spool.read(np.flatnonzero(parts == holdout.TRAIN))
-    return parts, Classes.of(work.data.labels, (_sample(stored).label or "" for stored in training))
+    return Classes.of(work.data.labels, (_sample(stored).label or "" for stored in training))
 
 
 def _check_training(examples: int, count: SourceCount) -> None:
@@ -178,13 +173,12 @@ class _Split:
 
 
 def _encode(
-    work: TaskWork, encoder: SampleEncoder, stored: Iterator[Stored], split: _Split
+    work: TaskWork, encoder: SampleEncoder, chosen: Iterable[Sample], split: _Split
 ) -> dict[str, int]:
     """The counts of the split. What turns out to be of no use is taken from what was kept."""
     cuts = Cuts(work.context, encoder, is_text=work.reading.task_format == "text")
     with SplitWriter(work.folder, split.name, work.tokenizer.vocab) as writer:
-        for batch in _batches(stored):
-            samples = [_sample(one) for one in batch]
+        for samples in _batches(chosen):
             for sample, documents in zip(samples, encoder.documents(samples), strict=True):
                 try:
                     if isinstance(documents, Unusable):
@@ -198,11 +192,20 @@ def _encode(
                     split.lost.add(sample.place, why)
                     continue
                 rejected = sample.answer(1) if sample.is_pair else None
-                texts = (sample.prompt, sample.answer())
-                if work.reading.task_format == "text":
-                    texts = ("", sample.texts[0])
+                texts = _texts(work, sample, written)
                 writer.add(Written(sample.id, sample.group, *texts, written, label, rejected))
     return {**writer.total, **cuts.total}
+
+
+def _texts(work: TaskWork, sample: Sample, written: Documents) -> tuple[str, str]:
+    """Prompt and answer. A call of a tool is told as the template writes it: so a model answers."""
+    if work.reading.task_format == "text":
+        return "", sample.texts[0]
+    if not sample.ends_in_call:
+        return sample.prompt, sample.answer()
+    tokens, spans = written[0]
+    answer = work.tokenizer.engine.decode(list(tokens[spans[-1][0] :]), skip_special_tokens=True)
+    return sample.prompt, str(answer).strip()
 
 
 def _template(work: TaskWork, encoder: SampleEncoder) -> dict[str, Any] | None:
@@ -233,9 +236,15 @@ def _sample(stored: Stored) -> Sample:
     return Sample.from_text(stored.text or "")
 
 
-def _batches(stored: Iterator[Stored]) -> Iterator[list[Stored]]:
-    batch: list[Stored] = []
-    for one in stored:
+def _samples(spool: Spool, order: Numbers, begins: dict[int, int]) -> Iterator[Sample]:
+    for number, stored in zip(order.tolist(), spool.read(order), strict=True):
+        sample = _sample(stored)
+        yield replace(sample, common=begins[number]) if number in begins else sample
+
+
+def _batches(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    batch: list[Sample] = []
+    for one in samples:
         batch.append(one)
         if len(batch) == _BATCH:
             yield batch

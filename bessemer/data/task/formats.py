@@ -1,6 +1,6 @@
 """What a row of a task is, and which of its columns are read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import FinetuneData
@@ -10,13 +10,17 @@ _MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
 # Which keys do something, by format; all have id and group.
 _KEYS = {
     "prompt": {"prompt", "answer", "system", "template", "learn"},
-    "messages": {"messages", "system", "template", "learn"},
+    "messages": {"messages", "tools", "system", "template", "learn"},
     "instruction": {"instruction", "input", "output", "system", "template", "learn"},
     "preference": {"prompt", "chosen", "rejected", "system", "template"},
     "classification": {"text", "label", "labels"},
     "text": {"text"},
 }
 _ANYWHERE = {"kind", "path", "url_env", "table", "query", "format", "id", "group", "packing", "allow_masked"}
+
+
+# A column that rows may lack.
+_OPTIONAL = {"instruction": "input", "preference": "prompt", "messages": "tools"}
 
 
 def wanted_format(method: str) -> str | None:
@@ -33,7 +37,7 @@ def named_format(data: FinetuneData, method: str) -> str | None:
     given = data.model_fields_set
     if wanted := wanted_format(method):
         return wanted
-    if "messages" in given:
+    if given & {"messages", "tools"}:
         return "messages"
     if given & {"instruction", "input", "output"}:
         return "instruction"
@@ -99,7 +103,7 @@ def columns_of(data: FinetuneData, task_format: str, there: Sequence[str] | None
     """The columns to read, by what they are for. What may be missing is read where it is there."""
     if task_format == "messages":
         named = data.messages or next((n for n in _MESSAGE_COLUMNS if n in (there or ())), "messages")
-        needed, optional = {"messages": named}, {}
+        needed, optional = {"messages": named}, {} if data.tools is None else {"tools": data.tools}
     elif task_format == "instruction":
         needed = {"instruction": data.instruction, "output": data.output}
         optional = {"input": data.input}
@@ -116,9 +120,15 @@ def columns_of(data: FinetuneData, task_format: str, there: Sequence[str] | None
             needed[key] = name
     for key, name in optional.items():
         # A row of JSON may have a field that the first one lacks; a table has the same in all rows.
-        if data.kind == "jsonl" or key in data.model_fields_set or name in (there or ()):
+        if data.kind in ("json", "jsonl") or key in data.model_fields_set or name in (there or ()):
             needed[key] = name
     return needed
+
+
+def needed_columns(data: FinetuneData, task_format: str, columns: Mapping[str, str]) -> dict[str, str]:
+    """Those that must be there: all but what rows may lack, and that too where the recipe names it."""
+    optional = _OPTIONAL.get(task_format)
+    return {key: name for key, name in columns.items() if key != optional or key in data.model_fields_set}
 
 
 def _answer_column(data: FinetuneData, there: Sequence[str] | None) -> str:

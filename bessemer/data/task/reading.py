@@ -1,7 +1,8 @@
 """Rows of a task's files become samples, or are counted with the reason why they are none.
 
-    missing, not_text, undecodable, not_messages, role.unknown    errors: the row is not what it should be
-    empty, role.order, masked, same                               refused: there is nothing (good) to learn
+    missing, not_text, not_text_part, undecodable,    errors: the row is not what it should be
+    not_messages, not_tools, role.unknown
+    empty, role.order, masked, same                   refused: there is nothing (good) to learn
 The first few of each reason are kept with their place.
 """
 
@@ -11,24 +12,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from bessemer.data.ledger import SourceCount
-from bessemer.data.sources.huggingface import find_dataset
-from bessemer.data.sources.inputs import find_inputs
-from bessemer.data.sources.parts import Input, Record, Wanted
+from bessemer.data.sources.parts import Input, Record
 from bessemer.data.sources.records import class_names, read_records
-from bessemer.data.sources.records import columns_of as columns_there
 from bessemer.data.sources.values import MISSING, usable_label, usable_text
-from bessemer.data.task import WHAT
-from bessemer.data.task.formats import check_keys, columns_of, format_of
-from bessemer.data.task.messages import checked_order, messages_of, with_system
+from bessemer.data.task.formats import check_keys, columns_of, format_of, needed_columns
+from bessemer.data.task.inputs import check_columns, first_columns, wanted_of
+from bessemer.data.task.messages import checked_order, messages_of, tools_of, with_system, without_nulls
 from bessemer.data.task.samples import Message, Sample, common_beginning
 from bessemer.data.task.unusable import Unusable
 from bessemer.recipe.schema import FinetuneData
 
 SHOWN = 5  # rows of each reason
+_TABLES = ("parquet", "huggingface")
 Fields = dict[str, Any]
 _SPEAKERS = ("role", "from")  # an answer may be a list of JSON too: messages say who speaks
 _BEGINS = re.compile(r'\s*\[\s*\{\s*"(?:role|from|content|value)"\s*:')
@@ -62,19 +60,26 @@ class Reading:
     columns: dict[str, str]
     names: tuple[str, ...] | None = None  # classification: what labels that are whole numbers stand for
     of_messages: bool = False  # preference: the first pair is one of conversations, not of texts
+    unread_tools: bool = False  # chats seem to have tools, which the recipe does not name
 
     @staticmethod
     def of(data: FinetuneData, method: str, inputs: Sequence[Input]) -> "Reading":
         """Looks into the first file for what recipe and method leave open."""
-        there = columns_there(wanted_of(data, ()), inputs[0]) if inputs else None
+        there = first_columns(data, inputs)
         task_format = format_of(data, method, there)
         if there is not None and (task_format != "prompt" or data.prompt in there):
             check_keys(data, method, task_format)
         columns, names = columns_of(data, task_format, there), None
+        if there is not None:
+            check_columns(data, needed_columns(data, task_format, columns), inputs, there)
         if task_format == "classification" and inputs:
             names = class_names(wanted_of(data, ()), inputs[0], columns["label"])
         reading = Reading(data, task_format, columns, None if names is None else tuple(names))
-        return replace(reading, of_messages=task_format == "preference" and reading._is_of_messages(inputs))
+        return replace(
+            reading,
+            of_messages=task_format == "preference" and reading._is_of_messages(inputs),
+            unread_tools=task_format == "messages" and data.tools is None and "tools" in (there or ()),
+        )
 
     @property
     def is_templated(self) -> bool:
@@ -96,7 +101,8 @@ class Reading:
     def _sample(self, record: Record) -> Sample:
         if record.error is not None:
             raise Unusable(record.error, is_error=True)
-        fields = dict(zip(self.columns, record.values, strict=True))
+        values = map(without_nulls, record.values) if self.data.kind in _TABLES else record.values
+        fields = dict(zip(self.columns, values, strict=True))
         own_id = _label(fields["id"]) if "id" in fields else None
         group = _label(fields["group"]) if "group" in fields else None
         name = record.place if own_id is None else own_id
@@ -110,7 +116,7 @@ class Reading:
 
     def _messages(self, fields: Fields) -> Fields:
         chat = checked_order(with_system(messages_of(fields["messages"]), self.data.system))
-        return {"chats": (tuple(chat),)}
+        return {"chats": (tuple(chat),), "tools": tools_of(fields.get("tools", MISSING))}
 
     def _instruction(self, fields: Fields) -> Fields:
         about = fields.get("input", MISSING)
@@ -121,6 +127,8 @@ class Reading:
 
     def _preference(self, fields: Fields) -> Fields:
         prompt, answers = fields.get("prompt", MISSING), (fields["chosen"], fields["rejected"])
+        if any(answer is MISSING or answer is None for answer in answers):
+            raise Unusable("missing", is_error=True)
         if all(isinstance(answer, str) and not _is_list(answer) for answer in answers):
             asked, chosen, rejected = _text(prompt), _text(answers[0]), _text(answers[1])
             _need(asked, chosen, rejected)
@@ -172,33 +180,6 @@ class Reading:
     def _chat(self, asked: str, answer: str) -> tuple[Message, ...]:
         said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
         return tuple(with_system(said, self.data.system))
-
-
-def wanted_of(data: FinetuneData, columns: Sequence[str]) -> Wanted:
-    named = (data.prompt, data.answer, data.messages, data.instruction, data.input, data.output)
-    others = (data.chosen, data.rejected, data.text, data.label, data.id, data.group, data.format)
-    return Wanted(
-        WHAT,
-        data.kind,
-        columns,
-        data.table,
-        data.query,
-        url_env=data.url_env,
-        asked=(*named, *others),
-        any_type=True,
-    )
-
-
-def task_inputs(data: FinetuneData, base: Path) -> list[Input]:
-    """The files, or the database, of a task's examples."""
-    wanted = wanted_of(data, ())
-    if data.kind == "sql":
-        from bessemer.data.sources.sql import database_inputs
-
-        return database_inputs(wanted, data.path, base)
-    if data.kind == "huggingface":
-        return find_dataset(wanted.what, data.path or "", base)
-    return find_inputs(wanted.what, data.path or "", base)
 
 
 def _text(value: Any) -> str:

@@ -10,15 +10,21 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
+from bessemer.data.task.samples import Message, Tool
 from bessemer.data.task.templates import Template
 from bessemer.data.task.unusable import Unusable
 from bessemer.errors import DataError
 from bessemer.processes import worker_command
 
-Message = dict[str, Any]
-Asked = tuple[Sequence[Message], Sequence[int]]  # a conversation, and which of its turns are learnt
+
+class Asked(NamedTuple):
+    messages: Sequence[Message]
+    learnt: Sequence[int]  # which of them
+    tools: Sequence[Tool] = ()
+
+
 Span = tuple[int, int, str | None]  # begin, end, rest (render_worker.py)
 Rendered = tuple[str, dict[int, Span]]  # a text, and where its assistant turns are: all that are learnt,
 # of the others those that are written alike wherever they stand
@@ -40,7 +46,7 @@ class Renderer:
 
         What is wrong with the template itself is a DataError.
         """
-        rows = [_row(messages, learnt, prompt=False) for messages, learnt in asked]
+        rows = [_row(one, prompt=False) for one in asked]
         return [
             answer if isinstance(answer, Unusable) else _rendered(row, answer)
             for row, answer in zip(rows, self._ask(rows), strict=True)
@@ -48,7 +54,7 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message]) -> Rendered:
         """The text behind which the assistant answers. Raises Unusable."""
-        row = _row(messages, [], prompt=True)
+        row = _row(Asked(messages, []), prompt=True)
         (answer,) = self._ask([row])
         if isinstance(answer, Unusable):
             raise answer
@@ -139,9 +145,10 @@ class Renderer:
         )
 
 
-def _row(messages: Sequence[Message], learnt: Sequence[int], *, prompt: bool) -> dict[str, Any]:
-    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-    return {"messages": messages, "turns": turns, "learnt": learnt, "prompt": prompt}
+def _row(asked: Asked, *, prompt: bool) -> dict[str, Any]:
+    turns = [n for n, message in enumerate(asked.messages) if message["role"] == "assistant"]
+    # An empty list would have some templates (Llama 3.1) tell of tools and name none.
+    return {**asked._asdict(), "tools": asked.tools or None, "turns": turns, "prompt": prompt}
 
 
 def _rendered(row: dict[str, Any], answer: dict[str, Any]) -> Rendered:

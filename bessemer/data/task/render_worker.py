@@ -2,8 +2,8 @@
 
     reads   {"source", "variables"}                     once; answers {"ready": true} or {"failed": why}
     then lists of what follows, and answers with a list: one exchange for many rows
-            {"messages", "prompt", "turns", "learnt"}   answers {"text", "spans": one of each turn}; `prompt`:
-                                                        up to where the next answer begins
+            {"messages", "tools", "prompt",             answers {"text", "spans": one of each turn}; `prompt`:
+             "turns", "learnt"}                         up to where the next answer begins
     or      {"reason": of this row, "told": why}        the row is left out
             {"unstable": turn, "told": why}             the template is of no use for this
 
@@ -85,15 +85,15 @@ class Conversations:
         self._environment, self._variables = environment, variables
         self._template = environment.from_string(source)
 
-    def text(self, messages: Sequence[dict[str, Any]], *, prompt: bool) -> tuple[str, list[Span]]:
-        """(text, what it marks as generation)."""
+    def text(self, row: dict[str, Any], end: int | None, *, prompt: bool) -> tuple[str, list[Span]]:
+        """(text of a row's first messages, what it marks as generation)."""
         blocks: list[str] = self._environment.blocks  # type: ignore[attr-defined]
         marked: list[Span] = self._environment.marked  # type: ignore[attr-defined]
         blocks.clear()
         marked.clear()
         size = 0
-        given = {"tools": None, "documents": None, **self._variables}
-        given.update(messages=messages, add_generation_prompt=prompt)
+        given = {"documents": None, **self._variables}
+        given.update(messages=row["messages"][:end], tools=row["tools"], add_generation_prompt=prompt)
         with _limited():
             for block in self._template.generate(**given):
                 size += len(block)
@@ -102,27 +102,25 @@ class Conversations:
                 blocks.append(block)
         return "".join(blocks), list(marked)
 
-    def turns(
-        self, messages: Sequence[dict[str, Any]], turns: Sequence[int], learnt: Sequence[int], *, prompt: bool
-    ) -> tuple[str, list[Span | None]]:
-        """(text of all, span of each of these assistant turns)."""
-        text, marked = self.text(messages, prompt=prompt)
-        assistants = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
-        if marked and len(marked) == len(assistants):
-            return text, [marked[assistants.index(turn)] for turn in turns]
+    def turns(self, row: dict[str, Any]) -> tuple[str, Sequence[Span | None]]:
+        """(text of all, span of each assistant turn)."""
+        text, marked = self.text(row, None, prompt=row["prompt"])
+        if marked and len(marked) == len(row["turns"]):
+            return text, marked
         spans: list[Span | None] = []
-        for turn in turns:
+        for turn in row["turns"]:
             try:
-                spans.append(self._span(messages, turn, text, is_last=turn + 1 == len(messages)))
+                spans.append(self._span(row, turn, text))
             except (Unstable, TemplateError):
-                if turn in learnt:
+                if turn in row["learnt"]:
                     raise
                 spans.append(None)
         return text, spans
 
-    def _span(self, messages: Sequence[dict[str, Any]], turn: int, text: str, *, is_last: bool) -> Span:
-        asked, _ = self.text(messages[:turn], prompt=True)
-        said = text if is_last else self.text(messages[: turn + 1], prompt=False)[0]
+    def _span(self, row: dict[str, Any], turn: int, text: str) -> Span:
+        asked, _ = self.text(row, turn, prompt=True)
+        is_last = turn + 1 == len(row["messages"])
+        said = text if is_last else self.text(row, turn + 1, prompt=False)[0]
         if not text.startswith(asked):
             same = _same(asked, text)
             raise Unstable(
@@ -153,7 +151,7 @@ def main() -> None:
 
 def _answer(conversations: Conversations, row: dict[str, Any]) -> dict[str, Any]:
     try:
-        text, spans = conversations.turns(row["messages"], row["turns"], row["learnt"], prompt=row["prompt"])
+        text, spans = conversations.turns(row)
         return {"text": text, "spans": spans}
     except TooLongError:
         return {"reason": "template.too_large", "told": f"more than {MOST_CHARACTERS:,} characters"}

@@ -60,6 +60,11 @@ def told_lines(manifest: dict[str, Any]) -> list[str]:
         if counts["turns_dropped"]:
             told += f", {counts['turns_dropped']:,} oldest messages of long chats left out"
         lines.append(f"finetune.data: {split}: {told}")
+    if alike := manifest["common_beginnings"]:
+        told = f"{alike:,} begin as many training ones do, and are measured behind that"
+        lines.append(f"finetune.data: validation: of the chats {told}")
+    if manifest["unread_tools"]:
+        lines.append("finetune.data: chats have `tools` that are not read: name them in finetune.data.tools")
     better = manifest["context_99"]
     if better is not None and better > manifest["context"]:
         lines.append(f"finetune.data: finetune.context = {better} would hold 99 % of the examples whole")

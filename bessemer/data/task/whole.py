@@ -3,6 +3,7 @@
 A model is asked with what stands before it, and it is what a cut spares, whatever else is learnt. So the
 tokens learnt are two spans that touch, of which the last one begins with the answer. Where that is says the
 same sample with learn = "answers": its tokens are the first of these.
+A chat that begins as training does is learnt from its first answer behind that (leaks.py).
 Cost: everything is rendered and encoded twice.
 """
 
@@ -22,14 +23,14 @@ class WholeEncoder(SampleEncoder):
 
     def documents(self, samples: Sequence[Sample]) -> list[list[Document] | Unusable]:
         found: list[list[Document] | Unusable] = []
-        both = zip(super().documents(samples), self._answers.documents(samples), strict=True)
-        for whole, answers in both:
+        both = zip(samples, super().documents(samples), self._answers.documents(samples), strict=True)
+        for sample, whole, answers in both:
             if isinstance(whole, Unusable):
                 found.append(whole)
             elif isinstance(answers, Unusable):
                 found.append(answers)
             else:
-                found.append([_parted(*pair) for pair in zip(whole, answers, strict=True)])
+                found.append([_parted(sample, *pair) for pair in zip(whole, answers, strict=True)])
         return found
 
     def close(self) -> None:
@@ -43,7 +44,8 @@ def encoder_for(tokenizer: TextTokenizer, template: Template, learn: str) -> Sam
     return SampleEncoder(tokenizer, template, learn)
 
 
-def _parted(whole: Document, answers: Document) -> Document:
+def _parted(sample: Sample, whole: Document, answers: Document) -> Document:
     begin, end = answers.spans[-1][0], len(whole.tokens)
+    first = answers.spans[0][0] if sample.common else 1
     assert whole.tokens[: len(answers.tokens)] == answers.tokens, "what is learnt changed the tokens"
-    return Document(whole.tokens, ((1, begin), (begin, end)) if begin > 1 else ((1, end),))
+    return Document(whole.tokens, ((first, begin), (begin, end)) if begin > first else ((begin, end),))

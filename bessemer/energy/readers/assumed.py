@@ -25,7 +25,8 @@ class AssumedCpu:
         """Of a window that began earlier, as it stood by for a counter, the mean counts."""
         busy_s, now_s = self._busy_s(), time.monotonic()
         window_s = now_s - self._at_s
-        busy = min(float(self._cores), (busy_s - self._last_s) / window_s) if window_s > 0 else 0.0
+        busy = max(0.0, busy_s - self._last_s) / window_s if window_s > 0 else 0.0
+        busy = min(float(self._cores), busy)
         self._last_s, self._at_s = busy_s, now_s
         return [Drawn(CPU, assumed_cpu_power(self._cores, busy).times(seconds), self.basis)]
 

@@ -63,7 +63,7 @@ def _user_command(words: Sequence[str]) -> Reader:
 
 
 def _asked(name: str, program: Program) -> Sampled:
-    return Sampled(name, NODE, program.watts, _ERROR, end=program.close)
+    return Sampled(name, NODE, program.number, _ERROR, end=program.close)
 
 
 def _plain_watts(text: str) -> float | None:

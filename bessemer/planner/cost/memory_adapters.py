@@ -20,7 +20,7 @@ from bessemer.planner.cost.memory_parts import RankLayers
 class Added:
     """Of one pipeline rank, before it is sharded."""
 
-    elements: Floats  # of adapters
+    elements: Floats  # of adapters, and of a head of classes
     block: Floats  # of those of the largest block
     packed: Floats  # weights in 4 or 8 bits
     packed_bytes: Floats
@@ -38,7 +38,8 @@ class Added:
                 sums += count * block
                 most = np.maximum(most, (count > 0) * block)
         unpacked = by_degree(candidates, lambda tensor: unpacked_bytes(shape, 1, tensor))
-        return Added(sums[0], most[0], sums[1], sums[2], most[1], most[2], unpacked)
+        classes = shape.labels * shape.hidden * layers.has_last
+        return Added(sums[0] + classes, most[0], sums[1], sums[2], most[1], most[2], unpacked)
 
     def frozen(self, elements: Floats, size: Floats, shards: Floats | float = 1.0) -> Floats:
         """Bytes of so many frozen weights, of which these are packed. size: of one that is not."""

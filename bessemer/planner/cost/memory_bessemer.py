@@ -27,7 +27,7 @@ from bessemer.formulas.memory import (
     whole_rows_bytes,
     working_bytes,
 )
-from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.parameters import head_rows, num_dense_layers
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.memory_adapters import Added
@@ -73,7 +73,8 @@ class _Columns:
     working: Floats  # of memory.working_bytes, per token
     plain: dict[bool, Floats]  # elements of a layer but for experts, by whether it is routed
     experts: Floats  # of a routed layer on an expert rank
-    table: Floats  # of the embedding, or the head
+    table: Floats  # of the embedding
+    head: Floats  # of words as large, of classes a few rows
     loss: Floats  # bytes in the loss
     shards: Floats  # ranks that share dense weights
     of_experts: Floats  # ranks that share the same experts
@@ -97,6 +98,7 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
     experts = by_tensor(candidates, shape, True)[1] if True in kinds else 0.0 * tokens
     received = _received(shape, candidates, size)
     zero = 0.0 * size
+    table = np.ceil(shape.vocab / candidates.tensor) * shape.hidden
     whole = of_kind(lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind))
     rows = (candidates.tensor - 1) * whole
     return _Columns(
@@ -114,7 +116,8 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
         working=of_kind(lambda kind: working_bytes(shape, kind)),
         plain=plain,
         experts=np.ceil(experts / candidates.expert),
-        table=np.ceil(shape.vocab / candidates.tensor) * shape.hidden,
+        table=table,
+        head=_head(shape, table),
         loss=loss_column(shape, tokens, candidates),
         shards=shards.astype(float),
         of_experts=np.maximum(inner, 1).astype(float),
@@ -122,6 +125,13 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
         rejoins=sharded | (candidates.pipeline > 1),
         base=float(base_bytes(work.kind)),
     )
+
+
+def _head(shape: ModelShape, table: Floats) -> Floats:
+    """One of classes is whole on every rank; beside adapters it learns, and counts with them."""
+    if not shape.labels:
+        return table
+    return np.full_like(table, shape.labels * shape.hidden if shape.adapter is None else 0)
 
 
 def _rank(columns: _Columns, layers: RankLayers) -> Parts:
@@ -137,7 +147,7 @@ def _rank(columns: _Columns, layers: RankLayers) -> Parts:
     )
     base = columns.base + np.maximum(0.0, columns.working * columns.tokens / columns.spread - working)
     static = (4 * local, 4 * local - late, 8 * local)
-    head = columns.table * layers.has_last
+    head = columns.head * layers.has_last
     # The last gradients of the micro-batch before, on their way.
     left = (shards > 1) & (pipeline == 1) & (columns.candidates.micro_batches > 1)
     in_loss = Parts(
@@ -177,7 +187,7 @@ def _adapted_rank(columns: _Columns, layers: RankLayers) -> Parts:
     others = candidates.replicate * shards > candidates.expert
     blocks = whole - ends - np.where(others, 0.0, layers.routed * columns.experts)
     travels = np.where(is_v_shaped(candidates), 4.0, columns.size) * added.elements
-    root = columns.size * (columns.table + columns.shape.hidden) * layers.has_last
+    root = columns.size * (columns.head + columns.shape.hidden) * layers.has_last
     gathered = np.where(reshards, root, added.frozen(ends + blocks, columns.size) + travels)
     waits = (candidates.pipeline > 1) | (shards == 1)
     gathered = columns.sharded * (gathered + np.where(waits, 4 * (added.elements - learned), 0.0))
@@ -185,13 +195,15 @@ def _adapted_rank(columns: _Columns, layers: RankLayers) -> Parts:
     static = (weights, 4 * learned - late, 8 * learned)
     base = columns.base + np.maximum(0.0, columns.working * tokens - working)
     left = 4 * added.block * ((shards > 1) & (candidates.pipeline == 1) & (candidates.micro_batches > 1))
-    in_loss = Parts(*static, kept + left * layers.has_last, columns.loss * layers.has_last, gathered, base)
+    classes: Floats = np.where(layers.has_last, float(columns.shape.labels * columns.shape.hidden), 0.0)
+    cast = np.where(columns.size == 2, 2.0 * classes, 0.0)
+    kept_in_loss, loss = kept + left * layers.has_last, columns.loss * layers.has_last
+    in_loss = Parts(*static, kept_in_loss, loss, gathered + cast, base)
     gathers = (shards > 1) & (candidates.pipeline == 1) & columns.sharded
     of_block = np.where(reshards, 2.0, 0.0) * added.frozen_block(block, columns.size) + 12 * added.block
     kept = kept + columns.again * tokens + working
-    in_block = Parts(
-        *static, kept, 0.0 * kept, gathered + added.unpacked * columns.size + of_block * gathers, base
-    )
+    buffers = gathered + added.unpacked * columns.size + of_block * gathers
+    in_block = Parts(*static, kept, 4.0 * classes, buffers, base)
     return fullest(in_loss, in_block)
 
 
@@ -204,8 +216,8 @@ def _params(columns: _Columns, layers: RankLayers) -> tuple[Floats, Floats, Floa
         whole = plain + (columns.experts if routed else 0.0)
         block = np.maximum(block, np.where(count > 0, whole, 0.0))
     both = layers.has_first & layers.has_last & columns.shape.tie_embeddings
-    ends = columns.table * (layers.has_first * 1.0 + layers.has_last - both)
-    ends = ends + columns.shape.hidden * layers.has_last
+    ends = columns.table * (layers.has_first * 1.0 - both)
+    ends = ends + (columns.head + columns.shape.hidden) * layers.has_last
     ordinary = ordinary + ends
     local = np.ceil(ordinary / columns.shards) + np.ceil(experts / columns.of_experts)
     return local, ordinary + experts, ends, block
@@ -216,7 +228,7 @@ def _gathered(columns: _Columns, layers: RankLayers, params: tuple[Floats, Float
     local, whole, ends = params
     candidates = columns.candidates
     pipeline, data = candidates.pipeline, candidates.replicate * columns.shards
-    root = (columns.table + columns.shape.hidden) * layers.has_last
+    root = (columns.head + columns.shape.hidden) * layers.has_last
     others = data > candidates.expert  # who have parts of the same experts
     blocks = whole - ends - np.where(others, 0.0, layers.routed * columns.experts)
     size = np.where(is_v_shaped(candidates), 4.0, columns.size)
@@ -243,7 +255,7 @@ def _copies(columns: _Columns, layers: Floats) -> Floats:
     data = candidates.replicate * columns.shards
     cast_before = columns.sharded & (data > candidates.expert) & ~is_v_shaped(candidates)
     kept = np.where(bf16 & ~cast_before, experts, 0.0)
-    ordinary = all_matrices(shape) - shape.vocab * shape.hidden - experts * candidates.expert
+    ordinary = all_matrices(shape) - head_rows(shape) * shape.hidden - experts * candidates.expert
     others = np.where(columns.rejoins, 0.0, np.where(bf16, ordinary, joined_matrices(shape)))
     return columns.size * (kept + others) * layers / shape.layers / candidates.tensor
 

@@ -54,13 +54,11 @@ def by_degree(candidates: Candidates, value_of: Callable[[int], float]) -> Float
 def balanced_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
     """As formulas/layout.py balances them."""
     unique, place = np.unique(stages, return_inverse=True)
-    ends = np.zeros((len(unique), int(unique.max()) + 1), np.int64)
+    ends = np.full((len(unique), int(unique.max()) + 1), shape.layers, np.int64)
     for row, count in enumerate(unique):
         table = layers_of_stages(shape, Layout(pipeline=int(min(count, shape.layers))))
-        ends[row, 1 : len(table) + 1] = [layers.stop for layers in table]
-        ends[row, len(table) + 1 :] = shape.layers
-    last = ends.shape[1] - 2
-    begin = ends[place, np.minimum(stage, last)]
-    end = ends[place, np.minimum(stage, last) + 1]
-    dense = np.clip(np.minimum(end, num_dense_layers(shape)) - begin, 0, None)
+        ends[row, : len(table)] = [layers.start for layers in table]
+    last = np.minimum(stage, ends.shape[1] - 2)
+    begin, end = ends[place, last], ends[place, last + 1]
+    dense = np.maximum(np.minimum(end, num_dense_layers(shape)) - begin, 0)
     return dense, end - begin - dense

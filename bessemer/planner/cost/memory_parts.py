@@ -18,7 +18,7 @@ from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import Candidates, Floats, Ints
 
-_V_SHAPED = [SCHEDULES.index(name) for name in V_SHAPED]
+_FIRST_V_SHAPED = min(SCHEDULES.index(name) for name in V_SHAPED)  # the last words of the list
 
 Bools = np.ndarray[Any, np.dtype[np.bool_]]
 Split = Callable[[Ints, Ints], tuple[Ints, Ints]]  # (dense, routed) layers of a stage, of so many stages
@@ -62,6 +62,9 @@ class RankLayers:
     has_last: Bools
     late: Ints  # layers without gradients yet, at this moment of a V-shaped pipeline
 
+    def take(self, which: Ints) -> "RankLayers":
+        return RankLayers(*(getattr(self, field.name)[which] for field in fields(self)))
+
 
 def fullest(first: Parts, second: Parts) -> Parts:
     """Of each candidate the fuller one, with all its parts."""
@@ -86,27 +89,37 @@ def over_ranks(
     without dense layers, or the last, with the head: no other has more of anything than one of these.
     """
     split = split or (lambda stages, stage: _even_layers(shape, stages, stage))
-    last = candidates.pipeline - 1
+    kinds, place = _pipelines(candidates)
+    last = kinds.pipeline - 1
     if stage is not None:
         ranks = [np.minimum(stage, last)]
     else:
-        per_stage = shape.layers / (candidates.pipeline * _turns(candidates))
+        per_stage = shape.layers / (kinds.pipeline * _turns(kinds))
         dense = num_dense_layers(shape) if shape.experts else 0
         ranks = [np.zeros_like(last), np.minimum(1, last), last]
         if dense:
             ranks.insert(2, np.minimum(np.ceil(dense / per_stage).astype(np.int64), last))
-    shifts = 3 if is_v_shaped(candidates).any() else 1 + int((_turns(candidates) > 1).any())
+    shifts = 3 if is_v_shaped(kinds).any() else 1 + int((_turns(kinds) > 1).any())
     found: Parts | None = None
     for rank in ranks:
         for shift in range(shifts):
-            parts = of_rank(rank_layers(candidates, rank, split, shift))
+            parts = of_rank(rank_layers(kinds, rank, split, shift).take(place))
             found = parts if found is None else fullest(found, parts)
     assert found is not None
     return found
 
 
+def _pipelines(candidates: Candidates) -> tuple[Candidates, Ints]:
+    """One candidate of each pipeline that there is, and which of them each has: thousands have hundreds."""
+    key = candidates.pipeline
+    for word in (candidates.interleave, candidates.schedule, candidates.micro_batches):
+        key = key * (int(word.max(initial=0)) + 1) + word
+    _, first, place = np.unique(key, return_index=True, return_inverse=True)
+    return candidates.take(first), place
+
+
 def is_v_shaped(candidates: Candidates) -> Bools:
-    return np.isin(candidates.schedule, _V_SHAPED) & (candidates.pipeline > 1)
+    return (candidates.schedule >= _FIRST_V_SHAPED) & (candidates.pipeline > 1)
 
 
 def rank_layers(candidates: Candidates, rank: Ints, split: Split, shift: int = 0) -> RankLayers:
@@ -116,64 +129,65 @@ def rank_layers(candidates: Candidates, rank: Ints, split: Split, shift: int = 0
     most wait on its second stage.
     """
     turns = _turns(candidates)
-    dense, routed = np.zeros_like(rank), np.zeros_like(rank)
-    dense_held, routed_held = np.zeros(len(rank)), np.zeros(len(rank))
-    held, first_held, last_held = np.zeros(len(rank)), np.zeros(len(rank)), np.zeros(len(rank))
-    late = np.zeros_like(rank)
-    for turn in range(int(turns.max(initial=1))):
-        here = turn < turns
-        stage = _stage_of(candidates, rank, turn)
-        count = np.where(here, in_flight(candidates, rank, turn, shift), 0)
-        of_dense, of_routed = split(candidates.pipeline * turns, stage)
-        dense, routed = dense + of_dense * here, routed + of_routed * here
-        dense_held, routed_held = dense_held + of_dense * count, routed_held + of_routed * count
-        held = held + count
-        first_held = first_held + count * (stage == 0)
-        last_held = last_held + count * (stage == candidates.pipeline * turns - 1)
-        if turn == 0 and shift == 0:
-            late = (of_dense + of_routed) * is_v_shaped(candidates)
-    has_first, has_last = first_held > 0, last_held > 0
+    turn = np.arange(turns.max(initial=1))[:, None]  # from here on a row for each turn
+    here, stages = turn < turns, candidates.pipeline * turns
+    stage = _stage_of(candidates, rank, turn)
+    count = np.where(here, in_flight(candidates, rank, turn, shift), 0)
+    dense, routed = (np.where(here, of_kind, 0) for of_kind in split(stages, stage))
+    late = (dense[0] + routed[0]) * (is_v_shaped(candidates) & (shift == 0))
+    first_held, last_held = (count * (stage == 0)).sum(0), (count * (stage == stages - 1)).sum(0)
     return RankLayers(
-        rank, dense, routed, dense_held, routed_held, held, first_held, last_held, has_first, has_last, late
+        rank=rank,
+        dense=dense.sum(0),
+        routed=routed.sum(0),
+        dense_held=(1.0 * dense * count).sum(0),
+        routed_held=(1.0 * routed * count).sum(0),
+        held=1.0 * count.sum(0),
+        first_held=1.0 * first_held,
+        last_held=1.0 * last_held,
+        has_first=first_held > 0,
+        has_last=last_held > 0,
+        late=late,
     )
 
 
-def in_flight(candidates: Candidates, rank: Ints, turn: int, shift: int = 0) -> Ints:
-    """Micro-batches that the rank holds of its stage number `turn`, when it holds most of all."""
+def in_flight(candidates: Candidates, rank: Ints, turn: Ints, shift: int = 0) -> Ints:
+    """Micro-batches that the rank holds of its stage number `turn`, when it holds most of all.
+
+    turn: a column, for a row of each.
+    """
     ranks, turns, batches = candidates.pipeline, _turns(candidates), candidates.micro_batches
     warm_up = np.where(turns > 1, 2 * (ranks - 1 - rank) + (turns - 1) * ranks, ranks - 1 - rank)
     passed = np.minimum(warm_up + 1, batches * turns)
     # Micro-batches go in groups of as many as there are ranks, each group through all stages of a rank.
     whole = passed // (ranks * turns)
-    group = np.clip(batches - whole * ranks, 1, ranks)
+    group = np.minimum(np.maximum(batches - whole * ranks, 1), ranks)
+    rest = passed - whole * ranks * turns
 
     def held_of(number: Ints | int) -> Ints:
-        return whole * ranks + np.clip(passed - whole * ranks * turns - number * group, 0, group)
+        return whole * ranks + np.minimum(np.maximum(rest - number * group, 0), group)
 
     held = held_of(turn)
     if shift:  # as many in all, but most of them on the first stage
-        moved = np.clip(np.minimum(2 * ranks, batches) - held_of(0), 0, held_of(turns - 1))
+        moved = np.minimum(np.maximum(np.minimum(2 * ranks, batches) - held_of(0), 0), held_of(turns - 1))
         moved = np.where((turns > 1) & (batches > ranks), moved, 0)
         held = held + moved * ((turn == 0) * 1 - (turn == turns - 1))
     later = np.maximum(ranks // 2, 1) if shift == 2 else shift
     descending = np.maximum(np.minimum(batches, 2 * ranks - 1 - rank) - later, 1)
     ascending = np.minimum(batches, 2 * ranks - descending)
-    shaped = descending if turn == 0 else ascending
+    shaped = np.where(turn == 0, descending, ascending)
     return np.where(ranks == 1, 1, np.where(is_v_shaped(candidates), shaped, held))
 
 
 def _turns(candidates: Candidates) -> Ints:
     """Stages of a rank."""
-    shaped = np.isin(candidates.schedule, _V_SHAPED)
+    shaped = candidates.schedule >= _FIRST_V_SHAPED
     return np.where(candidates.pipeline == 1, 1, np.where(shaped, 2, np.maximum(candidates.interleave, 1)))
 
 
-def _stage_of(candidates: Candidates, rank: Ints, turn: int) -> Ints:
-    ranks = candidates.pipeline
-    if turn == 1:
-        shaped = np.isin(candidates.schedule, _V_SHAPED)
-        return np.where(shaped, 2 * ranks - 1 - rank, rank + ranks)
-    return rank + ranks * turn
+def _stage_of(candidates: Candidates, rank: Ints, turn: Ints) -> Ints:
+    ranks, shaped = candidates.pipeline, candidates.schedule >= _FIRST_V_SHAPED
+    return np.where(shaped & (turn == 1), 2 * ranks - 1 - rank, rank + ranks * turn)
 
 
 def _even_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:

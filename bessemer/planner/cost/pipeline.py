@@ -8,8 +8,8 @@ Source: arXiv:2104.04473 (interleaved), arXiv:2401.10241 and 2405.15362 (zero bu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -59,62 +59,63 @@ def simulate(
     `forward_s`, `backward_s` (of inputs), `weight_s`: by stage, of one micro-batch. `send_s`: from one rank
     to another; between stages of one rank it costs nothing.
     """
-    work = _in_turn(layout, micro_batches)
-    seconds = {"F": forward_s, "B": backward_s, "W": weight_s}
-    durations = [seconds[kind][stage] for kind, stage in work.kinds]
-    done = [0.0] * (len(work.steps) + 1)  # the last: what needs nothing
+    # A W that is one with its B comes at once after it: no step of its own, and the neighbour waits for both.
+    whole_s = [sum(both) for both in zip(backward_s, weight_s, strict=True)]
+    durations = [*forward_s, *(backward_s if splits_backward(layout) else whole_s), *weight_s]
+    steps = _in_turn(layout, micro_batches)
+    done = [0.0] * (len(steps) + 1)  # the last: what needs nothing
     clocks = [0.0] * layout.pipeline
-    for number, (rank, what, needed, travels) in enumerate(work.steps):
+    for number, (rank, what, needed, travels) in enumerate(steps):
         clock, ready = clocks[rank], done[needed] + (send_s if travels else 0.0)
         done[number] = clocks[rank] = (ready if ready > clock else clock) + durations[what]
     return max(clocks)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A schedule in an order in which everything comes after what it needs."""
-
-    kinds: list[tuple[str, int]]  # (kind, stage)
-    # (rank, place in `kinds`, number of the step that it needs or -1, whether that is sent by another rank)
-    steps: list[tuple[int, int, int, bool]]
+# (rank, kind and stage, number of the step that it needs or -1, whether that is sent by another rank)
+_Step = tuple[int, int, int, bool]
 
 
 @cache
-def _in_turn(layout: Layout, micro_batches: int) -> _Work:
-    """Made once: a search plays one schedule with the times of many layouts."""
-    order, last = pipeline_order(layout, micro_batches), layout.num_stages - 1
-    joined = not splits_backward(layout)
-    rank_of = {stage: rank for rank in range(layout.pipeline) for stage in layout.stages_of(rank)}
-    kinds = [(kind, stage) for kind in "FBW" for stage in range(layout.num_stages)]
-    place_of = {kind: place for place, kind in enumerate(kinds)}
-    numbers: dict[tuple[str, int, int], int] = {}
-    steps: list[tuple[int, int, int, bool]] = []
-    places, total = [0] * layout.pipeline, sum(map(len, order))
+def _in_turn(layout: Layout, micro_batches: int) -> list[_Step]:
+    """A schedule in an order in which everything comes after what it needs.
+
+    Made once: a search plays one schedule with the times of many layouts. Kind and stage are one number: all
+    stages' forwards, then their backwards, then their weights.
+    """
+    stages, needs = layout.num_stages, _needs(layout)
+    begins = {"F": 0, "B": stages, "W": 2 * stages}
+    if not splits_backward(layout):
+        del begins["W"]
+    waiting = [
+        [(begins[kind] + stage, number) for kind, stage, number in actions if kind in begins]
+        for actions in pipeline_order(layout, micro_batches)
+    ]
+    done = [[-1] * micro_batches for _ in range(3 * stages)]  # number of the step that did it
+    steps: list[_Step] = []
+    places, total = [0] * layout.pipeline, sum(map(len, waiting))
     while len(steps) < total:
         before = len(steps)
-        for rank, actions in enumerate(order):
-            place = places[rank]
-            while place < len(actions):
-                kind, stage, number = actions[place]
-                needed = _needed(kind, stage, number, last)
-                if needed is not None and needed not in numbers:
+        for rank, actions in enumerate(waiting):
+            for what, number in islice(actions, places[rank], None):
+                needed, travels = needs[what]
+                step = -1 if needed is None else done[needed][number]
+                if step < 0 and needed is not None:
                     break
-                numbers[kind, stage, number] = len(steps)
-                if joined and kind == "W":  # one with B: the neighbour waits for both
-                    numbers["B", stage, number] = len(steps)
-                travels = needed is not None and rank_of[needed[1]] != rank
-                needs = -1 if needed is None else numbers[needed]
-                steps.append((rank, place_of[kind, stage], needs, travels))
-                place += 1
-            places[rank] = place
+                done[what][number] = len(steps)
+                steps.append((rank, what, step, travels))
+                places[rank] += 1
         assert len(steps) > before, f"{layout} with {micro_batches} micro-batches waits for itself"
-    return _Work(kinds, steps)
+    return steps
 
 
-def _needed(kind: str, stage: int, micro_batch: int, last: int) -> tuple[str, int, int] | None:
-    """What must be done before."""
-    if kind == "W":
-        return "B", stage, micro_batch
-    if kind == "F":
-        return ("F", stage - 1, micro_batch) if stage else None
-    return ("F", stage, micro_batch) if stage == last else ("B", stage + 1, micro_batch)
+def _needs(layout: Layout) -> list[tuple[int | None, bool]]:
+    """By kind and stage: what must be done before, and whether another rank sends it."""
+    stages = layout.num_stages
+    forwards = [(stage - 1 if stage else None, stage) for stage in range(stages)]
+    backwards = [(stages + stage + 1 if stage + 1 < stages else stage, stage) for stage in range(stages)]
+    weights = [(stages + stage, stage) for stage in range(stages)]
+    ranks = [layout.rank_of_stage(stage) for stage in range(stages)]
+    return [
+        (before, before is not None and ranks[before % stages] != ranks[stage])
+        for before, stage in (*forwards, *backwards, *weights)
+    ]

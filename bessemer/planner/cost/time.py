@@ -25,6 +25,9 @@ from bessemer.planner.cost.work import Dims, Work, dims_of, expert_ways, layer_w
 
 Column = Any
 NARROW = (PRECISIONS.index("fp8"), PRECISIONS.index("mxfp8"), PRECISIONS.index("nvfp4"))
+# DualPipe's exchanges have 20 of an H800's 132 processors to themselves: compute does with the others
+# (arXiv:2412.19437, 3.2.2).
+_TWO_WAY_SLOWER = 132.0 / 112.0 - 1.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,7 @@ class _Stage:
 def _layer(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> _Layer:
     tensor_s, tensor_hidden_s = _tensor(dims, layout, links, profile, work)
     context_s, context_hidden_s = _context(dims, layout, links, profile, work)
-    expert_s, expert_hidden_s = _expert(dims, layout, links, profile)
+    expert_s, expert_hidden_s = _expert(dims, layout, links, profile, work)
     device_s = work.layer_s + tensor_s + context_s + expert_s
     # The longer of device and host, and a little more where they are alike.
     total_s = (device_s**4 + work.host_s**4) ** 0.25
@@ -207,16 +210,17 @@ def _context(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) ->
     return _split(number * one_s, work.attention_s, profile, 0.8)
 
 
-def _expert(dims: Dims, layout: Any, links: Links, profile: Any) -> tuple[Column, Column]:
+def _expert(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> tuple[Column, Column]:
     """Dispatch and combination, forward and backward; once more of each where a layer is run again."""
     share = dims.routed_layers / dims.layers
-    token_bytes = 2.0 * layout.tokens / layout.tensor * dims.hidden
-    one_s = all_to_all_s(token_bytes, dims.chosen, layout.expert, 1.0, links, profile)
+    token_bytes = 2.0 * layout.tokens / layout.tensor * dims.expert_hidden
+    one_s = all_to_all_s(token_bytes, dims.chosen, dims.expert_groups, layout.expert, links, profile)
     all_s = share * (4.0 + 2.0 * layout.full) * one_s * profile.imbalance
     # DualPipe runs another micro-batch's compute meanwhile: that is what it is for (arXiv:2412.19437, 3.2.1).
     two_way = (layout.schedule == DUALPIPEV) & (layout.pipeline > 1.0)
     overlap = np.where(two_way, np.maximum(profile.expert_overlap, 0.9), profile.expert_overlap)
-    return all_s * (1.0 - overlap), all_s * overlap
+    slower_s = (two_way & (layout.expert > 1.0)) * share * _TWO_WAY_SLOWER * work.layer_s
+    return all_s * (1.0 - overlap) + slower_s, all_s * overlap
 
 
 def _split(all_s: Column, room_s: Column, profile: Any, share: Column) -> tuple[Column, Column]:

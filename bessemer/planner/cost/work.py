@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bessemer.formulas.flops import mean_causal_keys
-from bessemer.formulas.parameters import attention_params, ffn_matrices, num_dense_layers
+from bessemer.formulas.parameters import attention_params, ffn_matrices, head_rows, num_dense_layers
 from bessemer.formulas.shape import ModelShape
 
 Column = Any  # a float, or a numpy column of floats
@@ -42,13 +42,15 @@ class Dims:
     matrices: Column
     expert_weights: Column  # of one expert
     expert_ffn: Column
+    expert_hidden: Column  # width of what an expert reads
+    expert_groups: Column  # domains that a token's experts may lie in, at the most
     experts: Column
     chosen: Column
     shared_weights: Column
     shared_ffn: Column
     head_weights: Column
     table_weights: Column  # embedding, 0 where the head is the same
-    vocab: Column
+    vocab: Column  # rows of the head
     irregular: Column  # 1: its layers have parts that stacks do not fuse (below)
     keys: Column  # that a token sees, on average
     row_tokens: Column
@@ -67,14 +69,17 @@ def dims_of(shape: ModelShape, context: int) -> Dims:
         "ffn": shape.ffn,
         "matrices": matrices,
         "expert_weights": matrices * hidden * shape.expert_ffn,
-        "expert_ffn": shape.expert_ffn,
+        # As wide as makes the weights that there are, where experts read less than the hidden states.
+        "expert_ffn": shape.expert_ffn * hidden / (shape.expert_hidden or hidden),
+        "expert_hidden": shape.expert_hidden or hidden,
+        "expert_groups": shape.expert_groups or shape.experts or 1,
         "experts": shape.experts,
         "chosen": shape.experts_per_token if shape.experts else 0,
         "shared_weights": matrices * hidden * shape.shared_ffn if shape.experts else 0,
         "shared_ffn": shape.shared_ffn if shape.experts else 0,
-        "head_weights": shape.vocab * hidden,
+        "head_weights": head_rows(shape) * hidden,
         "table_weights": 0 if shape.tie_embeddings else shape.vocab * hidden,
-        "vocab": shape.vocab,
+        "vocab": head_rows(shape),
         # Expert models with windows: attention sinks and biases of experts (GPT-OSS), state-space or linear
         # mixers in the place of windows (Nemotron 3, Qwen3-Next): kernels that no stack fuses yet.
         "irregular": bool(shape.experts and shape.sliding_window and shape.full_every),
@@ -167,7 +172,7 @@ def _experts_s(dims: Dims, layout: Any, profile: Any) -> Column:
     rows = np.maximum(pairs / local, 1.0)
     slow = (1.0 + profile.rows_half / rows) / np.maximum(profile.grouped, 1e-9)
     flops_s = 6.0 * pairs * dims.expert_weights / (profile.matmul_tflops * 1e12) * slow
-    sides = pairs * (2.0 * dims.hidden + dims.matrices * dims.expert_ffn)
+    sides = pairs * (2.0 * dims.expert_hidden + dims.matrices * dims.expert_ffn)
     narrow = 1.0 - 0.25 * layout.eight
     traffic = narrow * (6.0 * sides + 4.0 * local * dims.expert_weights) + 8.0 * local * dims.expert_weights
     traffic = profile.matmul_traffic * traffic + layout.eight * profile.quantise_bytes * sides
@@ -201,7 +206,7 @@ def _vector_s(dims: Dims, layout: Any, profile: Any, routed: Column) -> Column:
     inner = (1.0 - routed) * middle * dims.ffn / layout.tensor
     pairs = dims.chosen / layout.tensor
     expert = middle * (pairs * dims.expert_ffn + dims.shared_ffn / layout.tensor)
-    expert = expert + 16.0 * pairs * dims.hidden + 12.0 * dims.experts / layout.tensor
+    expert = expert + 16.0 * pairs * dims.expert_hidden + 12.0 * dims.experts / layout.tensor
     bytes_moved = layout.tokens * (outer + inner + routed * expert)
     extra = 1.0 + dims.irregular * profile.irregular
     return profile.vector * extra * bytes_moved / (profile.vector_gb_per_s * 1e9)

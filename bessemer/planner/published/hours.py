@@ -2,6 +2,8 @@
 
     hours = tokens / (tokens of a step / step time) x devices / goodput
 
+Tokens of a later stage with longer rows, where its report tells them, count by their FLOPs.
+
 The layout is the row's where it has one with its batch; else the fastest that fits of a small search by the
 cost model of the stack nearest to the source's (published/jobs.py): no figure of the row's own speed, and no
 constant fitted to hours. Goodput is formulas/goodput.py's of so many devices; 1 where a source projected its
@@ -14,6 +16,7 @@ from itertools import product
 
 import numpy as np
 
+from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import SCHEDULES
 from bessemer.formulas.parameters import total_params
 from bessemer.planner.cluster import Cluster, catalogue_cluster, reliability_of
@@ -69,7 +72,7 @@ def device_hours(run: PublishedRun) -> DeviceHours | None:
     reliability = reliability_of(total_params(asked.shape), cluster, asynchronous=True)
     goodput = 1.0 if projected else reliability.goodput.value
     step_tokens = asked.batch_rows * asked.context
-    hours = asked.tokens / step_tokens * step_s * asked.devices / 3600.0 / goodput
+    hours = _all_tokens(asked) / step_tokens * step_s * asked.devices / 3600.0 / goodput
     return DeviceHours(
         predicted=hours,
         actual=run.gpu_hours,
@@ -82,6 +85,13 @@ def device_hours(run: PublishedRun) -> DeviceHours | None:
         assumed=asked.assumed,
         note="projected by the source from the rate of one run" if projected else asked.note,
     )
+
+
+def _all_tokens(asked: Asked) -> float:
+    """Those of longer rows as so many more of the usual ones: at the same FLOP/s."""
+    usual = train_flops_per_token(asked.shape, asked.context)
+    more = (stage.tokens * train_flops_per_token(asked.shape, stage.context) for stage in asked.longer)
+    return asked.tokens + sum(more) / usual
 
 
 def fastest(asked: Asked, cluster: Cluster, memory_stack: str) -> Candidates | None:

@@ -32,6 +32,14 @@ _UNITS = {"B": 1e9, "T": 1e12}
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Longer rows at the end of pre-training."""
+
+    context: int  # tokens in a row
+    tokens: float
+
+
+@dataclass(frozen=True)
 class Job:
     """Of one model. None: as the row says."""
 
@@ -41,6 +49,7 @@ class Job:
     tokens: float | None = None  # where a row has none, or only the least
     precision: str | None = None
     stack: str | None = None
+    longer: tuple[Stage, ...] = ()
     assumed: str = ""  # what is not published, beside the layout
     note: str = ""  # why published hours may be other than those of the training that is predicted
 
@@ -58,6 +67,7 @@ class Asked:
     stack: str
     precision: str
     layout: Candidates | None  # the row's own, of its batch
+    longer: tuple[Stage, ...]
     assumed: str
     note: str
 
@@ -86,7 +96,7 @@ _LLAMA_1_JOB = Job(context=2048, batch_tokens=4 * MI, devices=2048, tokens=1.4e1
 # Llama 3: arXiv:2407.21783, 3.3.2 and 3.4.1 (405B: 15.6 T tokens, rows of 8,192, 16 Mi tokens a step from
 # 2.9 T on, 16,384 devices). Llama 4: its announcement (FP8). Llama 1: arXiv:2302.13971, tables 2 and 15 and
 # section 2.4. Olmo 3: OLMo-core, src/scripts/official/OLMo3 (batches). nanoGPT: config/train_gpt2.py (480
-# rows, 600,000 steps). DeepSeek-V3: arXiv:2412.19437, table 1 and section 4.2.
+# rows, 600,000 steps). DeepSeek-V3: arXiv:2412.19437, table 1 and sections 4.2 and 4.3.
 JOBS = {
     "Llama 3 8B": replace(_LLAMA_3_JOB, devices=2048, assumed=f"{_LLAMA_3}, 2,048 devices"),
     "Llama 3 70B": replace(_LLAMA_3_JOB, devices=8192, assumed=f"{_LLAMA_3}, 8,192 devices"),
@@ -110,7 +120,8 @@ JOBS = {
         context=4096,
         batch_tokens=15360 * 4096,
         devices=2048,
-        note="published hours include 119,000 of longer rows and 5,000 after pre-training",
+        longer=(Stage(32768, 1000 * 1920 * 32768.0), Stage(131072, 1000 * 480 * 131072.0)),
+        note="published hours include 5,000 after pre-training",
     ),
 }
 
@@ -139,6 +150,7 @@ def asked_of(run: PublishedRun) -> Asked | None:
         stack=job.stack or run.stack,
         precision=job.precision or run.precision,
         layout=run.candidates if given else None,
+        longer=job.longer,
         assumed="" if given and devices else job.assumed,
         note=job.note,
     )

@@ -89,13 +89,14 @@ def _batch(cells: Cells, data: int, pipeline: int) -> dict[str, int]:
 
 
 def _schedule(cells: Cells, pipeline: int) -> dict[str, int]:
-    text = f"{cells.get('schedule', '')} {cells.get('notes', '')}".lower()
+    text = " ".join(cells.get(key, "") for key in ("schedule", "notes", "source")).lower()
     # Interleaved without a number: two stages on a rank, as torchtitan does unless told otherwise.
     usual = 2 if "interleaved" in text else _weak_scaling_stages(cells, pipeline)
     interleave = max(1, int(cells.get("interleave", usual)))
     if pipeline > 1 and re.search(r"\bzbv|zero.?bubble", text):
         return {"schedule": SCHEDULES.index("zbv"), "interleave": 2}
-    if pipeline > 1 and "dualpipe" in text:
+    # DeepSeek-V3's training, whichever of its reports a row is from.
+    if pipeline > 1 and re.search(r"dualpipe|2412\.19437|2505\.09343", text):
         return {"schedule": SCHEDULES.index("dualpipev"), "interleave": 2}
     if pipeline > 1 and interleave > 1:
         return {"schedule": SCHEDULES.index("interleaved"), "interleave": interleave}

@@ -5,7 +5,7 @@
 3. The first of them are gone over rank by rank and schedule by schedule (exact.py); their order is final.
 What lies beside the best is kept for `bessemer plan`: the front over time, money and energy (pareto.py),
 and why the others were not chosen (rejected.py), both made only when they are asked for.
-Cost: 0.7 to 1.9 s for 1,024 devices, the whole command; docs/planner.md has the figures.
+Cost: 0.7 to 1.2 s for 1,024 devices, the whole command; docs/planner.md has the figures.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import Candidates, Floats, Ints
-from bessemer.planner.search.costed import Field
+from bessemer.planner.search.costed import Field, run_hours
 from bessemer.planner.search.exact import Exact, exact
 from bessemer.planner.search.nowhere import fits_nowhere
 from bessemer.planner.search.question import Question
@@ -116,6 +116,7 @@ def question_of(
         compiles=section.compile is not False,
         must_compile=section.compile is True,
         saves_async=section.async_save is not False,
+        objective=decided.objective,
     )
 
 
@@ -160,21 +161,31 @@ def _split(rows: Candidates) -> Ints:
 
 
 def preference(question: Question, field: Field) -> Floats:
-    """What is to be as small as possible. On a whole cluster money goes with time."""
-    if question.prefer != "energy":
+    """What is to be as small as possible."""
+    wanted = _counted(question)
+    if wanted == "time":
         return field.step_s
     if field.kwh is None:
         raise RecipeError(
-            'energy.prefer = "energy" needs the power of the device',
+            f'energy.prefer = "{question.prefer}" needs the power of the device',
             found=f"no power limit of {question.cluster.device.name} is known",
             wanted="a device with tdp_w",
             fix="describe it in a cluster file, or remove energy.prefer",
         )
-    return field.kwh
+    if wanted == "energy":
+        return field.kwh
+    return np.asarray(question.usd(run_hours(question, field.step_s), field.kwh))
 
 
 def taken(question: Question, found: Exact) -> float:
-    return found.kwh or 0.0 if question.prefer == "energy" else found.step_s
+    amounts = {"time": found.step_s, "energy": found.kwh, "cost": found.usd}
+    return amounts[_counted(question)] or 0.0
+
+
+def _counted(question: Question) -> str:
+    """The preference; rent goes with time, as a whole cluster is paid for, and electricity does not."""
+    rented = question.prefer == "cost" and not question.cluster.usd_per_kwh
+    return "time" if rented else question.prefer
 
 
 def complexity(layout: Layout) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from bessemer.formulas.layout import SCHEDULES, V_SHAPED
 from bessemer.formulas.memory import Memory, Workload, kept_per_token
 from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.rollout_memory import asked_bytes
 from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats, Ints
 from bessemer.planner.cost.memory import MemoryColumns, stage_bytes
@@ -120,7 +121,9 @@ class Room:
         return self.worst * (memory.total - memory.base) + self.outside_bytes
 
     def named(self, memory: Memory) -> dict[str, float]:
-        """Bytes in the words of the plan. buffers: casts, gathered weights, and what a block works on."""
+        """Bytes in the words of the plan. buffers: casts, gathered weights, and what a block works on;
+        asked and sampling: models beside the one that is trained (formulas/rollout_memory.py)."""
+        beside = {"asked": memory.asked, "sampling": memory.sampling}
         return {
             "weights": memory.weights,
             "gradients": memory.gradients,
@@ -128,6 +131,7 @@ class Room:
             "activations": memory.activations,
             "logits": memory.loss,
             "buffers": memory.casts + memory.working + memory.gathered + memory.saving,
+            **{name: value for name, value in beside.items() if value},
             "allocator": round(self.usual * (memory.total - memory.base) + self.outside_bytes),
         }
 
@@ -168,6 +172,8 @@ def memory_of(question: Question, candidates: Candidates) -> MemoryColumns:
     kept = eager(question, candidates) & (candidates.recompute == RECOMPUTE.index("none"))
     more = np.where(kept, bare / compiled - 1.0, 0.0) * memory.activations
     memory = replace(memory, activations=memory.activations + more, needed=memory.needed + more)
+    asked = asked_bytes(question.objective, question.dtype)
+    memory = replace(memory, weights=memory.weights + asked, needed=memory.needed + asked)
     tensors, outside = memory.allocated, np.maximum(memory.outside, _OUTSIDE_BYTES)
     return replace(
         memory,

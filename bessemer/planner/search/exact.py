@@ -15,10 +15,11 @@ from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory import Memory, Workload
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.rank_memory import rank_memory
+from bessemer.formulas.rollout_memory import with_rounds
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import simulate
 from bessemer.planner.cost.time import StepTimes
-from bessemer.planner.search.costed import Field, Room, own_times, run_hours, run_kwh
+from bessemer.planner.search.costed import Field, Room, eager, own_times, run_hours, run_kwh
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import layout_of
 from bessemer.planner.stage_rules import eager_only
@@ -70,8 +71,9 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
     ranks = tuple(sorted({0, min(1, last), last}))
     memories = memories_of(question, layout, micro_batch, int(one.micro_batches[0]), recompute, ranks)
     again = played(question, one, layout)
-    kwh, usd = run_kwh(question, again), question.usd_per_device_hour
+    kwh = run_kwh(question, again)
     hours = float(run_hours(question, again.total_s)[0])
+    drawn = None if kwh is None else float(kwh[0])
     return Exact(
         layout,
         micro_batch,
@@ -84,8 +86,8 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
         room,
         ranks,
         hours,
-        float(kwh[0]) if kwh is not None else None,
-        hours * question.cluster.devices * usd if usd is not None else None,
+        drawn,
+        question.usd(hours, drawn),
         question.cluster.devices,
     )
 
@@ -108,7 +110,11 @@ def memories_of(
         None,
         min(micro_batches, 4 * layout.pipeline),
     )
-    return tuple(rank_memory(question.shape, work, layout, rank) for rank in ranks)
+    shape, objective = question.shape, question.objective
+    return tuple(
+        with_rounds(rank_memory(shape, work, layout, rank), shape, work, layout, objective, question.context)
+        for rank in ranks
+    )
 
 
 def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
@@ -146,6 +152,8 @@ def _layer_and_head(question: Question, one: Candidates) -> tuple[float, float, 
     alone = replace(one, pipeline=single, interleave=single, schedule=0 * single, micro_batches=single)
     dense = num_dense_layers(shape) if shape.experts else 0
     double = replace(shape, layers=2 * shape.layers, dense_layers=2 * dense)
+    # What its schedule keeps from being compiled is not compiled on one rank either.
+    question = replace(question, compiles=not eager(question, one)[0])
     usual = own_times(question, alone)
     more = own_times(replace(question, shape=double), alone)
     layer_s = float(more.busiest_s[0] - usual.busiest_s[0]) / shape.layers

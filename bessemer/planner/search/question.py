@@ -4,12 +4,16 @@ The batch and the compute type are the recipe's: a layout never changes what is 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from bessemer.energy.grid import region
+from bessemer.energy.facility import power_usage_effectiveness
 from bessemer.formulas.goodput import Reliability
+from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cluster import Cluster, reliability_of
+
+Column = Any  # of candidates: numbers, or arrays of them
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Question:
     compiles: bool = True  # where the layout allows it
     must_compile: bool = False  # then only what can be compiled
     saves_async: bool = True  # checkpoints are written while training goes on
+    objective: Objective = NEXT_TOKEN  # for the memory of answers that are sampled
 
     @property
     def stack(self) -> str:
@@ -37,18 +42,21 @@ class Question:
     def batch_tokens(self) -> int:
         return self.batch_rows * self.context
 
-    @property
-    def usd_per_device_hour(self) -> float | None:
-        """Given, or the list price."""
-        return self.cluster.usd_per_device_hour or self.cluster.device.usd_per_device_hour
+    def usd(self, hours: Column, kwh: Column | None) -> Column | None:
+        """Of runs that take so long and so much. None: no price, or no energy to pay for, is known."""
+        rent = self.cluster.usd_per_device_hour
+        rent = self.cluster.device.usd_per_device_hour if rent is None else rent
+        if rent is None:
+            return None
+        money = rent * self.cluster.devices * hours
+        if not self.cluster.usd_per_kwh:
+            return money
+        return None if kwh is None else money + self.cluster.usd_per_kwh * kwh
 
     @property
     def pue(self) -> float:
-        """Facility over IT energy: given, the cloud region's, or 1.0 for one device under a desk and 1.25
-        for a cluster."""
-        code = self.cluster.region
-        known = region(code).pue if code else None
-        return self.cluster.pue or known or (1.0 if self.cluster.devices == 1 else 1.25)
+        """Facility over IT energy."""
+        return power_usage_effectiveness(self.cluster.pue, self.cluster.region, self.cluster.devices)[0]
 
     def on(self, devices: int) -> "Question":
         """The same on so many of the cluster's devices."""

@@ -76,6 +76,15 @@ def test_columns_of_adapters_are_the_scalar_formula_on_random_layouts() -> None:
     assert (np.abs(found) < 1e-6).mean() > 0.7
 
 
+@pytest.mark.parametrize("shapes", [(DENSE, ROUTED), ADAPTED], ids=["whole", "adapted"])
+def test_columns_of_classifiers_are_the_scalar_formula_on_random_layouts(
+    shapes: tuple[ModelShape, ...],
+) -> None:
+    classes = tuple(replace(shape, labels=7) for shape in shapes)
+    found = np.array([error(case) for case in cases(120, least_share=2, shapes=classes)])
+    assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
+
+
 def test_columns_are_never_much_below_it_with_few_micro_batches() -> None:
     """Gradients that are not there yet are counted: up to a fifth too much, never too little."""
     found = np.array([error(case) for case in cases(120, least_share=1)])

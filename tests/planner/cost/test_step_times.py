@@ -145,6 +145,39 @@ def test_expert_ranks_send_tokens_and_hold_fewer_experts():
     assert across.expert_s[0] > 1.5 * spread.expert_s[0]
 
 
+def test_experts_that_read_a_latent_send_as_much_less():
+    spread = {"shard": 64, "zero": 2, "expert": 64}
+    latent = replace(EXPERTS, expert_hidden=EXPERTS.hidden // 4)
+    less = times(latent, "bessemer", **spread).expert_s[0] / times(EXPERTS, "bessemer", **spread).expert_s[0]
+    assert 0.25 < less < 0.3  # latencies stay
+
+
+def test_routing_that_is_limited_to_groups_reaches_fewer_nodes():
+    spread = {"shard": 64, "zero": 2, "expert": 64}
+    found = [
+        times(replace(EXPERTS, expert_groups=groups), "bessemer", **spread).expert_s[0]
+        for groups in (2, 4, 8, 0)
+    ]
+    assert found[0] < found[1] < found[2] == found[3]  # eight nodes are all of them
+    near = {"shard": 8, "zero": 2, "expert": 8}
+    alone = [
+        times(replace(EXPERTS, expert_groups=groups), "bessemer", **near).expert_s[0] for groups in (2, 0)
+    ]
+    assert alone[0] == alone[1]
+
+
+def test_two_way_pipeline_hides_exchanges_and_pays_with_the_processors_that_send():
+    layout = {"shard": 16, "zero": 1, "expert": 16, "pipeline": 4, "micro_batches": 64}
+    plain = times(EXPERTS, "megatron", **layout)
+    two_way = times(EXPERTS, "megatron", **layout, schedule=SCHEDULES.index("dualpipev"), interleave=2)
+    assert two_way.hidden_s[0] > plain.hidden_s[0]
+    # 20 of 132 processors send: what the others take longer shows, and a tenth of the exchanges.
+    shown = two_way.expert_s[0] - 0.1 / 0.9 * two_way.hidden_s[0]
+    assert 0.15 < shown / two_way.compute_s[0] < 20 / 112
+    alone = {**layout, "expert": 1}
+    assert times(EXPERTS, **alone, schedule=SCHEDULES.index("dualpipev"), interleave=2).expert_s[0] == 0.0
+
+
 def test_a_zero_bubble_schedule_waits_less_than_1f1b():
     plain = times(LARGE, "bessemer", pipeline=8, micro_batches=16)
     zero = times(

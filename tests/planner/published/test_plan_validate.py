@@ -113,7 +113,9 @@ def test_error_of_shipped_excerpts_does_not_grow() -> None:
     wrong = [row["model"] for row in died if row["predicted_fits"]]
     assert (len(died), wrong, summary["false_fits"]) == (6, ["BLOOM-candidate 206B"], 1)
     assert all(math.isfinite(value) for value in summary.values())
-    assert summary["time_median_ape"] < 0.25 and summary["memory_mape"] < 0.08
+    assert summary["time_median_ape"] < 0.06 and summary["memory_mape"] < 0.03
+    # 8.5 % and 29.1 %: two rows of GB300, of other releases than the most. Of all 755 rows 7.4 and 13.9 %.
+    assert summary["time_error_over_groups"] < 0.09 and summary["worst_group_time_mape"] < 0.30
     memory = call(str(HERE / "memory.csv"))[0]["summary"]
     assert memory["memory_mape"] < 0.03 and memory["memory_worst"] < 0.08
 

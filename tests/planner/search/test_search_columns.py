@@ -52,6 +52,15 @@ def test_columns_and_the_exact_path_tell_the_same_time_where_nothing_is_rounded(
         assert exact(field, int(place)).step_s == pytest.approx(field.step_s[place], rel=0.03)
 
 
+def test_schedule_that_cannot_be_compiled_does_the_same_matmuls_and_moves_twice_the_bytes() -> None:
+    plain, zero = (
+        of_layout(question(), Layout(tensor=8, pipeline=8, schedule=schedule), 1, "none").parts
+        for schedule in ("1f1b", "zbv")
+    )
+    assert zero["matmul_s"] == pytest.approx(plain["matmul_s"], rel=0.03)
+    assert zero["vector_s"] == pytest.approx(2.0 * plain["vector_s"], rel=0.03)
+
+
 @pytest.mark.parametrize("text", ["1f1b", "interleaved", "zbv"])
 def test_later_micro_batches_hold_no_more_than_the_first(text: str) -> None:
     layout = Layout(shard=2, pipeline=4, schedule=text, interleave=2 if text == "interleaved" else 1)
