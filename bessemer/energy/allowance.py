@@ -13,6 +13,7 @@ from pathlib import Path
 from bessemer.energy.facility import prices
 from bessemer.energy.ledger import StageLedger
 from bessemer.energy.place import Place, place_of
+from bessemer.energy.power import Band
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
 from bessemer.energy.spending import UNITS, Spending, Spent, spent_of
 from bessemer.errors import RefusedError, StoppedError
@@ -152,13 +153,17 @@ class Allowance:
         spent, left, unit = self.spent(name), {**_UNKNOWN, **self._own.left(steps)}, UNITS[name]
         elsewhere = self._others[name].value or 0.0
         others = f", {format_short(elsewhere)} of them in other stages" if elsewhere else ""
-        needed = _banded(left[name], unit)
+        rest = f"for the {steps:,} steps that are left"
+        wanted, goes_on = f"room {rest}, whose pace is not known yet", "goes on"
+        if (band := left[name].band) is not None:
+            wanted = f"{_banded(band, unit)} more {rest}, at this stage's own pace"
+            goes_on = "goes on to the end of the stage"
         settings = " ".join(f"--set budget.{key}={least}" for key, least in self._least(name, left).items())
         return {
             "found": f"budget.{name} = {self.limits[name]:g}, of which {format_short(spent.value or 0.0)} "
             f"{unit} are spent{others}",
-            "wanted": f"{needed} more for the {steps:,} steps that are left, at this stage's own pace",
-            "fix": f"the same command with {settings} or more goes on to the end of the stage; or stop here",
+            "wanted": wanted,
+            "fix": f"the same command with {settings} or more {goes_on}; or stop here",
         }
 
     def _least(self, name: str, left: Spent) -> dict[str, str]:
@@ -179,11 +184,8 @@ def _sum(quantities: Iterable[Quantity]) -> Quantity:
     return whole
 
 
-def _banded(quantity: Quantity, unit: str) -> str:
+def _banded(band: Band, unit: str) -> str:
     """ "3.2 kWh (2.9 to 3.6)"."""
-    band = quantity.band
-    if band is None:
-        return f"an unknown number of {unit}"
     return f"{format_short(band.value)} {unit} ({format_short(band.low)} to {format_short(band.high)})"
 
 

@@ -85,7 +85,8 @@ def saved_in(ledger: StageLedger, kwh: Quantity, hourly: Hourly | None) -> Saved
     """Of one stage that paused."""
     pauses = ledger.pauses
     hours = sum(pause.end_s - pause.begin_s for pause in pauses) / 3600.0
-    attempts = ledger.spans_by_attempt()
+    # Rows that do not tell phases have what a pause drew in their steps: it is unknown, and no 0.
+    attempts = None if ledger.phases is None else ledger.spans_by_attempt()
     drawn = None if attempts is None else sum(span.joules for span in chain(*attempts) if span.is_pause)
     carbon, without, why = _compared(attempts, kwh, hourly)
     return Saved(len(pauses), hours, drawn, carbon, without, why)

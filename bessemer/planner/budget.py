@@ -194,7 +194,7 @@ def check_budget(
 ) -> None:
     """RefusedError where `steps` cannot come within the budget, even if all goes well.
 
-    fewer_devices: how many of them would do, as they waste less; asked only then.
+    steps: 0: cannot be fewer. fewer_devices: how many of them would do, as they waste less; asked only then.
     """
     use = exceeded(found)
     if use is None:

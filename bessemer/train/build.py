@@ -164,6 +164,7 @@ def build(
         if machine.pause is not None:
             pause = Pause(PauseRule(**machine.pause), job.engine, job.record, stop, console)
             on_failure.callback(pause.close)
+            company.first_does("grid", pause.open)
             job = replace(job, pause=pause)
         if machine.tune is not None:
             job = replace(job, tune=begin_tune(machine.tune, job, state.step, company, console))

@@ -61,6 +61,8 @@ def train(job: Job, state: TrainState) -> TrainState:
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)
         stopping = stopping or job.stops_alone
+    if job.pause is not None:
+        job.pause.look(state.step)  # the last step may have ended in another hour than any before
     if saved < state.step:
         write_checkpoint(job, state)
     with job.record.phase("saving"):
@@ -128,7 +130,8 @@ def pause(job: Job, grid: Pause, state: TrainState, saved: int) -> tuple[int, bo
     began_s = time.monotonic()
     if saved < state.step:
         saved = write_checkpoint(job, state)
-    job.saver.wait()
+    with job.record.phase("saving"):
+        job.saver.wait()
     job.record.saved(job.saver.finished(), state.step)
     stopping = grid.wait(state.step)
     job.record.resume(time.monotonic() - began_s)

@@ -1,9 +1,9 @@
 """Standing still while the grid is dirty: the state is saved, the processes live, and nothing is computed.
 
-The first rank looks at the grid (energy/pausing.py) with each row of metrics, and before an attempt's first
-step; the ranks agree in one exchange. While they wait they exchange once a second whether any was asked to
-stop and whether it goes on, so that no signal goes unheard and no collective times out. Devices keep their
-memory and draw what they draw idle: booked as `paused`. Time in a pause is no step's.
+The first rank looks at the grid (energy/pausing.py) before an attempt's first step, with each row of metrics
+and after the last step; the ranks agree in one exchange. While they wait they exchange once a second whether
+any was asked to stop and whether it goes on, so that no signal goes unheard and no collective times out.
+Devices keep their memory and draw what they draw idle: booked as `paused`. Time in a pause is no step's.
 Cost: where nothing is configured none; else 3 µs a row (2 cores, 2026-11-28), and with several ranks an
 exchange of one number.
 """
@@ -33,25 +33,29 @@ class Pause:
     def __init__(
         self, rule: PauseRule, engine: Engine, record: Recorder | Silence, stop: Stop, console: Console
     ) -> None:
-        """RecipeError where the intensity cannot be read."""
         self._engine, self._record, self._stop, self._console = engine, record, stop, console
-        self._pauses = rule.pauses
-        self._grid = Pausing(rule, open_intensity(rule)) if engine.rank == 0 else None
+        self._rule = rule
+        self._grid: Pausing | None = None  # of the first rank
         self._reason: str | None = None  # to pause
         self._is_first = True
         self._told: tuple[int, float | None] = (_NEVER, None)  # hour and grams
         self._told_unknown = False
+
+    def open(self) -> dict[str, Any]:
+        """By the first rank, before training. RecipeError where the intensity cannot be read."""
+        self._grid = Pausing(self._rule, open_intensity(self._rule))
+        return {}
 
     def is_due(self, step: int, every: int) -> bool:
         """Whether to pause after `step`, on which all ranks agree. every: steps between two rows."""
         if not self._is_first and step % every:
             return False
         self._is_first = False
-        self._look(step)
-        return self._pauses and self._engine.any(self._reason is not None)
+        self.look(step)
+        return self._rule.pauses and self._engine.any(self._reason is not None)
 
     def wait(self, step: int) -> bool:
-        """Until the grid is clean, or any rank is to stop: whether it is."""
+        """Stand still until the grid is clean or any rank is to stop: whether to stop."""
         self._tell_begin(step)
         with self._record.phase("paused") as drawn:
             stopping = self._until_clean(step)
@@ -64,24 +68,7 @@ class Pause:
             )
         return stopping
 
-    def close(self) -> None:
-        if self._grid is not None and self._grid.intensity is not None:
-            self._grid.intensity.close()
-
-    def _until_clean(self, step: int) -> bool:
-        while True:
-            self._look(step)
-            self._record.waiting(step)
-            goes_on = self._grid is not None and self._reason is None
-            told = self._engine.each_rank([float(self._stop.asked), float(goes_on)])
-            if any(asked for asked, _ in told):
-                return True
-            if told[0][1]:
-                return False
-            self._record.keep_up()
-            time.sleep(_POLL_S)
-
-    def _look(self, step: int) -> None:
+    def look(self, step: int) -> None:
         """By the first rank: what the grid is at, told once an hour, and whether to pause for it."""
         if self._grid is None:
             return
@@ -94,6 +81,23 @@ class Pause:
             self._console.line(f"energy: {text}")
         self._tell_hour(step, int(time_s // HOUR_S), intensity.now(time_s))
 
+    def close(self) -> None:
+        if self._grid is not None and self._grid.intensity is not None:
+            self._grid.intensity.close()
+
+    def _until_clean(self, step: int) -> bool:
+        while True:
+            self.look(step)
+            self._record.waiting(step)
+            goes_on = self._grid is not None and self._reason is None
+            told = self._engine.each_rank([float(self._stop.asked), float(goes_on)])
+            if any(asked for asked, _ in told):
+                return True
+            if told[0][1]:
+                return False
+            self._record.keep_up()
+            time.sleep(_POLL_S)
+
     def _tell_hour(self, step: int, hour: int, grams: float | None) -> None:
         told_hour, told_g = self._told
         if hour == told_hour and (grams is None or told_g is not None):
@@ -102,7 +106,7 @@ class Pause:
         self._record.event("grid", step, hour=hour_text(hour), g_per_kwh=grams)
         if grams is None and not self._told_unknown:
             self._told_unknown = True
-            goes_on = "; what is not known is not taken for dirty" if self._pauses else ""
+            goes_on = "; what is not known is not taken for dirty" if self._rule.pauses else ""
             self._console.line(f"energy: the grid's intensity is not known for {hour_text(hour)}{goes_on}")
 
     def _tell_begin(self, step: int) -> None:

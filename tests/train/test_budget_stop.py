@@ -33,7 +33,6 @@ from bessemer.log import Console
 from bessemer.planner.budget import Use
 from bessemer.recipe.load import load
 from bessemer.rundir import read_rows
-from bessemer.train import budget
 from bessemer.train.budget import BudgetWatch, check_metered
 from bessemer.train.loop import train
 from bessemer.train.record import Recorder
@@ -93,6 +92,16 @@ def test_plan_is_refused_where_even_its_low_end_is_too_much(tmp_path: Path) -> N
     assert caught.value.exit_code == 3 and not (tmp_path / "run/pretrain").exists()
 
 
+def test_stage_that_has_begun_is_not_told_to_become_shorter(tmp_path: Path) -> None:
+    write_recipe(tmp_path, sizes=SMALL)
+    pretrained(tmp_path, "pretrain.steps=2")
+    with pytest.raises(RefusedError, match="does not fit its budget") as caught:
+        pretrained(
+            tmp_path, "pretrain.steps=4000", f"budget.hours={spent_hours(tmp_path / 'run/pretrain') + 1e-4}"
+        )
+    assert caught.value.fix.startswith("raise it with --set budget.hours=")
+
+
 def test_fine_tuning_stops_at_the_limit_that_pre_training_has_drawn_of_too(tmp_path: Path) -> None:
     write_recipe(tmp_path, task=True)
     pretrained(tmp_path, "pretrain.steps=5")
@@ -116,7 +125,7 @@ def test_comparison_with_random_weights_counts_when_fine_tuning_begins(
     write_recipe(tmp_path, task=True)
     pretrained(tmp_path, "pretrain.steps=1")
     found: list[Use] = []
-    monkeypatch.setattr(budget, "warning", found.extend)
+    monkeypatch.setattr("bessemer.train.budget.warning", found.extend)
     compared = ["finetune.compare_scratch=true", "finetune.compare_seeds=1", "budget.hours=100"]
     loaded = load(str(tmp_path / "tiny.toml"), ["pretrain.steps=1", *compared])
     _check(prepare_finetune(loaded, place(tmp_path), None), "finetune")
@@ -133,8 +142,10 @@ def test_hours_are_watched_in_a_pause_too(tmp_path: Path) -> None:
     (tmp_path / "hours.csv").write_text(f"time,g_per_kwh\n{rows}")
     pausing = ("energy.intensity=hours.csv", "energy.pause_above_g_per_kwh=300.0",
                "energy.pause_most_hours=0.004")  # fmt: skip
-    with pytest.raises(StoppedError, match=r"budget\.hours is used up: at step 0 of 3, and saved"):
+    with pytest.raises(StoppedError, match=r"budget\.hours is used up: at step 0 of 3, and saved") as caught:
         pretrained(tmp_path, "pretrain.steps=3", *pausing, "budget.hours=0.0014")
+    assert "3 steps that are left, whose pace is not known yet" in caught.value.wanted
+    assert "or more goes on;" in caught.value.fix
     stage = tmp_path / "run/pretrain"
     (told,), (ended,) = events(stage, "budget"), events(stage, "stop_in_pause")
     assert 0.0014 <= told["spent"] < 0.0025 and ended["seconds"] < 9.0
