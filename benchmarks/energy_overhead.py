@@ -109,8 +109,8 @@ def measure(steps: int, sizes: dict[str, int]) -> dict[str, Any]:
     # Not before `arrange`: the environment decides how torch allocates and how many threads it takes.
     import torch
 
-    from bessemer.energy.meter import PowerMeter
-    from bessemer.energy.phases import PhasedMeter
+    from bessemer.energy.metering.meter import PowerMeter
+    from bessemer.energy.metering.phases import PhasedMeter
     from bessemer.train import metering
 
     watch = Stopwatch()

@@ -22,7 +22,7 @@ import torch
 from step import BessemerStep, plan_of
 from torch import Tensor
 
-from bessemer.energy.meter import EnergyReading, PowerMeter
+from bessemer.energy.metering.meter import EnergyReading, PowerMeter
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.hardware import find, usable_cores
 from bessemer.measure.ceiling import ceilings, device_name

@@ -81,7 +81,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.data.factory.how import How
     from bessemer.data.preparing import check_no_errors
     from bessemer.data.store import prepare, prepare_task
-    from bessemer.energy.beside import around_data
+    from bessemer.energy.metering.beside import around_data
     from bessemer.recipe.load import load
 
     given = {name: getattr(args, name) for name in _OPTIONS["build"] if getattr(args, name) is not None}

@@ -6,7 +6,7 @@ from typing import Any
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.preparing import check_no_errors
 from bessemer.data.store import prepare_task
-from bessemer.energy.beside import around_data
+from bessemer.energy.metering.beside import around_data
 from bessemer.errors import RecipeError
 from bessemer.planner.facts import Facts
 from bessemer.planner.resolve import finetune_context

@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from bessemer.energy.levers.restore import restore_left
-    from bessemer.energy.meter import PowerMeter
+    from bessemer.energy.metering.meter import PowerMeter
     from bessemer.hardware import cache_folder, disk_free_bytes, machine
     from bessemer.measure.facts import meter_name
 

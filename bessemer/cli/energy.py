@@ -29,8 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.what == "validate":
         return _validate(args)
-    from bessemer.energy.account import account
-    from bessemer.energy.prometheus import write_prometheus
+    from bessemer.energy.accounting.account import account
+    from bessemer.energy.accounting.prometheus import write_prometheus
 
     if args.rows is not None:
         raise _useless(args.rows, "with a run")

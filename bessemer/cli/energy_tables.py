@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from bessemer.cli.columns import text_table
-from bessemer.energy.clean_hours import pause_words
+from bessemer.energy.accounting.savings import pause_words
 from bessemer.energy.quantity import banded
 from bessemer.units import (
     J_PER_KWH,

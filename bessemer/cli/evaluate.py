@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from bessemer.energy.beside import EVALUATE
+    from bessemer.energy.metering.beside import EVALUATE
     from bessemer.evaluate.run import evaluate
     from bessemer.recipe.load import load
     from bessemer.rundir import find_stage

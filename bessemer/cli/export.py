@@ -23,7 +23,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    from bessemer.energy.beside import EXPORT
+    from bessemer.energy.metering.beside import EXPORT
     from bessemer.errors import RecipeError
     from bessemer.export.huggingface import export_huggingface
     from bessemer.export.peft import export_peft

@@ -23,7 +23,7 @@ def budget_document(recipe: Any, plan: Any, facts: Any, *, only_finetunes: bool)
 
 
 def show_budget(document: dict[str, Any]) -> str:
-    from bessemer.energy.spending import UNITS
+    from bessemer.energy.accounting.spending import UNITS
 
     rows = []
     for row in document["budget"]:

@@ -44,7 +44,7 @@ def run_all(reference: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     from bessemer.cli.finetune import run_finetune
-    from bessemer.energy.beside import EVALUATE, EXPORT
+    from bessemer.energy.metering.beside import EVALUATE, EXPORT
     from bessemer.evaluate.run import evaluate
     from bessemer.export.huggingface import export_huggingface
     from bessemer.finetune.run import check_early

@@ -4,7 +4,7 @@ data/<hash>/   manifest.json   tokenizer.json   tokenizer_config.json
                tokens/<nn-source>/<split>-<nnnnn>.{bin,idx,parquet}     pre-training: a shard a part
                tokens/<split>-00000.{bin,idx,jsonl}                     a task
                samples.jsonl                                            of what was kept and what was left out
-               energy.json   energy.claimed                             what that took (energy/beside.py)
+               energy.json   energy.claimed                             what that took (metering/beside.py)
 """
 
 import json

@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.account import account
-from bessemer.energy.card import co2_front_matter
+from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.card import co2_front_matter
 from bessemer.export.fidelity import fidelity
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params

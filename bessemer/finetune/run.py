@@ -15,8 +15,8 @@ from bessemer.data.prepared import PreparedTask
 from bessemer.data.store import prepare_task
 from bessemer.data.task.inputs import task_inputs
 from bessemer.data.task.reading import Reading
-from bessemer.energy.beside import around_data, claim
 from bessemer.energy.levers.restore import restore_left
+from bessemer.energy.metering.beside import around_data, claim
 from bessemer.errors import DataError, RecipeError
 from bessemer.finetune.added import new_tokens, told, with_rows
 from bessemer.finetune.distill import Teacher, ask_teacher, check_teaches, find_teacher, has_answered

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from bessemer.energy.meter import busy_seconds
+from bessemer.energy.metering.meter import busy_seconds
 from bessemer.errors import WriteError
 from bessemer.hardware import machine, usable_cores
 from bessemer.launch.local import run_workers

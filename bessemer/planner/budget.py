@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bessemer.energy.allowance import limits_of, rounded_up
-from bessemer.energy.spending import UNITS
+from bessemer.energy.accounting.allowance import limits_of, rounded_up
+from bessemer.energy.accounting.spending import UNITS
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import Estimate, StagePlan

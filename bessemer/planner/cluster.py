@@ -7,7 +7,7 @@ From the catalogue (`64xH100`), from [cluster] of a recipe, or from a TOML file 
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bessemer.energy.facility import prices
+from bessemer.energy.accounting.facility import prices
 from bessemer.errors import RecipeError
 from bessemer.formulas.goodput import (
     DEVICE_HOURS_PER_FAILURE,

@@ -8,8 +8,8 @@ peak, over its measured matmul ceiling.
 
 from dataclasses import dataclass, replace
 
-from bessemer.energy import facility
-from bessemer.energy.facility import (
+from bessemer.energy.accounting import facility
+from bessemer.energy.accounting.facility import (
     around_device,
     grid_region,
     power_usage_effectiveness,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from bessemer.energy.pausing import check_pausing
+from bessemer.energy.grid.pausing import check_pausing
 from bessemer.errors import RecipeError, UserError
 from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token

@@ -8,7 +8,7 @@ it (formulas/huggingface_plan.py), and the reason why training would refuse it g
 from dataclasses import replace
 from pathlib import Path
 
-from bessemer.energy.grid import region
+from bessemer.energy.grid.regions import region
 from bessemer.errors import RecipeError
 from bessemer.formulas.huggingface import shape_from_config
 from bessemer.formulas.huggingface_keys import config_path, read_json

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.ledger import StageLedger
+from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.errors import RecipeError
 from bessemer.recipe.changes import differences
 from bessemer.recipe.load import load

@@ -1,13 +1,13 @@
 """What a run drew, and what that was in the building, in carbon and in money: the account, as pictures.
 
-All of it is the document of energy/account.py, which `bessemer energy RUN` prints.
+All of it is the document of energy/accounting/account.py, which `bessemer energy RUN` prints.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from html import escape
 from typing import Any
 
-from bessemer.energy.clean_hours import pause_words
+from bessemer.energy.accounting.savings import pause_words
 from bessemer.energy.reading import NODE
 from bessemer.report.energy_picture import Bar, Part, energy_bars
 from bessemer.report.html import Markup, Tile, heading, paragraph, table, tiles, verdict

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.account import account
+from bessemer.energy.accounting.account import account
 from bessemer.errors import RecipeError
 from bessemer.rundir import Row, named, read_object, read_rows, stages, steady_median, time_in_steps_s
 
@@ -66,7 +66,7 @@ class RunRecord:
 
     @cached_property
     def account(self) -> dict[str, Any]:
-        """What it drew (energy/account.py)."""
+        """What it drew (energy/accounting/account.py)."""
         return account(self.folder)
 
     def first_of_kind(self, kind: str) -> StageRecord | None:

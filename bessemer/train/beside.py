@@ -1,11 +1,11 @@
-"""Evaluation and export, metered: what they draw is a line of the run's account (energy/beside.py)."""
+"""Evaluation and export, metered: what they draw is a line of the run's account (metering/beside.py)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy import beside
-from bessemer.energy.receipt import write_account
+from bessemer.energy.accounting.receipt import write_account
+from bessemer.energy.metering import beside
 from bessemer.log import Console
 from bessemer.measure.ceiling import device_name
 from bessemer.measure.facts import meter_name

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.allowance import Allowance, allowance_of, counts_energy, limits_of
-from bessemer.energy.place import place_of
+from bessemer.energy.accounting.allowance import Allowance, allowance_of, counts_energy, limits_of
+from bessemer.energy.accounting.place import place_of
+from bessemer.energy.accounting.spending import UNITS
 from bessemer.energy.quantity import Quantity
-from bessemer.energy.spending import UNITS
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.log import Console
 from bessemer.planner.budget import check_budget, comparison_after, finetuning_after, uses, warning

@@ -22,8 +22,8 @@ from bessemer.data.loader import Batches
 from bessemer.data.mixture import Mixture
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.rows import Rows
-from bessemer.energy.ledger import newest_reading
-from bessemer.energy.pausing import PauseRule
+from bessemer.energy.accounting.ledger import newest_reading
+from bessemer.energy.grid.pausing import PauseRule
 from bessemer.evaluate.answers import continuations
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.objective import WITH_REFERENCE
@@ -75,7 +75,7 @@ class Machine:
     device_name: str | None = None  # of its accelerators, by which their power is known
     power_command: list[str] = field(default_factory=list)  # that prints the node's watts
     tune: dict[str, Any] | None = None  # levers: train/levers.py
-    pause: dict[str, Any] | None = None  # a PauseRule (energy/pausing.py)
+    pause: dict[str, Any] | None = None  # a PauseRule (energy/grid/pausing.py)
 
 
 def machine_of(

@@ -1,6 +1,6 @@
 """What a run draws, for its rows: a meter on each machine, what it reads by phase, and the sum of all.
 
-The first rank of each machine has its meter (energy/meter.py); the first rank's also carries what earlier
+The first rank of each machine has its meter (metering/meter.py); the first rank's also carries what earlier
 attempts drew, on whichever machines. The others tell their CPU time with each row, from which energy is
 assumed where no counter is. Between rows they are taken to have been as busy as this process: they do the
 same work, and the next row puts right what was off.
@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bessemer.energy.machines import summed, to_numbers
-from bessemer.energy.meter import ZERO, EnergyReading, NodeSources, PowerMeter, busy_seconds
-from bessemer.energy.phases import Phase, PhasedMeter
+from bessemer.energy.metering.machines import summed, to_numbers
+from bessemer.energy.metering.meter import ZERO, EnergyReading, NodeSources, PowerMeter, busy_seconds
+from bessemer.energy.metering.phases import Phase, PhasedMeter
 from bessemer.measure.facts import meter_name
 from bessemer.parallel.engine import Engine
 from bessemer.rundir import Row

@@ -1,6 +1,6 @@
 """Standing still while the grid is dirty: the state is saved, the processes live, and nothing is computed.
 
-The first rank looks at the grid (energy/pausing.py) before an attempt's first step, with each row of metrics
+The first rank looks at the grid (grid/pausing.py) before an attempt's first step, with each row of metrics
 and after the last step; the ranks agree in one exchange. While they wait they exchange once a second whether
 any was asked to stop and whether it goes on, so that no signal goes unheard and no collective times out.
 Devices keep their memory and draw what they draw idle: booked as `paused`. Time in a pause is no step's.
@@ -12,8 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.hourly import HOUR_S, hour_text, read_hourly
-from bessemer.energy.pausing import PauseRule, Pausing, open_intensity, rule_of, time_text
+from bessemer.energy.grid.hourly import HOUR_S, hour_text, read_hourly
+from bessemer.energy.grid.pausing import PauseRule, Pausing, open_intensity, rule_of, time_text
 from bessemer.errors import RecipeError
 from bessemer.log import Console
 from bessemer.parallel.engine import Engine

@@ -8,8 +8,8 @@ from bessemer.data.mixture import Mixing, Mixture
 from bessemer.data.prepared import Prepared, Replayed, open_told
 from bessemer.data.replay import check_alike, find_replayed
 from bessemer.data.store import prepare
-from bessemer.energy.beside import around_data, claim
 from bessemer.energy.levers.restore import restore_left
+from bessemer.energy.metering.beside import around_data, claim
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from bessemer.checkpoint.folder import step_of
-from bessemer.energy.ledger import ENERGY_COLUMNS, newest_reading
-from bessemer.energy.phases import Phase
+from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, newest_reading
+from bessemer.energy.metering.phases import Phase
 from bessemer.errors import StoppedError
 from bessemer.log import Console, bar
 from bessemer.parallel.engine import Engine

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.accounting.receipt import write_account
 from bessemer.energy.levers.restore import restore_left
-from bessemer.energy.receipt import write_account
 from bessemer.errors import DataError, StoppedError, UserError
 from bessemer.launch.local import run_workers
 from bessemer.launch.world import World, report_failure, world_of_environment

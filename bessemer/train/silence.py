@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.phases import Phase
+from bessemer.energy.metering.phases import Phase
 from bessemer.errors import StoppedError
 from bessemer.parallel.engine import Engine
 from bessemer.rundir import Row

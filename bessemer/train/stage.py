@@ -15,7 +15,7 @@ from bessemer.checkpoint.needed import note_needs
 from bessemer.data.mixture import Mixing
 from bessemer.data.prepared import Prepared, PreparedTask, open_told, told
 from bessemer.durable import write_bytes, write_json
-from bessemer.energy.ledger import StageLedger
+from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.errors import CheckpointError, DataError, RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.plan import StagePlan

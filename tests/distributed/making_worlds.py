@@ -28,7 +28,7 @@ from making_runs import QUIET, SMALLEST, write_recipe
 from bessemer.checkpoint.ranks import Talk
 from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
-from bessemer.energy.meter import PowerMeter
+from bessemer.energy.metering.meter import PowerMeter
 from bessemer.launch.world import held_port, world_of_environment
 from bessemer.planner.layout import parse_layout
 from bessemer.train import loop, metering

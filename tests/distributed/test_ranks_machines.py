@@ -6,7 +6,7 @@ import pytest
 from making_runs import events, write_recipe
 from making_worlds import MACHINES, STEP_J, TWO_LAYERS, VALIDATION_J, trained
 
-from bessemer.energy.account import account
+from bessemer.energy.accounting.account import account
 from bessemer.rundir import read_rows
 
 PRETRAIN = (

@@ -10,7 +10,7 @@ from making_runs import assert_same_training, curve, events, write_recipe
 from making_worlds import TWO_LAYERS, trained, world
 
 from bessemer.checkpoint.folder import listed, step_of
-from bessemer.energy.hourly import HOUR_S, hour_text
+from bessemer.energy.grid.hourly import HOUR_S, hour_text
 
 STEPS = 100
 PRETRAIN = ("pretrain", "tiny.toml", "--set", f"pretrain.steps={STEPS}", "--set", "pretrain.save_every=60")

@@ -8,9 +8,9 @@ from making_runs import run_job, stage_plan
 from prometheus_client.parser import text_string_to_metric_families
 
 from bessemer.cli.main import main
-from bessemer.energy.account import account
-from bessemer.energy.card import co2_front_matter
-from bessemer.energy.prometheus import write_prometheus
+from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.card import co2_front_matter
+from bessemer.energy.accounting.prometheus import write_prometheus
 from bessemer.errors import RecipeError, WriteError
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS

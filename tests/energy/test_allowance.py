@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bessemer.energy.account import account
-from bessemer.energy.allowance import Allowance, allowance_of, limits_of
-from bessemer.energy.hourly import hour_text
-from bessemer.energy.place import place_of
+from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.allowance import Allowance, allowance_of, limits_of
+from bessemer.energy.accounting.place import place_of
+from bessemer.energy.grid.hourly import hour_text
 from bessemer.errors import RefusedError
 from bessemer.rundir import Row
 

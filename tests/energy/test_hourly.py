@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from bessemer.energy.hourly import Span, read_hourly
+from bessemer.energy.grid.hourly import Span, read_hourly
 from bessemer.errors import RecipeError
 
 TEN_S = 1_795_860_000.0  # 2026-11-28T10:00:00Z

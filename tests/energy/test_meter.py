@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from bessemer.energy.grid import _regions, region
-from bessemer.energy.meter import EnergyReading, PowerMeter
+from bessemer.energy.grid.regions import _regions, region
+from bessemer.energy.metering.meter import EnergyReading, PowerMeter
 from bessemer.energy.power import assumed_accelerator_power, assumed_cpu_power
 from bessemer.errors import RecipeError
 

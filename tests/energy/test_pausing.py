@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from making_meters import Clock, program
 
-from bessemer.energy.hourly import hour_text
-from bessemer.energy.intensity import Command, HourlyFile
-from bessemer.energy.pausing import PauseRule, Pausing, Schedule, open_intensity, rule_of, time_text
+from bessemer.energy.grid.hourly import hour_text
+from bessemer.energy.grid.intensity import Command, HourlyFile
+from bessemer.energy.grid.pausing import PauseRule, Pausing, Schedule, open_intensity, rule_of, time_text
 from bessemer.errors import RecipeError
 from bessemer.planner.resolve import check_recipe
 from bessemer.recipe.schema import Energy, Recipe

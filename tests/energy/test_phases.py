@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from making_meters import Clock, Powercap, add
 
-from bessemer.energy.machines import summed, to_numbers
-from bessemer.energy.meter import EnergyReading, NodeSources, PowerMeter
-from bessemer.energy.phases import PhasedMeter
+from bessemer.energy.metering.machines import summed, to_numbers
+from bessemer.energy.metering.meter import EnergyReading, NodeSources, PowerMeter
+from bessemer.energy.metering.phases import PhasedMeter
 from bessemer.rundir import Row
 
 NOTHING = NodeSources(hwmon=Path("/nonexistent"), ipmi=False)

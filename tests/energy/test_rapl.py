@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from making_meters import Clock, Powercap, add
 
-from bessemer.energy.meter import NodeSources, PowerMeter
+from bessemer.energy.metering.meter import NodeSources, PowerMeter
 from bessemer.energy.power import assumed_cpu_power
 
 NO_NODE = NodeSources(hwmon=Path("/nonexistent"), ipmi=False)
@@ -111,7 +111,7 @@ def test_memory_that_is_not_fitted_may_stand_still(tmp_path: Path, clock: Clock)
 CLOSED = """
 import sys
 from pathlib import Path
-from bessemer.energy.meter import NodeSources, PowerMeter
+from bessemer.energy.metering.meter import NodeSources, PowerMeter
 none = NodeSources(hwmon=Path("/nonexistent"), ipmi=False)
 meter = PowerMeter(cores=2, powercap=Path(sys.argv[1]), node=none)
 print(meter.parts[0]["basis"], meter.hints)

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from making_meters import Clock, Powercap, add, chip, program
 
-from bessemer.energy.meter import NodeSources, PowerMeter
+from bessemer.energy.metering.meter import NodeSources, PowerMeter
 from bessemer.energy.readers import program as asking
 from bessemer.errors import RecipeError
 

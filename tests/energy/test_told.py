@@ -11,12 +11,12 @@ from huggingface_hub import ModelCard
 from prometheus_client.parser import text_string_to_metric_families
 
 from bessemer.cli.energy import show
-from bessemer.energy.account import account
-from bessemer.energy.card import co2_front_matter
+from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.card import co2_front_matter
+from bessemer.energy.accounting.likeness import KG_CO2E, KWH
+from bessemer.energy.accounting.prometheus import prometheus_text
 from bessemer.energy.draw import PRETRAINING, mean_draw
-from bessemer.energy.likeness import KG_CO2E, KWH
 from bessemer.energy.power import around_each
-from bessemer.energy.prometheus import prometheus_text
 from bessemer.formulas.layout import ONE_PROCESS
 from bessemer.hardware import lookup
 from bessemer.planner.facts import cluster_facts, planned_facts

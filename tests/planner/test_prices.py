@@ -1,4 +1,4 @@
-"""Money of plans, by the rule of the account (energy/facility.py), against closed forms."""
+"""Money of plans, by the rule of the account (energy/accounting/facility.py), against closed forms."""
 
 import re
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bessemer.energy.facility import prices
+from bessemer.energy.accounting.facility import prices
 from bessemer.energy.quantity import exactly
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape

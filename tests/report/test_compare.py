@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from bessemer.cli import compare as verb
-from bessemer.energy.account import account
+from bessemer.energy.accounting.account import account
 from bessemer.errors import RecipeError
 from bessemer.report.compare import compare
 

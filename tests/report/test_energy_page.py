@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bessemer.energy.account import account
+from bessemer.energy.accounting.account import account
 from bessemer.report.build import render
 from bessemer.report.energy import energy
 from bessemer.report.energy_picture import Bar, Part, energy_bars

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from bessemer.cli.report import run as report_command
-from bessemer.energy.account import account
+from bessemer.energy.accounting.account import account
 from bessemer.report.build import write_report
 from bessemer.report.grades import QUANTITIES, Grade, goodput, grades
 from bessemer.report.record import read_run, read_stage

@@ -24,8 +24,8 @@ from making_runs import (
 )
 
 from bessemer.checkpoint.folder import listed, step_of
-from bessemer.energy.allowance import allowance_of
-from bessemer.energy.hourly import HOUR_S, hour_text
+from bessemer.energy.accounting.allowance import allowance_of
+from bessemer.energy.grid.hourly import HOUR_S, hour_text
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.finetune.run import _check, finetune, prepare_finetune
 from bessemer.hardware import Ceilings, machine, store_ceilings

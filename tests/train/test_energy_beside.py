@@ -11,9 +11,9 @@ from making_runs import QUIET, pretrained, write_recipe
 
 from bessemer.cli.main import main
 from bessemer.data.prepared import open_prepared
-from bessemer.energy import beside
-from bessemer.energy.account import account
-from bessemer.energy.meter import busy_seconds
+from bessemer.energy.accounting.account import account
+from bessemer.energy.metering import beside
+from bessemer.energy.metering.meter import busy_seconds
 from bessemer.energy.power import assumed_cpu_power
 from bessemer.hardware import usable_cores
 from bessemer.log import Console

@@ -22,7 +22,7 @@ from making_runs import assert_same_training, curve, events, place, pretrained, 
 from bessemer.checkpoint.folder import listed, step_of
 from bessemer.checkpoint.saver import Saver
 from bessemer.cli.main import main
-from bessemer.energy.hourly import HOUR_S, hour_text
+from bessemer.energy.grid.hourly import HOUR_S, hour_text
 from bessemer.errors import RecipeError, StoppedError
 from bessemer.log import Console
 from bessemer.recipe.load import load

@@ -13,8 +13,8 @@ from making_runs import QUIET, TinyRows, assert_same_training, run_job, stage_pl
 from torch import Tensor, nn
 
 from bessemer.data.loader import MicroBatch
-from bessemer.energy import meter
-from bessemer.energy.meter import PowerMeter
+from bessemer.energy.metering import meter
+from bessemer.energy.metering.meter import PowerMeter
 from bessemer.energy.power import assumed_cpu_power
 from bessemer.errors import WriteError
 from bessemer.log import Console

@@ -6,7 +6,7 @@ The batch and the compute type are the recipe's: a layout never changes what is 
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bessemer.energy.facility import power_usage_effectiveness
+from bessemer.energy.accounting.facility import power_usage_effectiveness
 from bessemer.formulas.goodput import Reliability
 from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params

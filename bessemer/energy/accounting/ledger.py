@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from bessemer.energy.hourly import Span
-from bessemer.energy.phases import BESIDE_STEPS, PAUSED, STARTING
+from bessemer.energy.grid.hourly import Span
 from bessemer.energy.power import Band
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
-from bessemer.energy.reading import CPU, MEMORY, NODE, worst
+from bessemer.energy.reading import BESIDE_STEPS, CPU, MEMORY, NODE, PAUSED, STARTING, worst
 from bessemer.rundir import Row, counting_rows
 
 GOES_ON = "resume_after_pause"
@@ -123,7 +122,7 @@ class StageLedger:
 
     @property
     def phases(self) -> dict[str, Quantity] | None:
-        """By what it was spent on (energy/phases.py). None: rows that do not tell."""
+        """By what it was spent on (energy/metering/phases.py). None: rows that do not tell."""
         told = self.newest.get("energy_phases_j")
         return {name: self._share(joules) for name, joules in told.items()} if told is not None else None
 

@@ -1,6 +1,6 @@
 """Carbon of a kilowatt-hour now and in the hours to come: from a file that changes, or from a program.
 
-A file of hourly figures (energy/hourly.py) is read again when it changes, as forecasts are renewed while a
+A file of hourly figures (hourly.py) is read again when it changes, as forecasts are renewed while a
 run goes on; where the new one is no such file, that is told and the old one counts on. A program knows the
 present only: it is asked at most every five minutes and never waited for, but for its first answer before
 training, and its last answer counts for an hour.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from bessemer.energy.hourly import HOUR_S, MOST_G, Hourly, hour_of, read_hourly
+from bessemer.energy.grid.hourly import HOUR_S, MOST_G, Hourly, hour_of, read_hourly
 from bessemer.energy.readers.program import Program
 from bessemer.errors import RecipeError
 from bessemer.rundir import Row

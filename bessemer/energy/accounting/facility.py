@@ -8,7 +8,7 @@ Around accelerators a server draws 240 W each, +-50, its CPUs included; a workst
 
 from dataclasses import dataclass
 
-from bessemer.energy.grid import region
+from bessemer.energy.grid.regions import region
 from bessemer.energy.power import Band, around_each
 from bessemer.energy.quantity import UNKNOWN, Quantity, exactly
 from bessemer.errors import RecipeError

@@ -45,7 +45,7 @@ def region(code: str) -> Region:
 
 @cache
 def _regions() -> dict[str, Region]:
-    text = (resources.files("bessemer") / "energy" / "grid.csv").read_text(encoding="utf-8")
+    text = (resources.files("bessemer") / "energy" / "grid" / "grid.csv").read_text(encoding="utf-8")
     rows = csv.DictReader(line for line in text.splitlines() if not line.startswith("#"))
     found = [
         Region(

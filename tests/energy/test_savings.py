@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from bessemer.cli.energy_tables import account as told_account
-from bessemer.energy.account import account
-from bessemer.energy.clean_hours import saved_by_pauses, without_pauses
-from bessemer.energy.hourly import Hourly, Span, hour_of
-from bessemer.energy.ledger import ENERGY_COLUMNS, StageLedger
+from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, StageLedger
+from bessemer.energy.accounting.savings import saved_by_pauses, without_pauses
+from bessemer.energy.grid.hourly import Hourly, Span, hour_of
 from bessemer.energy.quantity import Quantity
 
 TEN = hour_of("2026-11-28T10:00Z")

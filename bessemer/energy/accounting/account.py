@@ -1,7 +1,7 @@
 """The account of a run: what each stage drew, and what that was in the building, in carbon and in money.
 
 Read from the run directory alone. Three scopes, each within the next: what was metered (its parts, or the
-whole node where something reads that), the node (around accelerators: energy/facility.py), the facility
+whole node where something reads that), the node (around accelerators: facility.py), the facility
 (PUE). Nothing is added around a CPU that no meter of the node covers: fans, disks and losses of its supply
 are not known, and the account says so. What is unknown is None with the reason, never 0.
 """
@@ -11,14 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.beside import DATA, works
-from bessemer.energy.clean_hours import saved_by_pauses
-from bessemer.energy.ledger import StageLedger
-from bessemer.energy.likeness import equivalents, published_models
-from bessemer.energy.place import Place, place_of
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.likeness import equivalents, published_models
+from bessemer.energy.accounting.place import Place, place_of
+from bessemer.energy.accounting.savings import saved_by_pauses
+from bessemer.energy.accounting.stage_account import StageAccount, over, stage_account
+from bessemer.energy.accounting.works import works
+from bessemer.energy.metering.beside import DATA
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
 from bessemer.energy.reading import NODE, worst
-from bessemer.energy.stage_account import StageAccount, over, stage_account
 from bessemer.errors import RecipeError
 from bessemer.rundir import Row, named, read_object, read_rows, stages
 

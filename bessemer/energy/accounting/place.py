@@ -5,10 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bessemer.energy.facility import grid_region, kg_per_kwh, power_usage_effectiveness
-from bessemer.energy.grid import region
-from bessemer.energy.hourly import Hourly, read_hourly
-from bessemer.energy.intensity import seen_hours
+from bessemer.energy.accounting.facility import grid_region, kg_per_kwh, power_usage_effectiveness
+from bessemer.energy.grid.hourly import Hourly, read_hourly
+from bessemer.energy.grid.intensity import seen_hours
+from bessemer.energy.grid.regions import region
 from bessemer.errors import RecipeError
 from bessemer.hardware import Device, find
 from bessemer.recipe.load import load

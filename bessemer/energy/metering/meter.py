@@ -4,7 +4,7 @@ Part by part the best reader counts (energy/readers/): of each accelerator NVML'
 else its watts, else its utilisation times its limit, else the limit's band; of the CPU and its memory RAPL,
 else watts per core times the time that this run kept cores busy. Where something reads the whole node, that
 is the sum, and what the parts leave of it is "other". Else the sum is that of the parts, without fans,
-disks, network and power supply: the account says which (energy/account.py).
+disks, network and power supply: the account says which (energy/accounting/account.py).
 A reader that fails within a run leaves a gap: bridged by the next below it, counted with its seconds
 (energy/readers/ladder.py). What nothing can tell makes the sum None, and keeps it so; never 0.
 One meter per machine: it reads whole packages, so a second one would count them twice.

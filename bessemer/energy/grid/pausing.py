@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.intensity import Command, HourlyFile, Intensity
+from bessemer.energy.grid.intensity import Command, HourlyFile, Intensity
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Energy
 

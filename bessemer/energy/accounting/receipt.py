@@ -1,4 +1,4 @@
-"""receipt.json has the whole account (energy/account.py), as it was when a stage or a command ended.
+"""receipt.json has the whole account (account.py), as it was when a stage or a command ended.
 
 Adding up never fails a run: what is wrong is told, and the receipt stays as it was.
 """
@@ -6,8 +6,8 @@ Adding up never fails a run: what is wrong is told, and the receipt stays as it 
 from pathlib import Path
 
 from bessemer.durable import write_json
-from bessemer.energy.account import account
-from bessemer.energy.beside import told
+from bessemer.energy.accounting.account import account
+from bessemer.energy.metering.beside import told
 from bessemer.log import Console
 from bessemer.rundir import read_object
 

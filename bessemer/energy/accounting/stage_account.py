@@ -1,15 +1,15 @@
 """What one stage drew, and what that was in the building, in carbon and in money: a line of the account.
 
-What is metered (energy/ledger.py), around it the node where training has accelerators, around that the
+What is metered (ledger.py), around it the node where training has accelerators, around that the
 facility; carbon by region or by the hour; money by prices. What is unknown is UNKNOWN, with the reason.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
-from bessemer.energy.facility import around_device, kg_per_kwh, prices, rest_of_node_j
-from bessemer.energy.ledger import StageLedger
-from bessemer.energy.place import Place
+from bessemer.energy.accounting.facility import around_device, kg_per_kwh, prices, rest_of_node_j
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.place import Place
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity, exactly
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.shape import ModelShape

@@ -2,7 +2,7 @@
 
 Without one, each attempt begins when it did, and every stretch of work comes earlier by the pauses before it
 in its attempt, with the joules that it took; what was drawn in the pauses is left out. Both are weighed by
-the same hours (energy/hourly.py), so the difference is uncertain by as large a share as either of them; it
+the same hours (grid/hourly.py), so the difference is uncertain by as large a share as either of them; it
 is below 0 where idle devices cost more than cleaner hours gained. Where an hour is not covered, both are
 unknown.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from bessemer.energy.hourly import Hourly, Span
-from bessemer.energy.ledger import StageLedger
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.grid.hourly import Hourly, Span
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity, banded
 from bessemer.energy.reading import worst
 from bessemer.units import format_joules, format_kilograms, format_seconds

@@ -3,15 +3,14 @@
 Bands add up, off by their most at once. A basis is the worst of all, gaps are counted together; seconds of
 phases are the first machine's, as all machines are in the same phase. What one machine does not know is
 unknown of the sum (NaN on the way). A machine that reads its whole node beside one that does not: the sum
-has its node, and the account (energy/ledger.py) is told of how many machines that holds.
+has its node, and the account (energy/accounting/ledger.py) is told of how many machines that holds.
 """
 
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from bessemer.energy.phases import PHASES
-from bessemer.energy.reading import ACCELERATOR, BASES, CPU, MEMORY, NODE, OTHER
+from bessemer.energy.reading import ACCELERATOR, BASES, CPU, MEMORY, NODE, OTHER, PHASES
 from bessemer.rundir import Row
 
 _COMPONENTS = (ACCELERATOR, CPU, MEMORY, NODE, OTHER)

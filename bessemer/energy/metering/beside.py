@@ -13,15 +13,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 
 from bessemer.durable import write_json
-from bessemer.energy.ledger import StageLedger
-from bessemer.energy.meter import NodeSources, PowerMeter
-from bessemer.energy.power import Band
-from bessemer.energy.reading import Drawn, EnergyReading, Tally, worst
+from bessemer.energy.metering.meter import NodeSources, PowerMeter
+from bessemer.energy.reading import EnergyReading
 from bessemer.errors import UserError
 from bessemer.hardware import usable_cores
 from bessemer.log import Console
@@ -29,7 +25,6 @@ from bessemer.rundir import JsonLines, Row, read_object, read_rows
 
 DATA, EVALUATE, EXPORT = "data", "evaluate", "export"
 _LOOK_S = 20.0
-_SUMS = ("energy_j", "energy_low_j", "energy_high_j", "energy_gap_s", "energy_gaps", "seconds")
 
 
 @contextmanager
@@ -100,10 +95,19 @@ def claim(run: Path, folder: Path, console: Console) -> None:
         row = read_object(folder / "energy.json")
         if row is None:
             return
-        with suppress(OSError):  # another one does; or the store is not ours to write in, and nobody does
-            with open(folder / "energy.claimed", "x", encoding="utf-8") as file:
-                file.write(f"{run.resolve()}\n")
-            keep(run, row)
+        claimed, own = folder / "energy.claimed", f"{run.resolve()}\n"
+        with suppress(OSError):  # the store is not ours to write in: nobody counts it
+            with suppress(FileExistsError), open(claimed, "x", encoding="utf-8") as file:
+                file.write(own)
+            # Killed between the claim and its row, the run finds its own claim again.
+            if claimed.read_text(encoding="utf-8") == own and not _is_kept(run, row):
+                keep(run, row)
+
+
+def _is_kept(run: Path, row: Row) -> bool:
+    return any(
+        kept["kind"] == DATA and kept["time"] == row["time"] for kept in read_rows(run / "energy.jsonl")
+    )
 
 
 @contextmanager
@@ -113,56 +117,6 @@ def told(console: Console, what: str) -> Iterator[None]:
         yield
     except (UserError, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         console.line(f"energy: {what}: {error}")
-
-
-@dataclass(frozen=True)
-class Work:
-    """All work of one kind."""
-
-    ledger: StageLedger
-    counts: bool  # in this run
-
-
-def works(run: Path, data: Sequence[Path]) -> dict[str, Work]:
-    """By kind. data: the folders that the run trains on."""
-    rows = read_rows(run / "energy.jsonl")
-    found = {kind: [row for row in rows if row["kind"] == kind] for kind in (DATA, EVALUATE, EXPORT)}
-    counts = dict.fromkeys(found, True)
-    if not found[DATA]:
-        told = [read_object(folder / "energy.json") for folder in data]
-        found[DATA], counts[DATA] = [row for row in told if row is not None], False
-    return {kind: Work(_ledger(own), counts[kind]) for kind, own in found.items() if own}
-
-
-def _ledger(rows: Sequence[Row]) -> StageLedger:
-    """As the rows of a stage, each of an attempt of its own."""
-    told = [
-        {**sums, "attempt": number, "step": number, "time_s": sums["seconds"]}
-        for number, sums in enumerate(accumulate(rows, _added), start=1)
-    ]
-    begins = [
-        {"kind": "start", "attempt": number, "time": row["time"], "step": number}
-        for number, row in enumerate(rows, start=1)
-    ]
-    return StageLedger(told, begins)
-
-
-def _added(before: Row, row: Row) -> Row:
-    tally = Tally(before["energy_parts_j"])
-    for component, told in row["energy_parts_j"].items():
-        if told["value"] is None:
-            tally.lose(component)
-        for basis, band in told["by_basis"].items():
-            tally.add(Drawn(component, Band(*band), basis))
-    return {
-        **{name: _sum(before[name], row[name]) for name in _SUMS},
-        "energy_basis": worst(before["energy_basis"], row["energy_basis"]),
-        "energy_parts_j": tally.to_json(),
-    }
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
 
 
 @contextmanager

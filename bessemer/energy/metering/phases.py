@@ -5,7 +5,7 @@
     validation   saving (what the steps wait for it)   sampling (of answers to learn from)   paused
 A phase within another is taken out of it, so that all of them add up to the run. Of a run that began before
 there were phases nobody knows how its first joules were spent: it has none until its end.
-Cost: a reading at each end of a phase (energy/meter.py).
+Cost: a reading at each end of a phase (energy/metering/meter.py).
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,12 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bessemer.energy.meter import PowerMeter
-from bessemer.energy.reading import ZERO, PowerReading
-
-STARTING, STEPS, PAUSED = "starting", "steps", "paused"
-PHASES = (STARTING, STEPS, "validation", "saving", "sampling", PAUSED)
-BESIDE_STEPS = (STARTING, PAUSED)  # whose power is not that of training
+from bessemer.energy.metering.meter import PowerMeter
+from bessemer.energy.reading import BESIDE_STEPS, PHASES, STARTING, STEPS, ZERO, PowerReading
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """What one stage of a run has drawn by now of all that a budget may limit, and what a step takes.
 
-By the account's own rules (energy/account.py), row for row while the stage goes. Of its rows as few are kept
+By the account's own rules (account.py), row for row while the stage goes. Of its rows as few are kept
 as give the same sums, one in half an hour: a row tells what was drawn since the stage began.
 What an attempt takes until its first row (building, the first steps) is no pace, but what going on costs.
 Energy that is not known any more goes on at the last known power, as assumed: a limit that nothing watches
@@ -13,14 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.hourly import Hourly
-from bessemer.energy.intensity import seen_hours
-from bessemer.energy.ledger import ENERGY_COLUMNS, GOES_ON, PAUSE_ENDS, StageLedger
-from bessemer.energy.place import Place
+from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, GOES_ON, PAUSE_ENDS, StageLedger
+from bessemer.energy.accounting.place import Place
+from bessemer.energy.accounting.stage_account import at_facility
+from bessemer.energy.grid.hourly import Hourly
+from bessemer.energy.grid.intensity import seen_hours
 from bessemer.energy.power import Band
 from bessemer.energy.quantity import NOTHING, Quantity, exactly
 from bessemer.energy.reading import NODE
-from bessemer.energy.stage_account import at_facility
 from bessemer.rundir import WARMUP_STEPS, Row, read_object, read_rows
 
 UNITS = {"hours": "hours", "device_hours": "device-hours", "usd": "USD", "kwh": "kWh", "kg_co2e": "kg CO2e"}

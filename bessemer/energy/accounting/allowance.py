@@ -1,6 +1,6 @@
 """How much of its [budget] a run has left, while it goes and before it goes on.
 
-All stages of the run count, as the account counts them (energy/spending.py), by the likely value.
+All stages of the run count, as the account counts them (energy/accounting/spending.py), by the likely value.
 Looking ahead, a run stops where the next interval would go over, if its steps were like those of the last.
 So a limit is exceeded by one logging interval at most, and only where steps have become longer or hungrier.
 """
@@ -10,12 +10,12 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from bessemer.energy.facility import prices
-from bessemer.energy.ledger import StageLedger
-from bessemer.energy.place import Place, place_of
+from bessemer.energy.accounting.facility import prices
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.place import Place, place_of
+from bessemer.energy.accounting.spending import UNITS, Spending, Spent, spent_of
 from bessemer.energy.power import Band
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
-from bessemer.energy.spending import UNITS, Spending, Spent, spent_of
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import Row, read_rows, stages

@@ -1,0 +1,1 @@
+"""What was drawn, told afterwards: joules, carbon, money; budgets, receipts and cards."""
