@@ -1,8 +1,9 @@
 """Every prediction of a run, graded: predicted with its band, measured, the error, inside the band or not.
 
 Pre-training is what the plan predicts. Quantities of the whole run (hours, energy, money, carbon) are
-compared for the steps that were made. Energy, money and carbon are the account's: at the building, as the plan has them, with steps that were lost and run again. Goodput: time in steps that count,
-over the time from the first start to the last event, without the pauses after a stop that was asked for.
+compared for the steps that were made. Energy, money and carbon are the account's: at the building, as the
+plan has them, with steps that were lost and run again. Goodput: time in steps that count, over the time from
+the first start to the last event, without the pauses after a stop that was asked for.
 error: predicted over measured, less 1: +0.1 is a prediction that was a tenth too high.
 """
 
