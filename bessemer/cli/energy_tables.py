@@ -64,6 +64,8 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["tokens"] is not None:
         yield "lost", _or_unknown(row["lost_j"]["value"], _or_none)
         yield "restarts", _or_unknown(row["restarting_j"]["value"], _or_none)
+        if row["after_kills_j"]["value"] != 0.0:
+            yield "kills (est.)", f"{banded(row['after_kills_j'], format_joules)}, in no sum"
 
 
 def _all(document: dict[str, Any]) -> str:
@@ -101,7 +103,7 @@ def _scope(document: dict[str, Any]) -> list[str]:
         lines.append(f"pauses    {pause_words(document['pauses'])}")
     if scope["missing_hours"]:
         hours = scope["missing_hours"]
-        lines.append(f"gaps      {len(hours)} hours are not in the hourly file, the first {hours[0]}")
+        lines.append(f"gaps      {len(hours)} hours have no hourly figure, the first {hours[0]}")
     return lines
 
 

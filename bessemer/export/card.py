@@ -10,6 +10,8 @@ from typing import Any
 
 from bessemer.energy.accounting.account import account
 from bessemer.energy.accounting.card import co2_front_matter
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.quantity import Quantity
 from bessemer.export.fidelity import fidelity
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
@@ -146,9 +148,11 @@ def _evaluation(run: Path, known: list[Path]) -> str:
 def _training(known: list[Path]) -> str:
     rows = []
     for stage in known:
-        counting = counting_rows([row for row in read_rows(stage / "metrics.jsonl") if "loss" in row])
+        every = read_rows(stage / "metrics.jsonl")
+        counting = counting_rows([row for row in every if "loss" in row])
         if counting:
-            rows.append([stage.name, *_figures(counting)])
+            energy = StageLedger(every, read_rows(stage / "events.jsonl")).energy
+            rows.append([stage.name, *_figures(counting), _energy(energy)])
     return _table(["stage", "steps", "tokens", "final loss", "time in steps", "energy"], rows)
 
 
@@ -159,15 +163,11 @@ def _figures(rows: list[Row]) -> list[str]:
         _count(last.get("tokens")),
         f"{last['loss']:.4f}",
         format_seconds(seconds) if seconds else "not measured",
-        _energy(last),
     ]
 
 
-def _energy(row: Row) -> str:
-    joules = row.get("energy_j")
-    if joules is None:
-        return "not measured"
-    return f"{joules / J_PER_KWH:.4g} kWh ({row.get('energy_basis') or 'basis not recorded'})"
+def _energy(energy: Quantity) -> str:
+    return "not measured" if energy.value is None else f"{energy.value / J_PER_KWH:.4g} kWh ({energy.basis})"
 
 
 def _use(shape: ModelShape, special: dict[str, Any], adapters: dict[str, Any] | None) -> str:

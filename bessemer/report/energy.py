@@ -108,16 +108,24 @@ def _by_phase(document: dict[str, Any]) -> str:
 
 
 def _phases(row: Mapping[str, Any]) -> Iterator[Part]:
-    """What was lost, and what was drawn in waiting and in starting again, is taken out of what it is in."""
-    metered, waiting = row["energy_j"], row["waiting_for_data"] or {"energy_j": {"value": None}}
+    """What was lost, and what was drawn in waiting and in starting again, is taken out of what it is in.
+
+    Waiting is that of steps that count: of the others it is in what was lost.
+    """
+    metered, waiting = row["energy_j"], row["waiting_for_data"] or {}
+    waited = _joules(waiting.get("energy_j")) - _joules(waiting.get("lost_j"))
     joules = {name: told["value"] or 0.0 for name, told in (row["phases_j"] or {"steps": metered}).items()}
-    inside = {"lost": ("steps", row["lost_j"]), "waiting": ("steps", waiting["energy_j"]),
-              "restarting": ("starting", row["restarting_j"])}  # fmt: skip
-    for name, (phase, told) in inside.items():
-        joules[name] = min(told["value"] or 0.0, joules.get(phase, 0.0))
+    inside = {"lost": ("steps", _joules(row["lost_j"])), "waiting": ("steps", waited),
+              "restarting": ("starting", _joules(row["restarting_j"]))}  # fmt: skip
+    for name, (phase, part_j) in inside.items():
+        joules[name] = min(part_j, joules.get(phase, 0.0))
         joules[phase] = joules.get(phase, 0.0) - joules[name]
     for name, (words, style) in _PHASES.items():
         yield Part(words, joules.get(name, 0.0), style, metered["basis"])
+
+
+def _joules(told: Told | None) -> float:
+    return ((told or {}).get("value")) or 0.0
 
 
 def _table(stages: Mapping[str, Mapping[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from bessemer.data.loader import Batches
 from bessemer.data.mixture import Mixture
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.rows import Rows
-from bessemer.energy.accounting.ledger import newest_reading
+from bessemer.energy.accounting.readings import newest_reading
 from bessemer.energy.grid.pausing import PauseRule
 from bessemer.evaluate.answers import continuations
 from bessemer.formulas.flops import train_flops_per_token

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bessemer.checkpoint.folder import step_of
-from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, newest_reading
+from bessemer.energy.accounting.readings import ENERGY_COLUMNS, newest_reading
 from bessemer.energy.metering.phases import Phase
 from bessemer.errors import StoppedError
 from bessemer.log import Console, bar

@@ -20,7 +20,10 @@ def test_hours_are_looked_up_and_gaps_between_them_are_named(tmp_path: Path) -> 
     )
     for time_s, kg in ((3599, 0.1), (3600, 0.2), (-1, None), (2.5 * 3600, None)):
         assert hours.mean([Span(TEN_S + time_s, TEN_S + time_s, 1.0)])[0].value == kg
-    assert hours.missing == ["2026-11-28T12:00Z", "2026-11-28T13:00Z"]
+    drawn = Span(TEN_S, TEN_S + 4.5 * 3600, 1.0)
+    assert hours.missing([drawn]) == ["2026-11-28T12:00Z", "2026-11-28T13:00Z"]
+    idle = [Span(TEN_S, TEN_S + 7200, 1.0), Span(TEN_S + 7200, TEN_S + 14_400, 0.0)]
+    assert not hours.missing(idle)  # nothing was drawn in the hours that are not there
 
 
 def test_mean_is_weighed_by_energy_and_a_span_is_cut_at_the_hour(tmp_path: Path) -> None:

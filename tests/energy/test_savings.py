@@ -8,7 +8,8 @@ import pytest
 
 from bessemer.cli.energy_tables import account as told_account
 from bessemer.energy.accounting.account import account
-from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, StageLedger
+from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.readings import ENERGY_COLUMNS
 from bessemer.energy.accounting.savings import saved_by_pauses, without_pauses
 from bessemer.energy.grid.hourly import Hourly, Span, hour_of
 from bessemer.energy.quantity import Quantity

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bessemer.cli import export as verb
+from bessemer.energy.accounting.account import account
 from bessemer.errors import CheckpointError, RecipeError
 from bessemer.export.card import model_card
 from bessemer.export.huggingface import export_huggingface
@@ -188,6 +189,21 @@ def test_card_tells_data_training_energy_and_padding(make, tmp_path):
     ]:
         assert told in card, told
     assert "perplexity" not in card
+
+
+def test_card_has_the_energy_that_the_account_has_with_the_last_save_and_what_was_run_again(make):
+    stage = make()
+    with open(stage / "events.jsonl", "a") as file:
+        ends = dict.fromkeys(("energy_j", "energy_low_j", "energy_high_j"), 2.5 * 3.6e6)
+        more = {"energy_basis": "measured", "energy_parts_j": None, "energy_gaps": 0, "energy_gap_s": 0.0}
+        phases = {"energy_phases_j": None, "time_phases_s": None}
+        done = {"time": 0.0, "attempt": 1, "kind": "done", "step": 30, **ends, **more, **phases}
+        file.write(json.dumps(done) + "\n")
+    receipt = {"step": 30, "dtype": "float32", "weights": "bit for bit", "reason": "not asked for",
+               "max_absolute_logit_difference": None}  # fmt: skip
+    card = model_card(stage, shape_of(stage), {"bos": None, "size": 300}, receipt)
+    assert account(stage.parent)["total"]["energy_j"]["value"] == 2.5 * 3.6e6
+    assert "2.5 kWh (measured)" in card
 
 
 def test_front_matter_has_the_carbon_of_the_stages_that_went_into_the_model(make, tmp_path):

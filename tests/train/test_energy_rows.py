@@ -23,7 +23,7 @@ from making_runs import (
 from bessemer.checkpoint.saver import Saver
 from bessemer.data.loader import Batches
 from bessemer.energy.accounting.account import account
-from bessemer.energy.accounting.ledger import ENERGY_COLUMNS
+from bessemer.energy.accounting.readings import ENERGY_COLUMNS
 from bessemer.energy.accounting.receipt import write_account
 from bessemer.errors import StoppedError
 from bessemer.log import Console

@@ -6,7 +6,7 @@ whole node where something reads that), the node (around accelerators: facility.
 are not known, and the account says so. What is unknown is None with the reason, never 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,7 @@ def account(
             "region": place.region,
             "location": place.location,
             "hardware": place.hardware,
-            "missing_hours": place.hourly.missing if place.hourly else [],
+            "missing_hours": _missing_hours(list(ledgers.values()), place),
         },
         "pauses": saved_by_pauses(
             [(ledger, kwh_of[folder.name]) for folder, ledger in ledgers.items()], place.hourly
@@ -96,7 +96,8 @@ def _works(run: Path, folders: list[Path], place: Place) -> dict[str, StageAccou
         stage = stage_account(kind, work.ledger, {}, place, devices)
         note = _ONCE if kind == DATA and work.counts else _ELSEWHERE if kind == DATA else None
         # Neither attempts nor steps: time between two evaluations is nobody's wait.
-        none: dict[str, Any] = {"restarting": NOTHING, "waiting": (0.0, NOTHING), "between_attempts_s": None}
+        none: dict[str, Any] = {"restarting": NOTHING, "waiting": (0.0, NOTHING), "waiting_lost": NOTHING,
+                                "between_attempts_s": None}  # fmt: skip
         found[kind] = replace(stage, counts=work.counts, note=note, **none)
     return found
 
@@ -126,13 +127,19 @@ def _around(told: list[StageAccount], place: Place) -> str:
 
 
 def _node_metered(told: list[StageAccount]) -> float:
-    """Share of the time in steps in which a meter of the whole node was read."""
+    """Share of the time in steps and pauses in which a meter of the whole node was read."""
     if not any(NODE in (stage.parts or {}) for stage in told):
         return 0.0
     hours, beside = (
-        sum(each) for each in zip(*((s.hours, s.hours_beside_node_meter) for s in told), strict=True)
+        sum(each) for each in zip(*((s.metered_hours, s.hours_beside_node_meter) for s in told), strict=True)
     )
     return 1.0 - beside / hours if hours else 1.0
+
+
+def _missing_hours(ledgers: Sequence[StageLedger], place: Place) -> list[str]:
+    """In which training drew something, and whose intensity is not known."""
+    spans = [span for ledger in ledgers for span in ledger.spans() or ()]
+    return place.hourly.missing(spans) if place.hourly else []
 
 
 def _against_plan(

@@ -11,30 +11,22 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from bessemer.energy.grid.hourly import Span
-from bessemer.energy.power import Band
-from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
-from bessemer.energy.reading import BESIDE_STEPS, CPU, MEMORY, NODE, PAUSED, STARTING, worst
-from bessemer.rundir import Row, counting_rows
-
-GOES_ON = "resume_after_pause"
-PAUSE_ENDS = (GOES_ON, "stop_in_pause")  # events
-SEEN_S = 10.0  # a log is told of a step at least so often (log.py)
-ENERGY_COLUMNS = (
-    *("energy_j", "energy_low_j", "energy_high_j", "energy_basis", "energy_parts_j"),
-    *("energy_gaps", "energy_gap_s", "energy_phases_j", "time_phases_s"),
+from bessemer.energy.accounting.kills import after_kills
+from bessemer.energy.accounting.readings import (
+    attempt_of,
+    energy_of,
+    held_s,
+    newest_reading,
+    part_j,
+    phase_j,
+    time_s,
+    with_node_meter,
 )
-
-
-@dataclass(frozen=True)
-class Paused:
-    """A pause for the grid (train/pause.py), in wall time."""
-
-    attempt: int
-    step: int  # after which it began
-    begin_s: float
-    end_s: float
-    ended_by: str = ""  # kind of event; "": goes on, or was killed in it: until what was heard last
+from bessemer.energy.accounting.timeline import Paused, pauses_of, spans_by_attempt
+from bessemer.energy.grid.hourly import Span
+from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
+from bessemer.energy.reading import BESIDE_STEPS, CPU, MEMORY, STARTING, worst
+from bessemer.rundir import Row, counting_rows
 
 
 @dataclass(frozen=True)
@@ -55,7 +47,7 @@ class StageLedger:
 
     @property
     def energy(self) -> Quantity:
-        return _energy_of(self.newest)
+        return energy_of(self.newest)
 
     @property
     def hours(self) -> float:
@@ -75,13 +67,17 @@ class StageLedger:
         An attempt may have such a meter and the next one not: the node's sum, carried over, stands still.
         """
         hours = cpu_j = 0.0
-        before: Row = {}
-        for row in self.rows:
-            share = 1.0 - _with_node_meter(row, before)
-            hours += share * (_held_s(row) - _held_s(before)) / 3600.0
-            cpu_j += share * sum(_part_j(row, name) - _part_j(before, name) for name in (CPU, MEMORY))
-            before = row
+        readings = [reading for pair in self._pairs() for reading in pair]
+        for before, after in pairwise([*readings, self.newest]):
+            share = 1.0 - with_node_meter(after, before)
+            hours += share * (held_s(after) - held_s(before)) / 3600.0
+            cpu_j += share * sum(part_j(after, name) - part_j(before, name) for name in (CPU, MEMORY))
         return hours, cpu_j
+
+    @property
+    def metered_hours(self) -> float:
+        """In steps and in pauses, as the readings tell."""
+        return held_s(self.newest) / 3600.0
 
     @property
     def held_hours(self) -> float:
@@ -90,17 +86,7 @@ class StageLedger:
 
     @property
     def pauses(self) -> list[Paused]:
-        found: list[Paused] = []
-        for row in self.events:
-            kind, attempt = row.get("kind"), row.get("attempt")
-            under_way = bool(found) and not found[-1].ended_by and attempt == found[-1].attempt
-            if kind == "pause":
-                found.append(Paused(row["attempt"], row["step"], row["time"], row["time"]))
-            elif under_way and kind in PAUSE_ENDS:
-                found[-1] = replace(found[-1], end_s=row["time"], ended_by=kind)
-            elif under_way:
-                found[-1] = replace(found[-1], end_s=row["time"])
-        return found
+        return pauses_of(self.events)
 
     @property
     def tokens(self) -> float | None:
@@ -112,7 +98,8 @@ class StageLedger:
 
     @property
     def lost(self) -> Quantity:
-        """Energy of rows whose steps a later attempt ran again; what begins and pauses drew is no step's."""
+        """Energy of rows whose steps a later attempt ran again, with their validations, saves and waits; what
+        begins and pauses drew is no step's."""
         kept = {id(row) for row in counting_rows(self.rows)}
         joules: float | None = 0.0
         for row, drawn, beside in zip(self.rows, self._drawn(), self._beside_steps(), strict=True):
@@ -136,28 +123,16 @@ class StageLedger:
         """What attempts after the first drew until their first step. UNKNOWN: rows that do not tell."""
         if self.phases is None:
             return UNKNOWN if self.rows else NOTHING
+        if self.energy.value is None:
+            is_later = any(attempt_of(told) > 1 for told in (*self.rows, *self.events))
+            return UNKNOWN if is_later else NOTHING
         first = self._until_attempt(2)
-        return self._share(_phase_j(self.newest, STARTING) - _phase_j(first, STARTING))
+        return self._share(phase_j(self.newest, STARTING) - phase_j(first, STARTING))
 
     @property
     def after_kills(self) -> Quantity:
-        """What attempts that were killed are likely to have drawn after their last row: beside the sum.
-
-        By the power of that row, from it until a step was last seen; at most until the next one would have.
-        """
-        found = NOTHING
-        for event in self.events:
-            before = [row for row in self.rows if _attempt(row) < _attempt(event)]
-            if event.get("unrecorded_s") is None or not before or self._has_ended(before[-1]):
-                continue
-            power_w = before[-1].get("power_w")
-            if power_w is None:
-                return UNKNOWN
-            seen_s = event["unrecorded_s"]
-            most_s = seen_s + max(SEEN_S, before[-1]["step_time_s"])
-            band = Band(seen_s, seen_s, most_s).times(power_w)
-            found = found.plus(Quantity.of(band, "modelled"))
-        return found
+        """What attempts that were killed are likely to have drawn after their last row: beside the sum."""
+        return after_kills(self.rows, self.events)
 
     @property
     def waiting(self) -> tuple[float, Quantity] | None:
@@ -167,14 +142,15 @@ class StageLedger:
         """
         if not self.rows or any(row.get("waiting_for_data_s") is None for row in self.rows):
             return None
-        joules: float | None = 0.0
-        for before, row in pairwise([{}, *self.rows]):
-            waited_s = row["waiting_for_data_s"] - before.get("waiting_for_data_s", 0.0)
-            power_w = row.get("power_w")
-            joules = None if joules is None or power_w is None else joules + waited_s * power_w
-        told = self._share(joules)
-        modelled = replace(told, basis=worst(told.basis, "modelled"))
-        return float(self.last["waiting_for_data_s"]), modelled
+        return float(self.last["waiting_for_data_s"]), self._waited({id(row) for row in self.rows})
+
+    @property
+    def waiting_lost(self) -> Quantity:
+        """What of `waiting` is in `lost` too."""
+        if self.waiting is None:
+            return UNKNOWN
+        kept = {id(row) for row in counting_rows(self.rows)}
+        return self._waited({id(row) for row in self.rows} - kept)
 
     @property
     def between_attempts_s(self) -> float | None:
@@ -190,32 +166,20 @@ class StageLedger:
         return None if attempts is None else [span for spans in attempts for span in spans]
 
     def spans_by_attempt(self) -> list[list[Span]] | None:
-        """What was drawn in a pause has a span of its own: the clock of the rows stood still in it."""
-        begins = {
-            row["attempt"]: row["time"] for row in self.events if row.get("kind") in ("start", "resume")
-        }
-        pairs: dict[int, list[tuple[Row, Row]]] = {attempt: [] for attempt in begins}
-        for before, row in self._pairs():
-            if row.get("attempt") not in begins or None in (row.get("energy_j"), before.get("energy_j", 0.0)):
-                return None
-            pairs[row["attempt"]].append((before, row))
-        return [self._spans_of(attempt, begin_s, pairs[attempt]) for attempt, begin_s in begins.items()]
+        """What was drawn in a pause has a span of its own."""
+        return spans_by_attempt(self._pairs(), self.events, self._until_attempt)
 
-    def _spans_of(self, attempt: int, begin_s: float, pairs: list[tuple[Row, Row]]) -> list[Span]:
-        """pairs: each of the attempt's rows with the reading before it."""
-        spans: list[Span] = []
-        pauses = [pause for pause in self.pauses if pause.attempt == attempt and pause.ended_by]
-        for before, row in pairs:
-            due = [pause for pause in pauses if pause.step < row["step"]]
-            pauses = pauses[len(due) :]
-            waits = _waits(due, begin_s, before, row)
-            begin_s = waits[-1].end_s if waits else begin_s
-            end_s = begin_s + max(0.0, _time_s(row) - _time_s(before))
-            drawn_j = row["energy_j"] - before.get("energy_j", 0.0) - sum(wait.joules for wait in waits)
-            spans += [*waits, Span(begin_s, end_s, drawn_j)]
-            begin_s = end_s
-        last = pairs[-1][1] if pairs else self._until_attempt(attempt)
-        return [*spans, *_waits(pauses, begin_s, last, self._until_attempt(attempt + 1))]
+    def _waited(self, those: set[int]) -> Quantity:
+        """Drawn in waiting of those rows, by their ids."""
+        joules: float | None = 0.0
+        for before, row in pairwise([{}, *self.rows]):
+            if id(row) not in those:
+                continue
+            waited_s = row["waiting_for_data_s"] - before.get("waiting_for_data_s", 0.0)
+            power_w = row.get("power_w")
+            joules = None if joules is None or power_w is None else joules + waited_s * power_w
+        told = self._share(joules)
+        return replace(told, basis=worst(told.basis, "modelled"))
 
     def _share(self, joules: float | None) -> Quantity:
         """Joules of the sum, with its band and basis."""
@@ -227,7 +191,7 @@ class StageLedger:
     def _beside_steps(self) -> list[float]:
         """What each row has more of beginning and pausing than the row before."""
         return [
-            sum(_phase_j(row, name) - _phase_j(before, name) for name in BESIDE_STEPS)
+            sum(phase_j(row, name) - phase_j(before, name) for name in BESIDE_STEPS)
             for before, row in self._pairs()
         ]
 
@@ -238,80 +202,20 @@ class StageLedger:
     def _pairs(self) -> list[tuple[Row, Row]]:
         """Each row with the reading before it."""
         return [
-            (before if _attempt(before) == _attempt(row) else self._until_attempt(_attempt(row)), row)
+            (before if attempt_of(before) == attempt_of(row) else self._until_attempt(attempt_of(row)), row)
             for before, row in pairwise([{}, *self.rows])
         ]
 
-    def _has_ended(self, last: Row) -> bool:
-        """Whether the attempt of this row told by its last event what it drew."""
-        return any("energy_j" in event and _attempt(event) == _attempt(last) for event in self.events)
-
     def _until_attempt(self, attempt: int) -> Row:
         """The newest reading of the attempts before."""
-        rows, events = ([row for row in told if _attempt(row) < attempt] for told in (self.rows, self.events))
+        rows, events = (
+            [row for row in told if attempt_of(row) < attempt] for told in (self.rows, self.events)
+        )
         return newest_reading(rows, events)
-
-
-def newest_reading(rows: list[Row], events: list[Row]) -> Row:
-    """The last row, with the energy that its attempt ended with where an event tells (`done`, `stop`)."""
-    last = rows[-1] if rows else {}
-    ends = [event for event in events if "energy_j" in event and _attempt(event) >= _attempt(last)]
-    return {**last, **{name: ends[-1][name] for name in ENERGY_COLUMNS}} if ends else last
-
-
-def _attempt(row: Row) -> int:
-    """{}: before any."""
-    return int(row.get("attempt", 1 if row else 0))
-
-
-def _waits(pauses: list[Paused], begin_s: float, before: Row, after: Row) -> list[Span]:
-    """Pauses between two readings: what was drawn in them, by how long they took."""
-    joules = _phase_j(after, PAUSED) - _phase_j(before, PAUSED)
-    whole_s = sum(pause.end_s - pause.begin_s for pause in pauses)
-    spans: list[Span] = []
-    for pause in pauses:
-        share = (pause.end_s - pause.begin_s) / whole_s if whole_s else 0.0
-        spans.append(Span(begin_s, max(begin_s, pause.end_s), share * joules, is_pause=True))
-        begin_s = spans[-1].end_s
-    return spans
-
-
-def _energy_of(row: Row) -> Quantity:
-    if row.get("energy_j") is None:
-        return UNKNOWN
-    band = row.get("energy_low_j"), row.get("energy_high_j")
-    return Quantity(row["energy_j"], *band, row.get("energy_basis") or "assumed")
-
-
-def _with_node_meter(row: Row, before: Row) -> float:
-    """Share of the machines that had a meter of the whole node since the row before."""
-    if _part_j(row, NODE) == _part_j(before, NODE):
-        return 0.0
-    return float(row.get("energy_machines_with_node_meter", 1) / row.get("energy_machines", 1))
-
-
-def _part_j(row: Row, component: str) -> float:
-    """Since the stage's beginning; 0 where there is no such part, or it is not known (then no sum is)."""
-    told = (row.get("energy_parts_j") or {}).get(component) or {}
-    return float(told.get("value") or 0.0)
-
-
-def _phase_j(row: Row, name: str) -> float:
-    """Since the stage's beginning; 0 where the row does not tell."""
-    return float((row.get("energy_phases_j") or {}).get(name) or 0.0)
-
-
-def _held_s(row: Row) -> float:
-    """In steps and in pauses, in which the machine around the devices draws on."""
-    return _time_s(row) + float((row.get("time_phases_s") or {}).get(PAUSED) or 0.0)
-
-
-def _time_s(row: Row) -> float:
-    return float(row.get("time_s") or 0.0)
 
 
 def _tokens_before(first: Row) -> float:
     """A fork counts on from its origin's tokens: those are another run's work."""
-    own = float(first.get("tokens_per_s") or 0.0) * _time_s(first)
+    own = float(first.get("tokens_per_s") or 0.0) * time_s(first)
     before = float(first["tokens"]) - own
     return before if own > 0.0 and before > 1.0 else 0.0

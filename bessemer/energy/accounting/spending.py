@@ -13,9 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.accounting.ledger import ENERGY_COLUMNS, GOES_ON, PAUSE_ENDS, StageLedger
+from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.energy.accounting.place import Place
+from bessemer.energy.accounting.readings import ENERGY_COLUMNS
 from bessemer.energy.accounting.stage_account import at_facility
+from bessemer.energy.accounting.timeline import GOES_ON, PAUSE_ENDS
 from bessemer.energy.grid.hourly import Hourly
 from bessemer.energy.grid.intensity import seen_hours
 from bessemer.energy.power import Band

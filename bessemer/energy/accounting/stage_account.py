@@ -38,7 +38,8 @@ class StageAccount:
     energy: Quantity  # metered [J]
     parts: dict[str, Any] | None
     node: Quantity  # [J]
-    hours_beside_node_meter: float  # in which no meter read the whole node
+    metered_hours: float  # in steps and in pauses
+    hours_beside_node_meter: float  # of these: in which no meter read the whole node
     kwh_facility: Quantity
     carbon: Quantity  # [kg CO2e]
     carbon_from: str
@@ -48,6 +49,7 @@ class StageAccount:
     after_kills: Quantity  # likely, of attempts that were killed, after their last row; in no sum [J]
     restarting: Quantity  # of attempts after the first, until their first step [J]
     waiting: tuple[float, Quantity] | None  # for data [s, J]; None: the rows do not tell
+    waiting_lost: Quantity  # of it, what is in `lost` too [J]
     phases: dict[str, Quantity] | None  # by what it was spent on [J]
     phases_s: dict[str, float] | None
     tokens: float | None
@@ -74,11 +76,12 @@ class StageAccount:
             "usd_from": self.usd_from,
             "parts_j": self.parts,
             "node_j": self.node.to_json(),
+            "metered_hours": self.metered_hours,
             "hours_beside_node_meter": self.hours_beside_node_meter,
             "lost_j": self.lost.to_json(),
             "restarting_j": self.restarting.to_json(),
             "after_kills_j": self.after_kills.to_json(),
-            "waiting_for_data": _waiting(self.waiting),
+            "waiting_for_data": _waiting(self.waiting, self.waiting_lost),
             "phases_j": _each(self.phases),
             "phases_s": self.phases_s,
             "joules_per_token": over(self.energy.value, self.tokens),
@@ -101,6 +104,7 @@ def stage_account(name: str, ledger: StageLedger, info: Row, place: Place, devic
         energy=ledger.energy,
         parts=ledger.parts,
         node=told.node,
+        metered_hours=ledger.metered_hours,
         hours_beside_node_meter=ledger.beside_node_meter[0],
         kwh_facility=told.kwh,
         carbon=told.carbon,
@@ -111,6 +115,7 @@ def stage_account(name: str, ledger: StageLedger, info: Row, place: Place, devic
         restarting=ledger.restarting,
         after_kills=ledger.after_kills,
         waiting=ledger.waiting,
+        waiting_lost=ledger.waiting_lost,
         phases=ledger.phases,
         phases_s=ledger.phases_s,
         tokens=ledger.tokens,
@@ -141,7 +146,7 @@ def _node(ledger: StageLedger, place: Place, devices: int) -> Quantity:
 
 
 def _carbon(kwh: Quantity, ledger: StageLedger, place: Place) -> tuple[Quantity, str]:
-    """By the hour where a file says so; what it does not cover by the region's yearly mean."""
+    """By the hour where a file or the run says so; what that does not cover by the region's yearly mean."""
     yearly = kg_per_kwh(place.region)
     if place.hourly is None:
         whence = f"yearly mean of {place.region}" if place.region else _NO_REGION
@@ -154,7 +159,7 @@ def _carbon(kwh: Quantity, ledger: StageLedger, place: Place) -> tuple[Quantity,
         return kwh.multiplied(hourly), "hourly intensity"
     rest = kwh.times(1.0 - covered).multiplied(yearly)
     if rest.value is None:
-        return UNKNOWN, f"the hourly file covers {covered:.0%} of the energy, and {_NO_REGION}"
+        return UNKNOWN, f"the hourly intensity covers {covered:.0%} of the energy, and {_NO_REGION}"
     by_hour = kwh.times(covered).multiplied(hourly) if covered else NOTHING
     return by_hour.plus(rest), f"hourly intensity of {covered:.0%}, else the yearly mean of {place.region}"
 
@@ -167,8 +172,10 @@ def _flops(stage: Row, tokens: float | None) -> float | None:
     return train_flops_per_token(shape, stage["context"]) * tokens
 
 
-def _waiting(waiting: tuple[float, Quantity] | None) -> Row | None:
-    return None if waiting is None else {"seconds": waiting[0], "energy_j": waiting[1].to_json()}
+def _waiting(waiting: tuple[float, Quantity] | None, lost: Quantity) -> Row | None:
+    if waiting is None:
+        return None
+    return {"seconds": waiting[0], "energy_j": waiting[1].to_json(), "lost_j": lost.to_json()}
 
 
 def _each(quantities: dict[str, Quantity] | None) -> Row | None:

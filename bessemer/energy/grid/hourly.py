@@ -37,11 +37,10 @@ class Span:
 class Hourly:
     grams: dict[int, float]  # by hour since 1970; CO2e of a kWh
 
-    @property
-    def missing(self) -> list[str]:
-        """Hours that are not there, between the first and the last."""
-        hours = range(min(self.grams), max(self.grams))
-        return [hour_text(hour) for hour in hours if hour not in self.grams]
+    def missing(self, spans: Iterable[Span]) -> list[str]:
+        """Hours in which something was drawn, and that are not there."""
+        drawn = {hour for span in spans for hour, joules in _by_hour(span) if joules > 0.0}
+        return [hour_text(hour) for hour in sorted(drawn - self.grams.keys())]
 
     def mean(self, spans: Iterable[Span]) -> tuple[Quantity, float]:
         """(kg of a kWh, share of the energy that the file covers); UNKNOWN where it covers nothing."""

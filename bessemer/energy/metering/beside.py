@@ -93,15 +93,20 @@ def claim(run: Path, folder: Path, console: Console) -> None:
     """Count what preparing the data in `folder` drew in this run, unless another one does."""
     with told(console, f"what preparing {folder} drew is not in this run's account"):
         row = read_object(folder / "energy.json")
-        if row is None:
-            return
-        claimed, own = folder / "energy.claimed", f"{run.resolve()}\n"
-        with suppress(OSError):  # the store is not ours to write in: nobody counts it
-            with suppress(FileExistsError), open(claimed, "x", encoding="utf-8") as file:
-                file.write(own)
-            # Killed between the claim and its row, the run finds its own claim again.
-            if claimed.read_text(encoding="utf-8") == own and not _is_kept(run, row):
-                keep(run, row)
+        # Killed between the claim and its row, the run finds its own claim again.
+        if row is not None and _is_claimed(folder / "energy.claimed", run) and not _is_kept(run, row):
+            keep(run, row)
+
+
+def _is_claimed(claimed: Path, run: Path) -> bool:
+    """By this run, now or before."""
+    own = f"{run.resolve()}\n"
+    try:
+        with suppress(FileExistsError), open(claimed, "x", encoding="utf-8") as file:
+            file.write(own)
+        return claimed.read_text(encoding="utf-8") == own
+    except OSError:  # the store is not ours to write in: nobody counts it
+        return False
 
 
 def _is_kept(run: Path, row: Row) -> bool:
