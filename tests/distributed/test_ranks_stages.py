@@ -13,7 +13,8 @@ from bessemer.rundir import read_object, read_rows
 KEYS = [
     *("attempt", "step", "tokens", "samples", "time_s", "loss", "grad_norm", "lr", "tokens_per_s", "mfu"),
     *("step_time_s", "memory_bytes", "power_w", "energy_j", "energy_low_j", "energy_high_j", "energy_basis"),
-    *("energy_parts_j", "energy_gaps", "energy_gap_s", "layout"),
+    *("energy_parts_j", "energy_gaps", "energy_gap_s", "energy_phases_j", "time_phases_s"),
+    *("waiting_for_data_s", "layout"),
 ]
 FINETUNE = ("finetune", "tiny.toml", "--from", "base", "--set", "finetune.epochs=1", "--run")
 

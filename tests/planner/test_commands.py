@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from bessemer.errors import RecipeError, RefusedError
+from bessemer.log import Console
 from bessemer.recipe.schema import Recipe
 
 
@@ -20,6 +21,7 @@ def call(verb: str, *words: str, settings: tuple[str, ...] = ()) -> tuple[dict[s
     module.arguments(parser)
     args = parser.parse_args(list(words))
     args.set = list(settings)
+    args.console = Console(quiet=True)
     document = module.run(args)
     json.dumps(document, allow_nan=False)
     return document, module.show(document)
