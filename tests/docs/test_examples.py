@@ -31,9 +31,10 @@ def finish(child: "subprocess.Popen[str]") -> None:
     assert child.returncode == 0, told
 
 
-def kill_after(child: "subprocess.Popen[str]", metrics: Path, num_rows: int) -> None:
+def kill_after(child: "subprocess.Popen[str]", stage: Path, num_rows: int) -> None:
+    """Once there are so many rows, and a checkpoint: it is written beside the steps, which are short."""
     limit_s = time.monotonic() + 100
-    while len(read_rows(metrics)) < num_rows:
+    while len(read_rows(stage / "metrics.jsonl")) < num_rows or not listed(stage):
         assert child.poll() is None and time.monotonic() < limit_s, "it ended or hung before the kill"
         time.sleep(0.005)
     os.kill(child.pid, signal.SIGKILL)
@@ -60,7 +61,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         shutil.copy(file, base / "texts")
     calm, killed = base / "calm", base / "killed"
     undisturbed, first = begin(base / "texts", calm), begin(base / "texts", killed)
-    kill_after(first, killed / "pretrain" / "metrics.jsonl", 14)
+    kill_after(first, killed / "pretrain", 14)
     finish(begin(base / "texts", killed))
     finish(undisturbed)
     return calm, killed
