@@ -90,7 +90,9 @@ def test_a_step_equals_that_of_one_process(shape: str, layout: str, ranks: Pool)
 @pytest.mark.parametrize(
     "bias", [[5.0, 5.0, 0.0, -50.0], [5.0, 5.0, -50.0, -50.0]], ids=["an expert", "a rank"]
 )
-@pytest.mark.parametrize("layout", ["shard=2,expert=2", "shard=2,tensor=2,expert=2"])
+@pytest.mark.parametrize(
+    "layout", ["shard=2,expert=2", pytest.param("shard=2,tensor=2,expert=2", marks=pytest.mark.slow)]
+)
 def test_experts_that_get_no_token_have_no_gradient_and_stop_nobody(
     layout: str, bias: list[float], ranks: Pool
 ) -> None:

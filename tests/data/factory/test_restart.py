@@ -56,7 +56,7 @@ def test_number_of_workers_changes_no_byte(whole: tuple[Path, Prepared]) -> None
     assert content(one) == content(prepared)
 
 
-@pytest.mark.parametrize("share", [0.15, 0.5, 0.85])
+@pytest.mark.parametrize("share", [0.15, pytest.param(0.5, marks=pytest.mark.slow), 0.85])
 def test_build_whose_driver_is_killed_goes_on_and_ends_in_the_same_bytes(
     whole: tuple[Path, Prepared], tmp_path: Path, share: float
 ) -> None:
