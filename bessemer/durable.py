@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import xxhash
+
 from bessemer.errors import WriteError
 
 
@@ -63,6 +65,15 @@ def publish_folder(building: Path, final: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     _sync(folder)
+
+
+def file_hash(path: Path) -> str:
+    """xxh3_128 of what is in the file, which may be larger than memory."""
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def guard_write(path: Path, write: Callable[[], Any]) -> Any:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from bessemer.data.prepared import PreparedTask, Split
-from bessemer.durable import atomic_file, write_json
+from bessemer.durable import atomic_file, file_hash, write_json
 from bessemer.errors import DataError
 from bessemer.rundir import read_object
 
@@ -27,7 +26,7 @@ def write_reference(stage: Path, sums: dict[Split, Sums]) -> None:
     for split, values in sums.items():
         with atomic_file(_file(stage, split)) as file:
             np.save(file, values, allow_pickle=False)
-        said[split] = {"documents": len(values), "xxh3_128": _hash(_file(stage, split))}
+        said[split] = {"documents": len(values), "xxh3_128": file_hash(_file(stage, split))}
     write_json(stage / "reference.json", said)
 
 
@@ -40,7 +39,7 @@ def read_reference(stage: Path, data: PreparedTask, split: Split) -> Sums:
     said: dict[str, Any] = (read_object(stage / "reference.json") or {}).get(split) or {}
     wanted = {"documents": data.num_documents(split), "xxh3_128": said.get("xxh3_128")}
     path = _file(stage, split)
-    found = {"documents": said.get("documents"), "xxh3_128": _hash(path) if path.is_file() else "no file"}
+    found = {"documents": said.get("documents"), "xxh3_128": file_hash(path) if path.is_file() else "no file"}
     if found != wanted:
         raise DataError(
             f"the log-probabilities of the reference are damaged: {path}",
@@ -54,7 +53,3 @@ def read_reference(stage: Path, data: PreparedTask, split: Split) -> Sums:
 
 def _file(stage: Path, split: Split) -> Path:
     return stage / f"reference-{split}.npy"
-
-
-def _hash(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())

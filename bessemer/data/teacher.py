@@ -12,16 +12,15 @@ at the speed of memory, the rest at the disk's).
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from bessemer.data.packed_rows import Extra
+from bessemer.durable import file_hash
 from bessemer.errors import DataError
 from bessemer.rundir import read_object
 
 FOLDER = "teacher"
 BUILDING = f".{FOLDER}"  # while it is asked
 NAMES = {"ids": np.int32, "log_probs": np.float32}
-_BLOCK_BYTES = 1 << 22
 
 
 def taught_path(folder: Path, split: str, name: str) -> Path:
@@ -30,7 +29,7 @@ def taught_path(folder: Path, split: str, name: str) -> Path:
 
 def taught_hashes(folder: Path) -> dict[str, str]:
     """By the name of the file."""
-    return {path.name: _hash(path) for path in sorted(folder.glob("*.npy"))}
+    return {path.name: file_hash(path) for path in sorted(folder.glob("*.npy"))}
 
 
 def check_taught(stage: Path) -> None:
@@ -40,7 +39,7 @@ def check_taught(stage: Path) -> None:
         path = stage / FOLDER / name
         if not path.is_file():
             raise _lost(stage, path)
-        found = _hash(path)
+        found = file_hash(path)
         if found != wanted:
             raise DataError(
                 f"what the teacher said is damaged: {path}",
@@ -68,11 +67,3 @@ def _lost(stage: Path, path: Path) -> DataError:
         wanted="the file that was written before the stage began to train",
         fix=f"remove {stage / FOLDER}: the teacher is asked again",
     )
-
-
-def _hash(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()

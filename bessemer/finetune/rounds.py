@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import xxhash
 from tokenizers import Tokenizer
 
-from bessemer.durable import atomic_file, publish_folder, write_json, write_text
+from bessemer.durable import atomic_file, file_hash, publish_folder, write_json, write_text
 from bessemer.errors import DataError
 from bessemer.finetune.answer_rows import Answer, Array
 from bessemer.rundir import read_object
@@ -91,7 +90,7 @@ class RoundFolder:
         # By name: an attempt that was killed before the folder appeared has left its own manifest.
         patterns = ("chunk-*.npz", "rewards.npz", "answers.jsonl")
         paths = [path for pattern in patterns for path in sorted(self._building.glob(pattern))]
-        files = {path.name: _hash(path) for path in paths}
+        files = {path.name: file_hash(path) for path in paths}
         write_json(self._building / "manifest.json", {"round": self.round, **figures, "files": files})
         publish_folder(self._building, self.final)
         return figures
@@ -105,7 +104,7 @@ class RoundFolder:
         """All answers, and the columns of their trained tokens. DataError where a file is damaged."""
         for name, digest in self.manifest()["files"].items():
             path = self.final / name
-            if not path.is_file() or _hash(path) != digest:
+            if not path.is_file() or file_hash(path) != digest:
                 raise DataError(
                     f"sampled answers are damaged: {path}",
                     found="other content than was written" if path.is_file() else "no such file",
@@ -179,7 +178,3 @@ def _named(columns: Columns) -> dict[str, Array]:
 
 def _save(file: BinaryIO, arrays: Columns) -> None:
     np.savez(file, allow_pickle=False, **arrays)
-
-
-def _hash(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(path.read_bytes())

@@ -20,7 +20,7 @@ from bessemer.planner.predict import kg_per_kwh, kw_per_device, usd_per_device_h
 from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.units import format_short
 
-_TASK_ROWS = 1000
+TASK_ROWS = 1000
 _COMPARED_SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)  # as finetune/compare_scratch.py has them
 _MOST_LATER = 0.5  # of a budget that decides the length, kept for fine-tuning
 _ENDS = ("value", "low", "high")
@@ -122,7 +122,7 @@ def later_tokens(recipe: Recipe) -> float:
     if section is None:
         return 0.0
     context = recipe.model.context if section.context == "auto" else section.context
-    return times_compared(section) * section.epochs * _TASK_ROWS * context
+    return times_compared(section) * section.epochs * TASK_ROWS * context
 
 
 def times_compared(section: Finetune) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bessemer.formulas.parameters import total_params
 from bessemer.planner.adapter_rules import adapter_of
+from bessemer.planner.budget import TASK_ROWS
 from bessemer.planner.facts import Facts
 from bessemer.planner.objective_rules import objective_of, with_head
 from bessemer.planner.plan import Derived, Plan
@@ -20,7 +21,6 @@ from bessemer.planner.rollout_rules import is_sampled
 from bessemer.planner.shape import resolve_shape
 from bessemer.recipe.schema import Finetune, Recipe
 
-_ROWS = 1000
 _LABELS = ("0", "1")
 
 
@@ -41,16 +41,16 @@ def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
         objective = replace(objective, asked=replace(shape, adapter=None))
     prompts: list[int] = []
     if is_sampled(section):
-        prompts = [_prompt_tokens(section, finetune_context(section, shape))] * _ROWS
+        prompts = [_prompt_tokens(section, finetune_context(section, shape))] * TASK_ROWS
         rule = "assumed: prompts as long as the answers, where they leave room for them"
         assumed.append(Derived("finetune.prompt_tokens", prompts[0], rule))
     if section.method == "distill":
         rule = "assumed: as large as the model; it is read when training begins"
         assumed.append(Derived("finetune.teacher_params", total_params(shape), rule))
-    stage, rules = resolve_finetune(recipe, shape, _ROWS, facts, objective=objective, prompts=prompts)
+    stage, rules = resolve_finetune(recipe, shape, TASK_ROWS, facts, objective=objective, prompts=prompts)
     rows = "finetune.prompts" if prompts else "finetune.rows"
     rule = "assumed: they are counted when the data is prepared; steps and hours follow from them"
-    derived = [*derived, Derived(rows, _ROWS, rule), *assumed, *rules]
+    derived = [*derived, Derived(rows, TASK_ROWS, rule), *assumed, *rules]
     return plan_of(recipe, shape, stage, devices_of(stage.layout, facts), derived)
 
 
@@ -68,7 +68,7 @@ def _assumed_labels(section: Finetune) -> tuple[dict[str, Any], list[Derived]]:
 
 
 def _labelled(labels: list[str]) -> dict[str, Any]:
-    return {"labels": labels, "label_counts": {"train": [_ROWS] * len(labels)}}
+    return {"labels": labels, "label_counts": {"train": [TASK_ROWS] * len(labels)}}
 
 
 def _prompt_tokens(section: Finetune, context: int) -> int:
