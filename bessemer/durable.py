@@ -13,8 +13,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import xxhash
-
 from bessemer.errors import WriteError
 
 
@@ -69,6 +67,8 @@ def sync_folder(folder: Path) -> None:
 
 def file_hash(path: Path) -> str:
     """xxh3_128 of what is in the file, which may be larger than memory."""
+    import xxhash  # here: a worker reads this module before anything of ours may be missing
+
     digest = xxhash.xxh3_128()
     with open(path, "rb") as file:
         while block := file.read(1 << 22):
