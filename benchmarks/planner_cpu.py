@@ -67,7 +67,7 @@ ONE = "replicate=1"
 CASES = (
     Case(ONE, 2, 128, "fp32", steps=40),
     Case(ONE, 2, 512, "bf16", steps=24),
-    Case(ONE, 2, 768, "fp32", steps=12, rows=8),
+    Case(ONE, 2, 768, "fp32", steps=14, rows=8),
     Case(ONE, 1, 256, "bf16", steps=30),
     Case(ONE, 1, 384, "fp32", steps=14, rows=8),
     Case(ONE, 2, 512, "bf16", steps=24, compiled=True),
@@ -76,7 +76,7 @@ CASES = (
     Case("replicate=2", 1, 512, "bf16", steps=20),
     Case("shard=2", 1, 256, "fp32", steps=20),
     Case("shard=2", 1, 768, "bf16", steps=14),
-    Case("tensor=2", 1, 512, "fp32", steps=12, rows=8),
+    Case("tensor=2", 1, 512, "fp32", steps=14, rows=8),
     Case("tensor=2", 1, 256, "bf16", steps=20),
     Case("pipeline=2", 1, 384, "fp32"),
     Case("pipeline=2", 1, 768, "bf16", steps=14),
