@@ -20,7 +20,7 @@ import xxhash
 from bessemer.data.sources import megatron
 from bessemer.data.sources.arrow_rows import UNREADABLE, check_schema, open_parquet, wanted_bytes
 from bessemer.data.sources.inputs import WrongColumns, open_input, unfinished
-from bessemer.data.sources.parts import PART_BYTES, Input, Part, Wanted
+from bessemer.data.sources.parts import PART_BYTES, Input, Part, Wanted, wanted_columns, what
 from bessemer.data.sources.records import format_of
 from bessemer.data.sources.rows_csv import check_columns
 from bessemer.data.sources.streams import open_arrow
@@ -40,28 +40,6 @@ class _Piece:
     part: Part
     num_rows: int | None  # None: not known before it is read
     num_bytes: int | None = None  # None: a part of its own
-
-
-def what(source: Source) -> str:
-    """What errors call it."""
-    return f"source {source.name!r}"
-
-
-def wanted_columns(source: Source) -> Wanted:
-    text = source.text
-    if source.kind == "tokens" and "text" not in source.model_fields_set:
-        text = "tokens"
-    columns = [text, *(name for name in (source.id, source.group) if name is not None)]
-    return Wanted(
-        what(source),
-        source.kind,
-        columns,
-        source.table,
-        source.query,
-        source.url_env,
-        source.split_by,
-        (source.text, source.id, source.group),
-    )
 
 
 def cut(source: Source, inputs: Sequence[Input], part_bytes: int = PART_BYTES) -> list[Part]:

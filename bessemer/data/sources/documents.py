@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.data.sources.cutting import cut, wanted_columns, what
+from bessemer.data.sources.cutting import cut
 from bessemer.data.sources.huggingface import find_dataset
 from bessemer.data.sources.inputs import WrongColumns, find_inputs
 from bessemer.data.sources.megatron import index_path, with_tokens
@@ -37,6 +37,8 @@ from bessemer.data.sources.parts import (
     Record,
     Wanted,
     none_left_out,
+    wanted_columns,
+    what,
 )
 from bessemer.data.sources.records import format_of, read_part
 from bessemer.data.sources.streams import Broken, read_whole

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import xxhash
 
 from bessemer.data.sources.values import MISSING
+from bessemer.recipe.schema import Source
 
 LARGEST_BYTES = 256 << 20  # a longer row is an error and is never held as a whole
 PART_BYTES = 16 << 20  # about what a part holds: seconds of work, and a few hundred MB of memory
@@ -43,6 +44,28 @@ class Wanted:
     split_by: str | None = None
     asked: tuple[str | None, ...] = ()  # what a server is asked for, as the recipe names it
     any_type: bool = False  # fields may hold lists and objects, not only texts
+
+
+def what(source: Source) -> str:
+    """What errors call it."""
+    return f"source {source.name!r}"
+
+
+def wanted_columns(source: Source) -> Wanted:
+    text = source.text
+    if source.kind == "tokens" and "text" not in source.model_fields_set:
+        text = "tokens"
+    columns = [text, *(name for name in (source.id, source.group) if name is not None)]
+    return Wanted(
+        what(source),
+        source.kind,
+        columns,
+        source.table,
+        source.query,
+        source.url_env,
+        source.split_by,
+        (source.text, source.id, source.group),
+    )
 
 
 # Told before a document is extracted, with its place in the part. Gives the reason if it is to be left out,

@@ -19,9 +19,8 @@ from uuid import UUID
 
 import xxhash
 
-from bessemer.data.sources.cutting import wanted_columns
 from bessemer.data.sources.inputs import check_unchanged, find_inputs
-from bessemer.data.sources.parts import Document, Input, Part, Record, Wanted
+from bessemer.data.sources.parts import Document, Input, Part, Record, Wanted, wanted_columns
 from bessemer.data.sources.sql_address import Address, file_address, server_address
 from bessemer.data.sources.sql_ranges import ranges, rows_of
 from bessemer.data.sources.sql_session import session, told
