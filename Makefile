@@ -31,9 +31,10 @@ setup-dev: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/ready-dev: .venv/ready
+.venv/ready-dev: pyproject.toml   # in one step all that .venv/ready has, too
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	touch .venv/ready $@
 
 clean:
 	rm -rf .venv

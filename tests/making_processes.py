@@ -1,16 +1,19 @@
 """What the tests of training do with the system: real processes, killed or not, and small disks."""
 
+import io
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from bessemer.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,6 +29,17 @@ def start(folder: Path, *words: str) -> "subprocess.Popen[str]":
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def ran_here(folder: Path, *words: str) -> tuple[int, str, str]:
+    """(exit code, stdout, stderr) of `bessemer words`, run in this process from `folder`.
+
+    Where no process is what is tested: starting one takes 1 to 2 CPU-s.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
+        code = main(list(words))
+    return code, out.getvalue(), err.getvalue()
 
 
 def finish(process: "subprocess.Popen[str]", timeout_s: float = 120.0) -> tuple[int, str, str]:

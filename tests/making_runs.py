@@ -3,8 +3,10 @@
 On CPU, in fp32, with one thread: a step takes milliseconds, and nothing but the numbers is small.
 """
 
+import functools
 import json
 import random
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from bessemer.checkpoint.folder import listed, newest_good
 from bessemer.data.loader import Batches
 from bessemer.data.rows import NO_LOSS, Row, Rows
+from bessemer.data.store import prepare
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Ceilings, machine, store_ceilings
 from bessemer.log import Console
@@ -193,8 +196,13 @@ SMALL = {"layers": 2, "hidden": 64, "ffn": 128, "context": 64, "batch_tokens": 2
 _WORDS = "iron steel coal slag blast converter ingot rail beam plate rivet forge anvil bellows furnace"
 
 
-def write_recipe(folder: Path, *, task: bool = False, sizes: dict[str, int] = SMALLEST) -> Path:
-    """A recipe and its data: about 1,500 tokens to train on, 100 examples of a task."""
+def write_recipe(
+    folder: Path, *, task: bool = False, sizes: dict[str, int] = SMALLEST, ready: bool = True
+) -> Path:
+    """A recipe and its data: about 1,500 tokens to train on, 100 examples of a task.
+
+    ready: the data is in the store, as after an earlier run: building it takes longer than most runs here.
+    """
     dice, words = random.Random(0), _WORDS.split()
     (folder / "texts").mkdir(parents=True, exist_ok=True)
     for number in range(12):
@@ -205,7 +213,26 @@ def write_recipe(folder: Path, *, task: bool = False, sizes: dict[str, int] = SM
     (folder / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:100]))
     path = folder / "tiny.toml"
     path.write_text((RECIPE + (TASK if task else "")).format(**sizes))
+    if ready:
+        _put(folder / "data", _prepared())
     return path
+
+
+def _put(store: Path, files: dict[str, bytes]) -> None:
+    for name, content in files.items():
+        (store / name).parent.mkdir(parents=True, exist_ok=True)
+        (store / name).write_bytes(content)
+
+
+@functools.cache
+def _prepared() -> dict[str, bytes]:
+    """Each file of the store that a run of such a recipe would build: the same for all sizes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        loaded = load(str(write_recipe(folder, ready=False)), [])
+        built = prepare(loaded.recipe, loaded.base, folder / "data", QUIET).folder
+        files = [path for path in built.rglob("*") if path.is_file()]
+        return {path.relative_to(folder / "data").as_posix(): path.read_bytes() for path in files}
 
 
 def place(folder: Path, run: str = "run", console: Console = QUIET) -> Place:
