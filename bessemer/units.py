@@ -36,25 +36,28 @@ def format_bytes(value: float) -> str:
     return f"{int(value)} B"
 
 
-def format_joules(joules: float) -> str:
-    """As people read energy: 360_000 -> "100 Wh"."""
+def format_joules(joules: float, like: float | None = None) -> str:
+    """As people read energy: 360_000 -> "100 Wh". like: whose unit it takes, for the ends of a band."""
+    size = abs(joules if like is None else like)
     for unit, scale in (("GWh", 3.6e12), ("MWh", 3.6e9), ("kWh", J_PER_KWH), ("Wh", 3.6e3)):
-        if abs(joules) >= scale:
+        if size >= scale:
             return f"{format_short(joules / scale)} {unit}"
     return f"{format_short(joules)} J"
 
 
-def format_kilograms(kg: float) -> str:
-    """0.0021 -> "2.1 g"."""
+def format_kilograms(kg: float, like: float | None = None) -> str:
+    """0.0021 -> "2.1 g". like: as in format_joules."""
+    size = abs(kg if like is None else like)
     for unit, scale in (("t", 1e3), ("kg", 1.0), ("g", 1e-3)):
-        if abs(kg) >= scale:
+        if size >= scale:
             return f"{format_short(kg / scale)} {unit}"
     return f"{format_short(kg * 1e6)} mg"
 
 
-def format_usd(usd: float) -> str:
-    """0.00043 -> "0.043 ¢"."""
-    return f"${format_short(usd)}" if usd == 0.0 or abs(usd) >= 0.01 else f"{format_short(100.0 * usd)} ¢"
+def format_usd(usd: float, like: float | None = None) -> str:
+    """0.00043 -> "0.043 ¢". like: as in format_joules."""
+    size = abs(usd if like is None else like)
+    return f"${format_short(usd)}" if size == 0.0 or size >= 0.01 else f"{format_short(100.0 * usd)} ¢"
 
 
 def format_short(value: float) -> str:

@@ -64,6 +64,7 @@ def _lines(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if row["tokens"] is not None:
         yield "lost", _or_unknown(row["lost_j"]["value"], _or_none)
         yield "restarts", _or_unknown(row["restarting_j"]["value"], _or_none)
+        yield "goodput", _or_unknown(row["goodput"], lambda share: f"{share:.1%}")
         if row["after_kills_j"]["value"] != 0.0:
             yield "kills (est.)", f"{banded(row['after_kills_j'], format_joules)}, in no sum"
 
@@ -101,10 +102,22 @@ def _scope(document: dict[str, Any]) -> list[str]:
     ]
     if document["pauses"] is not None:
         lines.append(f"pauses    {pause_words(document['pauses'])}")
+    lines += [
+        f"inherited {_origin(origin)}, in no sum"
+        for origins in document["inherited"].values()
+        for origin in origins
+    ]
     if scope["missing_hours"]:
         hours = scope["missing_hours"]
         lines.append(f"gaps      {len(hours)} hours have no hourly figure, the first {hours[0]}")
     return lines
+
+
+def _origin(origin: dict[str, Any]) -> str:
+    """What another run paid for."""
+    joules = _or_unknown(origin["energy_j"]["value"], format_joules)
+    until = "" if origin["step"] is None else f" until step {origin['step']:,}"
+    return f"{origin['from']}{until}, which took {joules}"
 
 
 def _plan(plan: dict[str, Any] | None) -> list[str]:
@@ -138,8 +151,8 @@ def _likeness(document: dict[str, Any]) -> list[str]:
     return [*lines, *([""] if lines else []), *text_table(headings, rows, left=4)]
 
 
-def _of_kwh(kwh: float) -> str:
-    return format_joules(kwh * J_PER_KWH)
+def _of_kwh(kwh: float, like: float | None = None) -> str:
+    return format_joules(kwh * J_PER_KWH, None if like is None else like * J_PER_KWH)
 
 
 def _or_none(joules: float) -> str:

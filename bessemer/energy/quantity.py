@@ -54,10 +54,14 @@ def exactly(value: float, basis: str = "modelled") -> Quantity:
     return Quantity(value, value, value, basis)
 
 
-def banded(told: Mapping[str, Any], words: Callable[[float], str]) -> str:
-    """A figure of a document with its band: "100 Wh (90 Wh to 110 Wh)"."""
+def banded(told: Mapping[str, Any], words: Callable[[float, float], str]) -> str:
+    """A figure of a document with its band: "100 Wh (90 Wh to 110 Wh)".
+
+    words: of a number, in the unit that a second one has.
+    """
     if told["value"] is None:
         return "unknown"
     if told["low"] == told["high"]:
-        return words(told["value"])
-    return f"{words(told['value'])} ({words(told['low'])} to {words(told['high'])})"
+        return words(told["value"], told["value"])
+    value, low, high = (words(told[name], told["value"]) for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

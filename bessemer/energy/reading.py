@@ -12,15 +12,8 @@ from bessemer.energy.power import Band
 
 BASES = ("measured", "modelled", "assumed")  # from best to worst
 ACCELERATOR, CPU, MEMORY, NODE, OTHER = "accelerator", "cpu", "memory", "node", "other"
-STARTING, STEPS, PAUSED = "starting", "steps", "paused"
-PHASES = (
-    STARTING,
-    STEPS,
-    "validation",
-    "saving",
-    "sampling",
-    PAUSED,
-)  # metering/phases.py
+STARTING, STEPS, SAVING, PAUSED = "starting", "steps", "saving", "paused"
+PHASES = (STARTING, STEPS, "validation", SAVING, "sampling", PAUSED)  # metering/phases.py
 BESIDE_STEPS = (STARTING, PAUSED)  # whose power is not that of training
 
 

@@ -43,8 +43,8 @@ def energy(run: RunRecord) -> str:
     )
 
 
-def _kwh_words(kwh: float) -> str:
-    return format_joules(kwh * J_PER_KWH)
+def _kwh_words(kwh: float, like: float | None = None) -> str:
+    return format_joules(kwh * J_PER_KWH, None if like is None else like * J_PER_KWH)
 
 
 def _tiles(document: dict[str, Any]) -> Iterator[Tile]:
@@ -110,16 +110,19 @@ def _by_phase(document: dict[str, Any]) -> str:
 def _phases(row: Mapping[str, Any]) -> Iterator[Part]:
     """What was lost, and what was drawn in waiting and in starting again, is taken out of what it is in.
 
-    Waiting is that of steps that count: of the others it is in what was lost.
+    What was lost has its own validations and saves, which are taken out of those phases. Waiting is that of
+    steps that count: of the others it is in what was lost.
     """
     metered, waiting = row["energy_j"], row["waiting_for_data"] or {}
     waited = _joules(waiting.get("energy_j")) - _joules(waiting.get("lost_j"))
     joules = {name: told["value"] or 0.0 for name, told in (row["phases_j"] or {"steps": metered}).items()}
-    inside = {"lost": ("steps", _joules(row["lost_j"])), "waiting": ("steps", waited),
-              "restarting": ("starting", _joules(row["restarting_j"]))}  # fmt: skip
-    for name, (phase, part_j) in inside.items():
-        joules[name] = min(part_j, joules.get(phase, 0.0))
-        joules[phase] = joules.get(phase, 0.0) - joules[name]
+    lost = row["lost_phases_j"] or {"steps": row["lost_j"]}
+    inside = [("lost", phase, _joules(told)) for phase, told in lost.items()]
+    inside += [("waiting", "steps", waited), ("restarting", "starting", _joules(row["restarting_j"]))]
+    for name, phase, part_j in inside:
+        taken_j = min(part_j, joules.get(phase, 0.0))
+        joules[name] = joules.get(name, 0.0) + taken_j
+        joules[phase] = joules.get(phase, 0.0) - taken_j
     for name, (words, style) in _PHASES.items():
         yield Part(words, joules.get(name, 0.0), style, metered["basis"])
 
@@ -152,13 +155,13 @@ def _noted(name: str, note: str | None) -> str | Markup:
     return Markup(f"{escape(name)}<br><small>{escape(note)}</small>") if note else name
 
 
-def _banded(told: Told, words: Callable[[float], str]) -> Markup:
+def _banded(told: Told, words: Callable[[float, float], str]) -> Markup:
     if told["value"] is None:
         return Markup('<span class="absent">unknown</span>')
-    value = escape(words(told["value"]))
+    value, low, high = (escape(words(told[name], told["value"])) for name in ("value", "low", "high"))
     if told["low"] == told["high"]:
         return Markup(value)
-    return Markup(f"{value}<br><small>{escape(words(told['low']))} to {escape(words(told['high']))}</small>")
+    return Markup(f"{value}<br><small>{low} to {high}</small>")
 
 
 def _known(value: float | None, words: Callable[[float], str]) -> str | Markup:
@@ -172,7 +175,15 @@ def _scope(document: dict[str, Any]) -> str:
     rows += [["Money", words] for words in sorted({row["usd_from"] for row in stages})]
     if document["pauses"] is not None:
         rows.append(["Pauses", pause_words(document["pauses"])])
+    rows += [["Inherited", _origin(each)] for origins in document["inherited"].values() for each in origins]
     return table(["Counted", "as"], rows)
+
+
+def _origin(origin: Mapping[str, Any]) -> str:
+    joules = origin["energy_j"]["value"]
+    until = "" if origin["step"] is None else f" until step {origin['step']:,}"
+    took = "of unknown energy" if joules is None else f"which took {format_joules(joules)}"
+    return f"{origin['from']}{until}, {took}: another run's, and in no sum"
 
 
 def _against_plan(plan: dict[str, Any] | None) -> str:

@@ -84,6 +84,6 @@ def _hatching(left: float, right: float, y: int, gap: int) -> str:
 def _whisker(bar: Bar, y: int, scale: float) -> str:
     low, high, middle = across(bar.low / scale), across(bar.high / scale), y + BAR / 2
     feet = "".join(f"M{x:.1f} {middle - _FOOT}v{2 * _FOOT}" for x in (low, high))
-    text = f"{bar.name}: {format_joules(bar.low)} to {format_joules(bar.high)}"
+    text = f"{bar.name}: {format_joules(bar.low, bar.joules)} to {format_joules(bar.high, bar.joules)}"
     path = f"M{low:.1f} {middle}H{high:.1f}{feet}"
     return f'<path class="whisker ink" d="{path}"><title>{escape(text)}</title></path>'

@@ -2,17 +2,16 @@
 
 Pre-training is what the plan predicts. Quantities of the whole run (hours, energy, money, carbon) are
 compared for the steps that were made. Energy, money and carbon are the account's: at the building, as the
-plan has them, with steps that were lost and run again. Goodput: time in steps that count, over the time from
-the first start to the last event, without the pauses after a stop that was asked for.
+plan has them, with steps that were lost and run again; so is goodput (energy/accounting/goodput.py).
 error: predicted over measured, less 1: +0.1 is a prediction that was a tenth too high.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from typing import Any
 
 from bessemer.report.record import RunRecord, StageRecord, number
+from bessemer.rundir import begins_at
 
 # Quantity of the plan: (what it is called, unit, whether it grows with the steps).
 QUANTITIES = {
@@ -70,10 +69,10 @@ def grades(run: RunRecord) -> list[Grade]:
 
 
 def steps_made(stage: StageRecord, plan: dict[str, Any]) -> float:
-    """Share of the planned steps; 1 where the plan does not say how many."""
+    """Share of the planned steps, of a fork those of its own; 1 where the plan does not say how many."""
     steps = number((plan.get("pretrain") or {}).get("steps"))
     made = number(stage.last.get("step"))
-    return min(1.0, made / steps) if steps and made else 1.0
+    return min(1.0, (made - begins_at(stage.events)) / steps) if steps and made else 1.0
 
 
 def measured(
@@ -95,21 +94,8 @@ def measured(
         "kwh": drawn.get("kwh_facility"),
         "usd": drawn.get("usd"),
         "kg_co2e": drawn.get("kg_co2e"),
-        "goodput": goodput(stage),
+        "goodput": drawn.get("goodput"),
     }
-
-
-def goodput(stage: StageRecord) -> float | None:
-    """Share of the time that went into steps which count."""
-    events = [(time, event) for event in stage.events if (time := number(event.get("time"))) is not None]
-    seconds = stage.time_in_steps_s
-    if len(events) < 2 or seconds is None:
-        return None
-    paused_s = sum(
-        after - before for (before, event), (after, _) in pairwise(events) if event.get("kind") == "stop"
-    )
-    whole_s = events[-1][0] - events[0][0] - paused_s
-    return min(1.0, seconds / whole_s) if whole_s > 0 else None
 
 
 def _grade(key: str, estimate: dict[str, Any], found: float | None, share: float) -> Grade:

@@ -57,11 +57,13 @@ def _row(grade: Grade) -> list[Any]:
 
 
 def _verdict(grade: Grade) -> Markup:
-    if grade.inside is None or grade.measured is None or grade.high is None:
+    if grade.inside is None or grade.measured is None or grade.low is None or grade.high is None:
         return Markup("–")
     if grade.inside:
         return verdict("inside the band", tone="good")
-    words = f"{grade.beyond:.0%} {'above' if grade.measured > grade.high else 'below'} the band"
+    words = f"{grade.beyond:.0%} above the band"
+    if grade.measured < grade.low:  # of the low end, so that nothing is more than 100 % below
+        words = f"{1.0 - grade.measured / grade.low:.0%} below the band"
     return verdict(words, tone="warm" if grade.beyond < 0.25 else "bad")
 
 

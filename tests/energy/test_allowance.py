@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from bessemer.energy.accounting.account import account
-from bessemer.energy.accounting.allowance import Allowance, allowance_of, limits_of
+from bessemer.energy.accounting.allowance import Allowance, allowance_of
+from bessemer.energy.accounting.limits import limits_of
 from bessemer.energy.accounting.place import place_of
 from bessemer.energy.grid.hourly import hour_text
 from bessemer.errors import RefusedError

@@ -8,6 +8,7 @@ import pytest
 
 from bessemer.cli.energy_tables import account as show
 from bessemer.energy.accounting.account import account
+from bessemer.energy.accounting.goodput import goodput
 from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.report.energy import _phases
 
@@ -131,6 +132,78 @@ def test_waiting_of_lost_steps_is_in_one_part_of_the_bar(tmp_path: Path) -> None
     assert parts == pytest.approx(
         {"steps that count": 1.0, "waiting for data": 1.0, "steps that were run again": 1.0}
     )
+
+
+def killed_after_a_save(folder: Path) -> dict[str, Any]:
+    """Three hours at 1 kW; the second one is lost, and half of it was validation and a quarter saving."""
+    spent = [{"steps": 1.0}, {"steps": 1.25, "validation": 0.5, "saving": 0.25},
+             {"steps": 2.25, "validation": 0.5, "saving": 0.25}]  # fmt: skip
+    rows = [
+        row(step, 1.0 * number, attempt, time_s=3600.0 * number, step_time_s=3600.0,
+            energy_phases_j={name: 3.6e6 * kwh for name, kwh in spent[number - 1].items()},
+            time_phases_s={name: 3600.0 * kwh for name, kwh in spent[number - 1].items()})
+        for number, (step, attempt) in enumerate([(1, 1), (2, 1), (2, 2)], start=1)
+    ]  # fmt: skip
+    ends = [event(7500.0, "resume", 2, unrecorded_s=0.0), event(14_400.0, "done", 2, step=2)]
+    return account(written(folder, rows, [START, *ends]))
+
+
+def test_what_was_lost_is_taken_out_of_the_phases_that_it_was_spent_on(tmp_path: Path) -> None:
+    told = killed_after_a_save(tmp_path)["stages"]["pretrain"]
+    lost = {name: each["value"] / 3.6e6 for name, each in told["lost_phases_j"].items() if each["value"]}
+    assert lost == pytest.approx({"steps": 0.25, "validation": 0.5, "saving": 0.25})
+    assert told["lost_j"]["value"] == pytest.approx(3.6e6)
+    parts = {part.name: part.joules / 3.6e6 for part in _phases(told) if part.joules}
+    assert parts == pytest.approx({"steps that count": 2.0, "steps that were run again": 1.0})
+
+
+def began_from(run: Path, origin: Path, step: int | None) -> None:
+    told = {"kind": "checkpoint", "folder": str(origin), "step": step}
+    (run / "pretrain/stage.json").write_text(json.dumps({"kind": "pretrain", "origin": told}))
+
+
+def test_fork_of_a_fork_tells_all_that_other_runs_have_paid_for_and_counts_none_of_it(tmp_path: Path) -> None:
+    def run(name: str, first: int, steps: int) -> Path:
+        rows = [row(first + made, 1.0 * made) for made in range(1, steps + 1)]
+        return written(tmp_path / name, rows, [event(0.0, "start", step=first)])
+
+    base, fork, last = run("base", 0, 4), run("fork", 3, 2), run("last", 5, 1)
+    began_from(fork, base / "pretrain", 3)
+    began_from(last, fork / "pretrain", 5)
+    told = account(last)
+    rows = told["inherited"]["pretrain"]
+    found = [(each["step"], each["steps"], each["energy_j"]["value"]) for each in rows]
+    assert found == [(5, 2, 7.2e6), (3, 3, 10.8e6)] and told["total"]["energy_j"]["value"] == 3.6e6
+    assert account(base)["inherited"] == {}
+
+    began_from(last, tmp_path / "gone", 5)
+    (gone,) = account(last)["inherited"]["pretrain"]
+    assert gone["energy_j"]["value"] is None and gone["tokens"] is None
+    assert f"inherited {tmp_path}/gone until step 5, which took unknown, in no sum" in show(account(last))
+    began_from(last, last / "other", 5)  # from another stage of its own run: that is in the account
+    assert account(last)["inherited"] == {}
+
+
+def goodput_of(*events: dict[str, Any], **last: Any) -> float | None:
+    """Two steps of an hour."""
+    rows = [row(1, 1.0, step_time_s=3600.0), row(2, 2.0, step_time_s=3600.0, **last)]
+    return goodput(StageLedger(rows, [START, *events]))
+
+
+def test_goodput_counts_kills_and_saves_and_neither_pauses_nor_what_was_asked_for(tmp_path: Path) -> None:
+    done = event(7200.0, "done", step=2)
+    assert goodput_of(done) == 1.0
+    assert goodput_of(done, time_phases_s={"saving": 720.0, "validation": 720.0}) == pytest.approx(0.9)
+    later = event(7200.0 + 36_000.0, "done", step=2)
+    assert goodput_of(PAUSE, GOES_ON, later) == 1.0  # nothing was lost in it
+    assert goodput_of(later) == pytest.approx(7200 / 43_200)
+    stopped = [event(3600.0, "stop"), event(39_600.0, "resume", 2)]
+    assert goodput_of(*stopped, later) == 1.0
+    assert goodput_of(event(39_600.0, "resume", 2), later) == pytest.approx(7200 / 43_200)  # it was killed
+    told = killed_after_a_save(tmp_path)
+    assert told["stages"]["pretrain"]["goodput"] == pytest.approx(0.5)  # two hours of four
+    assert "goodput" in show(told) and "50.0%" in show(told)
+    assert goodput_of() is None
 
 
 def test_command_tells_what_kills_are_likely_to_have_cost_where_there_were_any(tmp_path: Path) -> None:

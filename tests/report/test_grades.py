@@ -10,7 +10,8 @@ import pytest
 from bessemer.cli.report import run as report_command
 from bessemer.energy.accounting.account import account
 from bessemer.report.build import write_report
-from bessemer.report.grades import QUANTITIES, Grade, goodput, grades
+from bessemer.report.grades import QUANTITIES, Grade, grades
+from bessemer.report.planned import _verdict as verdict_of
 from bessemer.report.record import read_run, read_stage
 
 
@@ -25,6 +26,15 @@ def change_plan(run: Path, **predicted: Any) -> None:
         plan["predicted"][name] = band
     plan["pretrain"] = {"steps": 2000}
     (run / "plan.json").write_text(json.dumps(plan))
+
+
+@pytest.mark.parametrize(
+    ("measured", "told"), [(25.0, "75% below the band"), (300.0, "150% above the band"), (110.0, "inside")]
+)
+def test_a_verdict_is_a_share_of_the_bands_nearer_end(measured: float, told: str) -> None:
+    inside = 100.0 <= measured <= 120.0
+    grade = Grade("mfu", "MFU", "", 110.0, 100.0, 120.0, "modelled", measured, None, inside)
+    assert told in str(verdict_of(grade))
 
 
 def test_a_grade_has_error_and_verdict_of_predicted_and_measured(made_run: Path) -> None:
@@ -64,20 +74,23 @@ def test_energy_money_and_carbon_are_those_of_the_account_building_included(made
     assert found["kwh"].measured == told["kwh_facility"] and found["usd"].measured == told["usd"]
 
 
+def goodput_of(run: Path) -> float | None:
+    return graded(run)["goodput"].measured
+
+
 def test_goodput_is_the_time_of_counting_steps_without_pauses_that_were_asked_for(made_run: Path) -> None:
-    stage = read_stage(made_run / "pretrain")
-    assert stage.time_in_steps_s == pytest.approx(2400, rel=0.01)
-    assert goodput(stage) == pytest.approx(1.0, abs=0.01)  # 2400 s from the first event to the last
+    assert read_stage(made_run / "pretrain").time_in_steps_s == pytest.approx(2400, rel=0.01)
+    assert goodput_of(made_run) == pytest.approx(1.0, abs=0.01)  # 2400 s from the first event to the last
     events = made_run / "pretrain/events.jsonl"
     rows = [json.loads(line) for line in events.read_text().splitlines()]
     rows[-1]["time"] += 2400
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert goodput(read_stage(made_run / "pretrain")) == pytest.approx(0.5, abs=0.01)
+    assert goodput_of(made_run) == pytest.approx(0.5, abs=0.01)
     rows.insert(2, {"time": rows[1]["time"], "attempt": 1, "kind": "stop", "step": 450})
     rows[3:] = [{**row, "time": row["time"] + 10_000} for row in rows[3:]]
     events.write_text("".join(json.dumps(row) + "\n" for row in rows))
     # The pause after the stop, 100 s of it from before, does not count.
-    assert goodput(read_stage(made_run / "pretrain")) == pytest.approx(2400 / 4700, abs=0.01)
+    assert goodput_of(made_run) == pytest.approx(2400 / 4700, abs=0.01)
 
 
 def test_the_page_and_the_json_have_every_grade(made_run: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bessemer.energy.accounting.inherited import inherited
 from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.energy.accounting.likeness import equivalents, published_models
 from bessemer.energy.accounting.place import Place, place_of
@@ -21,7 +22,7 @@ from bessemer.energy.metering.beside import DATA
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
 from bessemer.energy.reading import NODE, worst
 from bessemer.errors import RecipeError
-from bessemer.rundir import Row, named, read_object, read_rows, stages
+from bessemer.rundir import Row, begins_at, named, read_object, read_rows, stages
 
 _ONCE = "prepared once, perhaps for several runs; this one trained on it first, and counts it"
 _ELSEWHERE = "prepared before this run, whose total leaves it out"
@@ -71,10 +72,17 @@ def account(
         "pauses": saved_by_pauses(
             [(ledger, kwh_of[folder.name]) for folder, ledger in ledgers.items()], place.hourly
         ),
+        "inherited": _inherited(list(ledgers)),
         "plan": _against_plan(run, told, ledgers),
         "equivalents": equivalents(kwh.value, carbon.value),
         "published": published_models(kwh.value),
     }
+
+
+def _inherited(folders: list[Path]) -> dict[str, list[Row]]:
+    """By stage; those that began from nothing, or from this run's own stage, are left out."""
+    found = {folder.name: inherited(folder) for folder in folders}
+    return {name: origins for name, origins in found.items() if origins}
 
 
 def _ledger(folder: Path) -> StageLedger:
@@ -97,7 +105,7 @@ def _works(run: Path, folders: list[Path], place: Place) -> dict[str, StageAccou
         note = _ONCE if kind == DATA and work.counts else _ELSEWHERE if kind == DATA else None
         # Neither attempts nor steps: time between two evaluations is nobody's wait.
         none: dict[str, Any] = {"restarting": NOTHING, "waiting": (0.0, NOTHING), "waiting_lost": NOTHING,
-                                "between_attempts_s": None}  # fmt: skip
+                                "between_attempts_s": None, "goodput": None}  # fmt: skip
         found[kind] = replace(stage, counts=work.counts, note=note, **none)
     return found
 
@@ -145,14 +153,15 @@ def _missing_hours(ledgers: Sequence[StageLedger], place: Place) -> list[str]:
 def _against_plan(
     run: Path, told: list[StageAccount], ledgers: Mapping[Path, StageLedger]
 ) -> dict[str, Any] | None:
-    """Pre-training's prediction for the steps done, beside what it drew, lost steps included."""
+    """Pre-training's prediction for the steps done, beside what it drew, lost steps included. Of a fork for
+    its own steps, without its origin's."""
     plan = read_object(run / "plan.json") or {}
     stage = next((stage for stage in told if stage.name == "pretrain"), None)
-    rows = next((ledger.rows for folder, ledger in ledgers.items() if folder.name == "pretrain"), [])
+    ledger = next((ledger for folder, ledger in ledgers.items() if folder.name == "pretrain"), None)
     steps = (plan.get("pretrain") or {}).get("steps")
-    if stage is None or not rows or not steps:
+    if stage is None or ledger is None or not ledger.rows or not steps:
         return None
-    done = max(row["step"] for row in rows) / steps
+    done = (max(row["step"] for row in ledger.rows) - begins_at(ledger.events)) / steps
     return {
         "steps_done": done,
         "kwh_facility": _graded(plan, "kwh", done, stage.kwh_facility),

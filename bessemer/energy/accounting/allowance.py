@@ -12,12 +12,12 @@ from pathlib import Path
 
 from bessemer.energy.accounting.facility import prices
 from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.limits import UNITS, limits_of, rounded_up
 from bessemer.energy.accounting.place import Place, place_of
-from bessemer.energy.accounting.spending import UNITS, Spending, Spent, spent_of
+from bessemer.energy.accounting.spending import Spending, Spent, spent_of
 from bessemer.energy.power import Band
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
 from bessemer.errors import RefusedError, StoppedError
-from bessemer.recipe.schema import Recipe
 from bessemer.rundir import Row, read_rows, stages
 from bessemer.units import format_short
 
@@ -27,12 +27,6 @@ _TO_COUNT_WITH = {
     "usd": ("price", "set cluster.usd_per_device_hour, or energy.tariff_usd_per_kwh"),
     "kg_co2e": ("region", 'set energy.region, e.g. "DEU"'),
 }
-
-
-def limits_of(recipe: Recipe) -> dict[str, float]:
-    """Those of [budget] that are set, by name."""
-    given = {name: getattr(recipe.budget, name) for name in UNITS}
-    return {name: float(amount) for name, amount in given.items() if amount is not None}
 
 
 def counts_energy(place: Place) -> list[str]:
@@ -187,9 +181,3 @@ def _sum(quantities: Iterable[Quantity]) -> Quantity:
 def _banded(band: Band, unit: str) -> str:
     """ "3.2 kWh (2.9 to 3.6)"."""
     return f"{format_short(band.value)} {unit} ({format_short(band.low)} to {format_short(band.high)})"
-
-
-def rounded_up(value: float) -> str:
-    """To three digits and always to more, as a setting has it."""
-    unit = 10.0 ** (math.floor(math.log10(value)) - 2)
-    return f"{(math.floor(value / unit) + 1) * unit:g}"

@@ -67,7 +67,7 @@ class StageLedger:
         An attempt may have such a meter and the next one not: the node's sum, carried over, stands still.
         """
         hours = cpu_j = 0.0
-        readings = [reading for pair in self._pairs() for reading in pair]
+        readings = [reading for pair in self.pairs() for reading in pair]
         for before, after in pairwise([*readings, self.newest]):
             share = 1.0 - with_node_meter(after, before)
             hours += share * (held_s(after) - held_s(before)) / 3600.0
@@ -106,6 +106,19 @@ class StageLedger:
             if id(row) not in kept:
                 joules = None if joules is None or drawn is None else joules + drawn - beside
         return self._share(joules)
+
+    @property
+    def lost_phases(self) -> dict[str, Quantity] | None:
+        """`lost` by what it was spent on. None: rows that do not tell."""
+        if self.phases is None or self.lost.value is None:
+            return None
+        kept = {id(row) for row in counting_rows(self.rows)}
+        lost = [pair for pair in self.pairs() if id(pair[1]) not in kept]
+        return {
+            name: self._share(sum(phase_j(row, name) - phase_j(before, name) for before, row in lost))
+            for name in self.phases
+            if name not in BESIDE_STEPS
+        }
 
     @property
     def phases(self) -> dict[str, Quantity] | None:
@@ -167,7 +180,7 @@ class StageLedger:
 
     def spans_by_attempt(self) -> list[list[Span]] | None:
         """What was drawn in a pause has a span of its own."""
-        return spans_by_attempt(self._pairs(), self.events, self._until_attempt)
+        return spans_by_attempt(self.pairs(), self.events, self._until_attempt)
 
     def _waited(self, those: set[int]) -> Quantity:
         """Drawn in waiting of those rows, by their ids."""
@@ -192,14 +205,14 @@ class StageLedger:
         """What each row has more of beginning and pausing than the row before."""
         return [
             sum(phase_j(row, name) - phase_j(before, name) for name in BESIDE_STEPS)
-            for before, row in self._pairs()
+            for before, row in self.pairs()
         ]
 
     def _drawn(self) -> list[float | None]:
-        pairs = [(before.get("energy_j", 0.0), row.get("energy_j")) for before, row in self._pairs()]
+        pairs = [(before.get("energy_j", 0.0), row.get("energy_j")) for before, row in self.pairs()]
         return [None if one is None or other is None else other - one for one, other in pairs]
 
-    def _pairs(self) -> list[tuple[Row, Row]]:
+    def pairs(self) -> list[tuple[Row, Row]]:
         """Each row with the reading before it."""
         return [
             (before if attempt_of(before) == attempt_of(row) else self._until_attempt(attempt_of(row)), row)

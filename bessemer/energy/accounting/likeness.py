@@ -1,10 +1,13 @@
 """Figures that people grasp beside a run's: everyday uses of as much, and published trainings.
 
 Few, with their sources, and no offsets: those would need a promise. An everyday use is told where it comes to
-between 0.1 and 100,000. Looked up on 2026-11-28:
+between 0.1 and 100,000. Looked up on 2026-11-28, in copies of the pages themselves:
 - kettles are physics: a litre of water from 20 to 100 degrees is 0.093 kWh, in a kettle of 90 % 0.10;
-- households: eia.gov/tools/faqs/faq.php?id=97, 10,791 kWh sold to a residential customer in 2022;
-- cars: EPA-420-F-23-014 (epa.gov/greenvehicles), tailpipe only: 8,887 g CO2 a gallon at 22.2 miles a gallon.
+- households: eia.gov/tools/faqs/faq.php?id=97 as of October 2021: a residential customer of the USA used
+  10,715 kWh in 2020, 893 a month (later years were 1 to 2 % off that, by quotations of the page);
+- cars, tailpipe only: epa.gov/greenvehicles/greenhouse-gas-emissions-typical-passenger-vehicle has 4.6 t of
+  CO2 a year, EPA-420-F-11-041 8,887 g a gallon. The 400 g a mile (22.2 miles a gallon; 11,500 miles a year)
+  that belong to them are EPA-420-F-23-014's by quotations: the sheet itself was not read.
 Of published trainings the scopes differ: boards alone, or with what is around them.
 """
 
@@ -26,7 +29,7 @@ KWH = (
     Use(
         4186.0 * 80.0 / J_PER_KWH / 0.9, "litres of water boiled", "heat capacity of water, a kettle of 90 %"
     ),
-    Use(899.0, "months of a household's electricity, USA", "EIA, 2022: 899 kWh a month"),
+    Use(893.0, "months of a household's electricity, USA", "EIA, 2020: 893 kWh a month"),
 )
 KG_CO2E = (Use(0.400 / 1.609, "km in a petrol car", "EPA, mean of the USA: 400 g CO2 a mile"),)
 

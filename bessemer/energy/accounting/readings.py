@@ -43,6 +43,11 @@ def phase_j(row: Row, name: str) -> float:
     return float((row.get("energy_phases_j") or {}).get(name) or 0.0)
 
 
+def phase_s(row: Row, name: str) -> float:
+    """0 where the row does not tell."""
+    return float((row.get("time_phases_s") or {}).get(name) or 0.0)
+
+
 def time_s(row: Row) -> float:
     """In steps."""
     return float(row.get("time_s") or 0.0)
@@ -50,7 +55,7 @@ def time_s(row: Row) -> float:
 
 def held_s(row: Row) -> float:
     """In steps and in pauses, in which the machine around the devices draws on."""
-    return time_s(row) + float((row.get("time_phases_s") or {}).get(PAUSED) or 0.0)
+    return time_s(row) + phase_s(row, PAUSED)
 
 
 def with_node_meter(row: Row, before: Row) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.energy.accounting.ledger import StageLedger
+from bessemer.energy.accounting.limits import UNITS
 from bessemer.energy.accounting.place import Place
 from bessemer.energy.accounting.readings import ENERGY_COLUMNS
 from bessemer.energy.accounting.stage_account import at_facility
@@ -25,7 +26,6 @@ from bessemer.energy.quantity import NOTHING, Quantity, exactly
 from bessemer.energy.reading import NODE
 from bessemer.rundir import WARMUP_STEPS, Row, read_object, read_rows
 
-UNITS = {"hours": "hours", "device_hours": "device-hours", "usd": "USD", "kwh": "kWh", "kg_co2e": "kg CO2e"}
 _KEPT_S = 1800.0
 _INTERVALS = 50  # whose spread is the band of what is left
 _STEADY_INTERVALS = 5

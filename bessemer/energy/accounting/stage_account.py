@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bessemer.energy.accounting.facility import around_device, kg_per_kwh, prices, rest_of_node_j
+from bessemer.energy.accounting.goodput import goodput
 from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.energy.accounting.place import Place
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity, exactly
@@ -46,6 +47,7 @@ class StageAccount:
     usd: Quantity
     usd_from: str
     lost: Quantity  # in steps that were run again [J]
+    lost_phases: dict[str, Quantity] | None  # of it, by what it was spent on [J]; None: the rows do not tell
     after_kills: Quantity  # likely, of attempts that were killed, after their last row; in no sum [J]
     restarting: Quantity  # of attempts after the first, until their first step [J]
     waiting: tuple[float, Quantity] | None  # for data [s, J]; None: the rows do not tell
@@ -55,6 +57,7 @@ class StageAccount:
     tokens: float | None
     flops: float | None  # useful: model FLOPs of the tokens trained on
     hours: float
+    goodput: float | None  # goodput.py
     between_attempts_s: float | None
     gaps: int
     gap_s: float
@@ -79,6 +82,7 @@ class StageAccount:
             "metered_hours": self.metered_hours,
             "hours_beside_node_meter": self.hours_beside_node_meter,
             "lost_j": self.lost.to_json(),
+            "lost_phases_j": _each(self.lost_phases),
             "restarting_j": self.restarting.to_json(),
             "after_kills_j": self.after_kills.to_json(),
             "waiting_for_data": _waiting(self.waiting, self.waiting_lost),
@@ -88,6 +92,7 @@ class StageAccount:
             "joules_per_flop": over(self.energy.value, self.flops),
             "tokens": self.tokens,
             "hours": self.hours,
+            "goodput": self.goodput,
             "between_attempts_s": self.between_attempts_s,
             "gaps": self.gaps,
             "gap_s": self.gap_s,
@@ -112,6 +117,7 @@ def stage_account(name: str, ledger: StageLedger, info: Row, place: Place, devic
         usd=told.usd,
         usd_from=told.usd_from,
         lost=ledger.lost,
+        lost_phases=ledger.lost_phases,
         restarting=ledger.restarting,
         after_kills=ledger.after_kills,
         waiting=ledger.waiting,
@@ -121,6 +127,7 @@ def stage_account(name: str, ledger: StageLedger, info: Row, place: Place, devic
         tokens=ledger.tokens,
         flops=_flops(info, ledger.tokens),
         hours=ledger.hours,
+        goodput=goodput(ledger),
         between_attempts_s=ledger.between_attempts_s,
         gaps=int(ledger.newest.get("energy_gaps") or 0),
         gap_s=float(ledger.newest.get("energy_gap_s") or 0.0),

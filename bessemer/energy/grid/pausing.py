@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bessemer.energy.grid.intensity import Command, HourlyFile, Intensity
 from bessemer.errors import RecipeError
 from bessemer.recipe.schema import Energy
+
+if TYPE_CHECKING:  # a plan checks the settings and opens nothing
+    from bessemer.energy.grid.intensity import Intensity
 
 _DAY = 24 * 60  # minutes
 _HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-(?:([01]\d|2[0-3]):([0-5]\d)|24:00)")
@@ -66,7 +68,7 @@ class Schedule:
 class Pausing:
     """Whether to pause now; it knows whether it does already. One for an attempt, of the first rank."""
 
-    def __init__(self, rule: PauseRule, intensity: Intensity | None) -> None:
+    def __init__(self, rule: PauseRule, intensity: "Intensity | None") -> None:
         self.intensity = intensity
         self._rule, self._schedule = rule, Schedule.of(rule.hours)
         self._since_s: float | None = None  # of the pause under way
@@ -130,8 +132,10 @@ def rule_of(energy: Energy, base: Path) -> PauseRule | None:
     )
 
 
-def open_intensity(rule: PauseRule) -> Intensity | None:
+def open_intensity(rule: PauseRule) -> "Intensity | None":
     """RecipeError where it tells nothing. None: hours of the day alone."""
+    from bessemer.energy.grid.intensity import Command, HourlyFile
+
     if rule.command:
         return Command(rule.command)
     return None if rule.intensity is None else HourlyFile(Path(rule.intensity))
