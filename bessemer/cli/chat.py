@@ -1,6 +1,7 @@
 """`bessemer chat RUN`: the model goes on with a text; with --prompt once, else line by line.
 
-Only generated text goes to stdout, so that a pipe gets the answer and nothing else.
+Only generated text goes to stdout, so that a pipe gets the answer and nothing else. A call of a tool is
+printed as the model writes it: whoever gave the tools reads it and runs them.
 """
 
 import argparse
@@ -26,6 +27,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="default: 0, the likeliest"
     )
+    parser.add_argument(
+        "--tools", type=Path, metavar="FILE", help="a JSON list of functions that the model may call"
+    )
     parser.add_argument("--step", type=int, metavar="N", help="checkpoint of step N; left out: the newest")
 
 
@@ -34,15 +38,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.rundir import find_stage
 
     _check(args)
+    tools = () if args.tools is None else _tools(args.tools)
     stage = find_stage(args.target)
     completer = Completer.load(stage, args.step, args.console)
+    if tools and completer.chat is None:
+        raise _no_template(stage)
     described = {"run": str(stage.parent), "stage": stage.name, "step": completer.step}
 
     said: list[dict[str, Any]] = []
 
     def answer(prompt: str, turn: int = 0) -> str:
         told = completer.complete(
-            prompt, max_tokens=args.max_tokens, temperature=args.temperature, seed=turn, said=said
+            prompt,
+            max_tokens=args.max_tokens,
+            temperature=args.temperature,
+            seed=turn,
+            said=said,
+            tools=tools,
         )
         if completer.chat is not None and told.strip():
             said.extend([{"role": "user", "content": prompt}, {"role": "assistant", "content": told}])
@@ -79,6 +91,39 @@ def _loop(answer: Callable[[str, int], str], stage: str, answers_to_stderr: bool
                 flush=True,
             )
             turns += 1
+
+
+def _tools(path: Path) -> tuple[dict[str, Any], ...]:
+    from bessemer.data.task.messages import tools_of
+    from bessemer.data.task.unusable import Unusable
+    from bessemer.errors import DataError
+
+    try:
+        tools = tools_of(path.read_text(encoding="utf-8"))
+        why = "an empty list"
+    except (OSError, UnicodeDecodeError) as error:
+        tools, why = (), str(error)
+    except Unusable as error:
+        tools, why = (), error.told
+    if not tools:
+        raise DataError(
+            f"--tools {path} gives no tools",
+            found=why,
+            wanted="a JSON list of functions, as `transformers` takes them",
+            fix='write [{"type": "function", "function": {"name": …, "parameters": …}}, …]',
+        )
+    return tools
+
+
+def _no_template(stage: Path) -> Exception:
+    from bessemer.errors import RecipeError
+
+    return RecipeError(
+        f"{stage} has no chat template, which could write tools",
+        found="--tools beside a model that goes on with plain text",
+        wanted="a model that was tuned on chats",
+        fix="remove --tools, or write them into the prompt as the model has learnt them",
+    )
 
 
 def _check(args: argparse.Namespace) -> None:

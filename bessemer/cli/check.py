@@ -1,6 +1,7 @@
 """`bessemer check layouts RECIPE`: proofs on the user's own machine."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from bessemer.cli.columns import text_table
@@ -22,6 +23,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("kind", choices=["layouts", *_NOT_BUILT], help="only `layouts` is built yet")
     parser.add_argument("recipe", metavar="RECIPE", help="a file or the name of a shipped recipe")
     parser.add_argument(
+        "--from",
+        dest="from_",
+        metavar="RUN[@STEP]",
+        help="check the fine-tuning, from these weights; left out: pre-training, if the recipe has sources",
+    )
+    parser.add_argument(
         "--layouts", metavar='"A;B"', help='e.g. "shard=2;tensor=2,pipeline=2"; default: all that make sense'
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="most ranks of a default layout (8)")
@@ -33,12 +40,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     _refuse(args)
-    from bessemer.check.layouts import Wish, check_layouts
+    from bessemer.check.layouts import Wish, check_subject
     from bessemer.recipe.load import load
 
     wish = Wish(layouts=args.layouts, ranks=args.ranks, steps=args.steps, timeout_s=args.timeout)
-    document = check_layouts(load(args.recipe, args.set), wish, args.store, args.console)
+    document = check_subject(_subject(args, load(args.recipe, args.set)), wish, args.console)
     return {"kind": "layouts", **document}
+
+
+def _subject(args: argparse.Namespace, loaded: Any) -> Any:
+    """The recipe's pre-training; its fine-tuning where it has no other, or weights are named for it."""
+    from bessemer.check.layouts import pretraining
+    from bessemer.check.plans import WHERE, Subject
+    from bessemer.finetune.checked import checked_stage
+    from bessemer.planner.task import only_finetunes
+    from bessemer.train.pretrain import Place
+
+    if args.from_ is None and not only_finetunes(loaded.recipe):
+        return pretraining(loaded, args.store, args.console)
+    place = Place(args.run or Path("runs") / loaded.recipe.name, args.store, args.console)
+    return Subject(loaded.recipe, *checked_stage(loaded, place, args.from_, WHERE))
 
 
 def exit_code(document: dict[str, Any]) -> int:
@@ -72,8 +93,8 @@ def _verdict(document: dict[str, Any]) -> list[str]:
     limit = document["tolerance"]
     counts = f"{document['passed']} passed, {document['failed']} failed, {document['refused']} refused"
     return [
-        f"{counts}: against one process, {document['steps']} steps of {document['batch_rows']} rows of "
-        f"{document['context']} tokens, {document['dtype']}.",
+        f"{counts}: {document['stage']} against one process, {document['steps']} steps of "
+        f"{document['batch_rows']} rows of {document['context']} tokens, {document['dtype']}.",
         f"Largest relative differences that pass: loss {limit['first_loss']:.0e} at the first step and "
         f"{limit['loss']:.0e} later, gradient norm {limit['first_grad_norm']:.0e} at the first step and "
         f"{limit['grad_norm']:.0e} later.",

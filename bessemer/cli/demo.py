@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-HELP = "the whole path on this machine's own Python library: about eight minutes, no network"
+HELP = "the whole path on this machine's own Python library: about seven minutes, no network"
 COMPUTES = True
 
 

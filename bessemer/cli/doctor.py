@@ -165,7 +165,8 @@ def _compiler(kind: str) -> dict[str, str | None]:
     """That of the device which training takes: the accelerator where there is one."""
     import subprocess
 
-    from bessemer.train.compiling import compiler, compiler_language
+    from bessemer.measure.compiler import compiler
+    from bessemer.planner.compiling import compiler_language
 
     path, language = compiler(kind), compiler_language(kind)
     if path is None:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bessemer.cli.columns import text_table
+from bessemer.cli.columns import for_terminal, text_table
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import Layout
 from bessemer.units import format_count, format_seconds
@@ -74,8 +74,8 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
     document = {**_document(recipe, plan, facts, cluster), "data": data.told(plan)}
     document |= _layouts(recipe, plan, facts, cluster, chosen, args.top)
     document |= budget_document(recipe, plan, facts, only_finetunes=only_finetunes(recipe))
-    if only_finetunes(recipe):
-        document["place"] = None  # found by a search of pre-training
+    if only_finetunes(recipe):  # both are of pre-training
+        document |= {"place": None, "programme": None}
     return {**document, "rehearsal": rehearsed(plan, facts, args.rank)} if args.rehearse else document
 
 
@@ -83,7 +83,7 @@ def show(document: dict[str, Any]) -> str:
     if "groups" in document:
         from bessemer.cli.plan_validate import show_validation
 
-        return show_validation(document)
+        return for_terminal(show_validation(document))
     parts = [_model(document), _training(document), _predicted(document)]
     if document["budget"]:
         from bessemer.cli.plan_budget import show_budget
@@ -97,13 +97,14 @@ def show(document: dict[str, Any]) -> str:
     if document["derived"]:
         parts.append(_derived(document))
     notes = [f"Outside what was validated, so the band is wide: {text}" for text in document["caveats"]]
+    notes += [f"Note: {text}" for text in document["remarks"]]
     if document.get("rehearsal"):
         from bessemer.cli.rehearsal import show_rehearsal
 
         parts.append(show_rehearsal(document["rehearsal"]))
     if document["refused_because"]:
         notes.append(f"Training would be refused: {document['refused_because']}")
-    return "\n\n".join([*parts, *notes])
+    return for_terminal("\n\n".join([*parts, *notes]))
 
 
 def _of_the_layout(document: dict[str, Any]) -> list[str]:
@@ -142,6 +143,13 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         )
     if args.top < 1:
         raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
+    if args.layout is not None and any(each.startswith("parallel.layout=") for each in args.set):
+        raise RecipeError(
+            "two layouts for one plan",
+            found=f'--layout "{args.layout}" and --set parallel.layout',
+            wanted="one of them",
+            fix="remove one",
+        )
     if args.rows and not _is_validation(args):
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
 
@@ -163,9 +171,11 @@ def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> tuple[Any, Any]
 
 def _document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any]:
     from bessemer.cli.plan_memory import rank_documents
-    from bessemer.cli.plan_search import caveats, reliability_document, step_document
+    from bessemer.cli.plan_rates import rates_document
+    from bessemer.cli.plan_search import caveats, reliability_document, remarks, step_document
     from bessemer.formulas.flops import CONVENTION, train_flops_per_token
     from bessemer.hardware import GIB
+    from bessemer.planner.programme import programme
 
     values, known = plan.to_json(), cluster.devices == plan.pretrain.layout.world or cluster.devices == 1
     per_token = train_flops_per_token(plan.shape, plan.pretrain.context)
@@ -185,13 +195,16 @@ def _document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any
         "training": {**values["pretrain"], "batch_tokens": plan.pretrain.batch_tokens, "tokens": tokens},
         "flops": {"per_token": per_token, "total": per_token * tokens, "convention": CONVENTION},
         "predicted": values["predicted"],
-        "step": step_document(plan, cluster),
+        "programme": programme(plan.predicted, cluster.device.kind),
+        "counted_with": rates_document(recipe, facts, cluster.devices),
+        "step": step_document(plan, facts, cluster),
         "reliability": reliability_document(plan, cluster),
         "memory": fullest["memory"] if fullest else None,
         "memory_parts": fullest["parts"] if fullest else None,
         "memory_by_pipeline_rank": memories,
         "derived": values["derived"],
         "caveats": caveats(plan, cluster),
+        "remarks": remarks(cluster),
         "refused_because": _refusal(recipe, plan, facts),
     }
 
@@ -259,6 +272,8 @@ def _training(document: dict[str, Any]) -> str:
 
 
 def _predicted(document: dict[str, Any]) -> str:
+    from bessemer.cli.plan_rates import show_rates
+
     rows = []
     for name, row in document["predicted"].items():
         if row["value"] is None:
@@ -270,7 +285,19 @@ def _predicted(document: dict[str, Any]) -> str:
     if hours:
         days = f"{hours / 24:,.1f} days" if hours >= 48 else format_seconds(hours * 3600)
         lines.append(f"that is {days}")
-    return "\n".join(lines)
+    if document["programme"]:
+        lines.append(_programme(document["programme"]))
+    return "\n".join([*lines, show_rates(document["counted_with"])])
+
+
+def _programme(row: dict[str, Any]) -> str:
+    times, hours = row["over_training"], row["device_hours"]
+    low, middle, high = (f"{hours[end]:,.0f}" for end in ("low", "value", "high"))
+    return (
+        f"whole programmes report more device-hours than their training is predicted: of {row['published']} "
+        f"published ones half {times['value']:.1f} times as many or more, eight tenths "
+        f"{times['low']:.1f} to {times['high']:.1f} times; here {middle} ({low} to {high})"
+    )
 
 
 def _derived(document: dict[str, Any]) -> str:

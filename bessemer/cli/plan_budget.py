@@ -7,7 +7,8 @@ from bessemer.units import format_short
 
 
 def budget_document(recipe: Any, plan: Any, facts: Any, *, only_finetunes: bool) -> dict[str, Any]:
-    """`budget`, the fullest limit first, and `budget_warning`. None of it is known where no speed is."""
+    """`budget`, the fullest limit first, `budget_reserve` (the share of the limit that decided length or size
+    which is left unplanned; null: none did) and `budget_warning`. None of it is known where no speed is."""
     from dataclasses import replace
 
     from bessemer.planner.budget import comparison_after, finetuning_after, uses, warning
@@ -19,11 +20,13 @@ def budget_document(recipe: Any, plan: Any, facts: Any, *, only_finetunes: bool)
     else:
         later = finetuning_after(recipe, plan.pretrain, plan.predicted)
     found = uses(recipe, facts, left, later=later)
-    return {"budget": [use.to_json() for use in found], "budget_warning": warning(found)}
+    reserve = next((row.value for row in plan.derived if row.key == "budget.reserve"), None)
+    budget = [use.to_json() for use in found]
+    return {"budget": budget, "budget_reserve": reserve, "budget_warning": warning(found)}
 
 
 def show_budget(document: dict[str, Any]) -> str:
-    from bessemer.energy.accounting.spending import UNITS
+    from bessemer.energy.accounting.limits import UNITS
 
     rows = []
     for row in document["budget"]:
@@ -35,6 +38,8 @@ def show_budget(document: dict[str, Any]) -> str:
     after = document["budget"][0]["finetuning"]
     if after:
         lines.append("fine-tuning is in it, as if the task had a thousand rows")
+    if document["budget_reserve"] is not None:
+        lines.append(f"planned with {100 * document['budget_reserve']:.1f} % of the budget in reserve")
     if document["budget_warning"]:
         lines.append(document["budget_warning"])
     return "\n".join(lines)

@@ -14,13 +14,15 @@ _MOST_LINES = 8  # of ranks that differ
 def rank_documents(plan: Any, facts: Any, cluster: Any) -> list[dict[str, Any]]:
     """Of a rank at each place in the pipeline. parts: the trainer's words; memory: the plan's."""
     from bessemer.formulas.layout import layers_of_stages
+    from bessemer.planner.compiling import as_run
     from bessemer.planner.predict import rank_memories
     from bessemer.planner.step import stage_room
 
     layout = plan.pretrain.layout
     stages = [list(stage) for stage in layers_of_stages(plan.shape, layout)]
-    memories = rank_memories(plan.shape, plan.pretrain, facts, compiled=plan.pretrain.compile is not False)
-    room = stage_room(plan.shape, plan.pretrain, cluster)
+    stage = as_run(plan.shape, plan.pretrain, facts)
+    memories = rank_memories(plan.shape, stage, facts, compiled=stage.compile is not False)
+    room = stage_room(plan.shape, stage, cluster)
     return [
         {
             "pipeline_rank": rank,

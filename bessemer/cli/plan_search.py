@@ -13,13 +13,15 @@ _PART_NAMES = {
     "data_s": "gradients, weights", "optimizer_s": "optimizer", "overhead_s": "overhead, waiting",
 }  # fmt: skip
 _VALIDATED_DEVICES = 16_384
+_HARDLY_ANY = 0.01  # failures in a run
 
 
-def step_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
+def step_document(plan: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:
     """Seconds of a step by part, each with its band; exchanges as far as they show. None: no cost model."""
+    from bessemer.planner.compiling import as_run
     from bessemer.planner.step import stage_step
 
-    step = stage_step(plan.shape, plan.pretrain, cluster)
+    step = stage_step(plan.shape, as_run(plan.shape, plan.pretrain, facts), cluster)
     if step is None:
         return None
     whole = step.estimate
@@ -121,7 +123,8 @@ def caveats(plan: Any, cluster: Any) -> list[str]:
     if cluster.devices > _VALIDATED_DEVICES:
         notes.append(f"{cluster.devices:,} devices are more than anyone published ({_VALIDATED_DEVICES:,})")
     if device.kind not in ("gpu", "cpu"):
-        notes.append(f"no measured run of our trainer on a {device.kind.upper()} such as {device.name}")
+        kind = "an ASIC" if device.kind == "asic" else f"a {device.kind.upper()}"
+        notes.append(f"no measured run of our trainer on {kind} such as {device.name}")
     if device.kind != "cpu" and device.memory_gib_usable is None:
         notes.append(f"the memory of {device.name} is not in the catalogue: nothing was left out for it")
     if cluster.devices > cluster.link_domain and cluster.network_gb_per_s is None and device.kind != "cpu":
@@ -130,6 +133,30 @@ def caveats(plan: Any, cluster: Any) -> list[str]:
         )
     if plan.pretrain.layout.world > 1 and plan.predicted["step_time_s"].basis == "assumed":
         notes.append(f"no published step time of this kind of stack on {device.name}")
+    return notes
+
+
+def remarks(cluster: Any) -> list[str]:
+    """What of the cluster its reader may have meant otherwise."""
+    from bessemer.hardware import catalogue
+    from bessemer.planner.cluster import nominal_gib
+
+    device, notes = cluster.device, []
+    if device.memory_gib_usable is not None and device.memory_gib_usable == nominal_gib(device):
+        notes.append(
+            f"what an empty {device.name} reports is not in the catalogue: its nominal "
+            f"{device.memory_gb_nominal:g} GB of 1e9 bytes are counted ({device.memory_gib_usable:.1f} GiB)"
+        )
+    if cluster.devices > cluster.per_node and cluster.devices % cluster.per_node:
+        notes.append(f"{cluster.devices} devices leave one of the nodes of {cluster.per_node} partly empty")
+    for name in ("link_gb_per_s", "network_gb_per_s"):
+        most = max(getattr(device, name) or 0.0 for device in catalogue().values())
+        given = getattr(cluster, name) or 0.0
+        if given > most:
+            notes.append(
+                f"{name} = {given:g} is more than any device of the catalogue has ({most:g}); "
+                "GB are bytes: 400 Gbit/s are 50"
+            )
     return notes
 
 
@@ -184,12 +211,16 @@ def show_step(step: dict[str, Any]) -> str:
 
 def show_reliability(document: dict[str, Any]) -> str:
     failures, interval = document["expected_failures"], document["checkpoint_interval_s"]
-    return (
-        f"Failures to expect: {failures['value']:.3g} ({failures['low']:.3g} to {failures['high']:.3g}), "
-        f"one in {document['hours_between_failures']:,.1f} hours. Best checkpoint interval: "
-        f"{format_seconds(interval['value'])} ({format_seconds(interval['low'])} to "
-        f"{format_seconds(interval['high'])})"
-    )
+    between_h = document["hours_between_failures"]
+    if failures["high"] < _HARDLY_ANY:
+        expected = f"hardly any (below {_HARDLY_ANY:g})"
+    else:
+        expected = f"{failures['value']:.3g} ({failures['low']:.3g} to {failures['high']:.3g})"
+    ends = [format_seconds(interval[end]) for end in ("value", "low", "high")]
+    best = f"{ends[0]} ({ends[1]} to {ends[2]})"
+    if interval["value"] > 3600.0 * failures["value"] * between_h:
+        best = "longer than the run"
+    return f"Failures to expect: {expected}, one in {between_h:,.1f} hours. Best checkpoint interval: {best}"
 
 
 def show_candidates(rows: list[dict[str, Any]]) -> str:

@@ -9,15 +9,18 @@ from bessemer.cli.columns import text_table
 from bessemer.errors import RecipeError
 
 _WORST = 5
+_NONE_GIVEN = "none given"
 
 
 def validated(args: argparse.Namespace) -> dict[str, Any]:
     """The document. RecipeError for options that have no effect here and for a file that is no such table."""
+    from bessemer.planner.published.columns import unread_columns
     from bessemer.planner.published.runs import read_runs
     from bessemer.planner.published.validate import validate
 
     _refuse_others(args)
-    return validate(read_runs(Path(args.rows)))
+    runs = read_runs(Path(args.rows))
+    return {**validate(runs), "unread_columns": unread_columns(Path(args.rows))}
 
 
 def show_validation(document: dict[str, Any]) -> str:
@@ -26,7 +29,12 @@ def show_validation(document: dict[str, Any]) -> str:
     parts += [_summary(document["summary"])]
     parts += [
         text
-        for text in (_worst(document["rows"]), _hours(document["rows"]), _skipped(document["rows"]))
+        for text in (
+            _worst(document["rows"]),
+            _hours(document["rows"]),
+            _skipped(document["rows"]),
+            _unread(document["unread_columns"]),
+        )
         if text
     ]
     return "\n\n".join(parts)
@@ -83,10 +91,12 @@ def _summary(summary: dict[str, Any]) -> str:
         ["device-hours, within 15 %", _within(summary, "device_hours")],
         ["of finished trainings, mean error", _percent(summary["device_hours_finished_mape"])],
         ["of finished trainings, within 15 %", _within(summary, "device_hours_finished")],
+        ["of finished trainings, published over predicted", _times(summary)],
         ["said to fit, and did not", str(summary["false_fits"])],
         ["said not to fit, and did", str(summary["false_ooms"])],
     ]
-    return "\n".join(text_table(["Predicted against published", ""], rows))
+    told = [row for row in rows if row[1] not in (_NONE_GIVEN, "0 of 0")]
+    return "\n".join(text_table(["Predicted against published", ""], told))
 
 
 def _worst(rows: list[dict[str, Any]]) -> str:
@@ -148,12 +158,26 @@ def _by_text(rows: list[dict[str, Any]], key: str) -> dict[str, str]:
 
 def _skipped(rows: list[dict[str, Any]]) -> str:
     reasons = Counter(row["skipped_because"] for row in rows if row["skipped_because"])
-    return "\n".join(f"Skipped: {reason} ({count} rows)" for reason, count in reasons.most_common())
+    return "\n".join(
+        f"Skipped: {reason} ({count} row{'s' * (count != 1)})" for reason, count in reasons.most_common()
+    )
+
+
+def _unread(columns: dict[str, str | None]) -> str:
+    names = [name + (f" (was {meant} meant?)" if meant else "") for name, meant in columns.items()]
+    return f"Columns that nothing is read from: {', '.join(names)}" if names else ""
 
 
 def _within(summary: dict[str, Any], which: str) -> str:
     return f"{summary[f'{which}_within_15_percent']} of {summary[f'{which}_rows']}"
 
 
+def _times(summary: dict[str, Any]) -> str:
+    low, middle, high = (summary[f"device_hours_finished_over_{end}"] for end in ("low", "median", "high"))
+    if middle is None:
+        return "none given"
+    return f"{middle:.2f} (the middle eight tenths: {low:.2f} to {high:.2f})"
+
+
 def _percent(share: float | None) -> str:
-    return "none given" if share is None else f"{100 * share:.1f} %"
+    return _NONE_GIVEN if share is None else f"{100 * share:.1f} %"

@@ -32,6 +32,8 @@ def rehearsed(plan: Any, facts: Any, rank: int) -> dict[str, Any]:
             fix="choose one of these",
         )
     work = workload(stage, facts, compiled=False)
+    # Losses of pairs, of teachers and of sampled answers are not rehearsed; all else of their steps is.
+    loss = "classify" if plan.shape.labels else "next_token"
     # Beyond these, one micro-batch does what the one before did, and memory has been at its peak.
     few = min(work.micro_batches, 2 * stage.layout.num_stages)
     found = rehearse(plan.shape, replace(work, micro_batches=few), stage.layout, rank, context=stage.context)
@@ -41,6 +43,8 @@ def rehearsed(plan: Any, facts: Any, rank: int) -> dict[str, Any]:
         "of": stage.layout.world,
         "micro_batches": few,
         "micro_batches_of_a_step": work.micro_batches,
+        "objective": stage.objective.kind,
+        "loss": loss,
         **found.to_json(),
         "exchanges_of_a_step": {kind: asdict(exchange) for kind, exchange in whole.items()},
     }
@@ -58,6 +62,8 @@ def show_rehearsal(rehearsal: dict[str, Any]) -> str:
     held = sum(math.prod(size) for size in rehearsal["parameters"].values())
     memory = format_bytes(rehearsal["peak_bytes"])
     last = f"it holds {format_count(held)} parameters; its tensors took {memory} at the most"
+    if rehearsal["loss"] != rehearsal["objective"]:
+        last += f"; with the loss of {rehearsal['loss']} in place of {rehearsal['objective']}"
     return "\n".join([*text_table(heads, rows), last])
 
 

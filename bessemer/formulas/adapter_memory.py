@@ -2,7 +2,8 @@
 
 Less: no weight gradient of a norm, so not what it multiplies; queries and keys before rotation, which are no
 part of one joined result; inputs of matrices without an adapter; what experts are given. More: x Aᵀ of each
-adapter, and with DoRA the results before their magnitudes.
+adapter, and with DoRA the results before their magnitudes (selective recomputation keeps these alone, and
+multiplies again).
 Counted from what autograd keeps; a test counts again. Compiled blocks make most of it again: counted alike.
 """
 
@@ -19,7 +20,8 @@ def adapter_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, rou
     if adapter is None:
         return 0
     queries_keys = (shape.heads + shape.kv_heads) * shape.head_dim
-    found = inner_bytes_per_token(shape, size, routed=routed) - size * queries_keys
+    found = size * (inner_elements_per_token(shape, routed=routed) - queries_keys)
+    found += adapter.dora * size * sum(_outputs(shape, routed))
     if not compiled:
         found -= (16 if traits_of(shape.family).sandwiched else 8) * shape.hidden
         if shape.qk_norm and size == 2:
@@ -36,10 +38,22 @@ def adapter_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, rou
     return found
 
 
-def inner_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> int:
-    """x Aᵀ of the adapters of one block, and with DoRA the results that magnitudes multiply."""
-    adapter = shape.adapter
-    if adapter is None:
+def inner_elements_per_token(shape: ModelShape, *, routed: bool) -> int:
+    """Of x Aᵀ of the adapters of one block."""
+    return 0 if shape.adapter is None else shape.adapter.rank * len(_outputs(shape, routed))
+
+
+def whole_results_per_token(shape: ModelShape, *, routed: bool) -> int:
+    """Elements of DoRA's results before their magnitudes that each tensor rank has whole: of the matrices of
+    one block whose columns are split."""
+    adapter, here = shape.adapter, matrices(shape, routed=routed)
+    if adapter is None or not adapter.dora:
         return 0
-    outs = [out for name, (out, _) in matrices(shape, routed=routed).items() if name in adapter.targets]
-    return size * (adapter.rank * len(outs) + adapter.dora * sum(outs))
+    return shape.hidden * sum(name in here and name in adapter.targets for name in ("o_proj", "down_proj"))
+
+
+def _outputs(shape: ModelShape, routed: bool) -> list[int]:
+    """Of the matrices of one block that have adapters."""
+    adapter = shape.adapter
+    sizes = matrices(shape, routed=routed).items()
+    return [out for name, (out, _) in sizes if adapter is not None and name in adapter.targets]

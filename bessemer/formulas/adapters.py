@@ -49,6 +49,8 @@ def matrices(shape: ModelShape, *, routed: bool) -> dict[str, tuple[int, int]]:
     ffn = shape.shared_ffn if routed else shape.ffn
     if ffn:
         found |= zip(FEED_FORWARD, [(ffn, hidden), (ffn, hidden), (hidden, ffn)], strict=True)
+        if not shape.gated:
+            del found["gate_proj"]
     return found
 
 

@@ -24,7 +24,7 @@ def train_flops_per_token(shape: ModelShape, context: int, mean_keys: float | No
     if shape.adapter is None:
         return 6.0 * matmul_params(shape) + attention
     head = 2.0 * shape.labels * shape.hidden  # which learns
-    return 4.0 * matmul_params(shape) + head + 6.0 * _adapter_matrices(shape) + attention
+    return 4.0 * matmul_params(shape) + head + 6.0 * adapter_matrices(shape) + attention
 
 
 def attention_flops_per_token(shape: ModelShape, mean_keys: float) -> float:
@@ -59,12 +59,12 @@ def hardware_flops_per_token(shape: ModelShape, context: int, recompute: str) ->
     model = train_flops_per_token(shape, context)
     if recompute != "full":
         return model
-    forward = 2.0 * (matmul_params(shape) + _adapter_matrices(shape))
+    forward = 2.0 * (matmul_params(shape) + adapter_matrices(shape))
     forward += attention_flops_per_token(shape, mean_causal_keys(shape, context))
     return model + forward - 2.0 * head_rows(shape) * shape.hidden
 
 
-def _adapter_matrices(shape: ModelShape) -> int:
+def adapter_matrices(shape: ModelShape) -> int:
     """Parameters of A's and B's, without magnitudes."""
     if shape.adapter is None:
         return 0

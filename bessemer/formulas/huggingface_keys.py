@@ -19,9 +19,10 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RecipeError(
             f"cannot read {path}",
-            found=str(error),
+            found=getattr(error, "strerror", None) or str(error),
             wanted="a folder as Hugging Face's save_pretrained writes it",
-            fix="check the path in model.from (relative to the recipe's folder) or --from",
+            fix="check the path in model.from (relative to the recipe's folder) or --from; nothing is "
+            "fetched from the hub: download it first",
         ) from error
     return content
 

@@ -13,15 +13,25 @@ Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward
 
 from dataclasses import dataclass, fields
 
-from bessemer.formulas.adapter_memory import adapter_bytes_per_token, inner_bytes_per_token
+from bessemer.formulas.adapter_memory import (
+    adapter_bytes_per_token,
+    inner_elements_per_token,
+    whole_results_per_token,
+)
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.families import traits_of
-from bessemer.formulas.parameters import head_rows, matmul_params, num_dense_layers, total_params
+from bessemer.formulas.parameters import (
+    ffn_matrices,
+    head_rows,
+    matmul_params,
+    num_dense_layers,
+    total_params,
+)
 from bessemer.formulas.quantized import packed_model, unpacked_bytes
 from bessemer.formulas.shape import ModelShape
 
 _GIB = 2**30
-# Logits of one chunk in the loss: model/loss.py takes 8 Mi elements, not compiled four times in fp32 (logits,
+# Logits of one chunk in the loss: 8 Mi elements, not compiled four times in fp32 (logits,
 # their exponentials, the targets and what is between) and once as a mask.
 _LOSS_CHUNK_ELEMENTS = 8 * 2**20
 _LOSS_BYTES_PER_ELEMENT = 17
@@ -185,13 +195,14 @@ def selective_bytes_per_token(shape: ModelShape, size: int, *, routed: bool) -> 
     if shape.mla_kv_rank:
         expanded = a * (2 * shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim)
         attention = shape.mla_q_rank + shape.mla_kv_rank + shape.mla_rope_dim + expanded
+    first = ffn_matrices(shape) - 1  # of a feed-forward layer, those before its activation
     if routed:
-        inner = shape.experts_per_token * (2 * shape.expert_ffn + shape.hidden)
-        inner += 2 * shape.shared_ffn + (shape.hidden if shape.shared_ffn else 0)
+        inner = shape.experts_per_token * (first * shape.expert_ffn + shape.hidden)
+        inner += first * shape.shared_ffn + (shape.hidden if shape.shared_ffn else 0)
     else:
-        inner = 2 * shape.ffn + shape.hidden
+        inner = first * shape.ffn + shape.hidden
     router = 4 * shape.experts if routed else 0
-    inner += inner_bytes_per_token(shape, 1, routed=routed)
+    inner += inner_elements_per_token(shape, routed=routed)
     return size * (2 * shape.hidden + attention + inner) + router
 
 
@@ -203,7 +214,8 @@ def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, route
     if traits_of(shape.family).sandwiched:
         # What two more norms were given; what they gave is added to the residual stream and not kept.
         norms += (2 * size if compiled else 16) * shape.hidden + 8
-    feed_forward = (3 if compiled else 4) * size
+    # Gate, up, silu(gate) and their product; of GELU what it is given and what it gives.
+    feed_forward = (2 if not shape.gated else 3 if compiled else 4) * size
     if not routed:
         inner = feed_forward * shape.ffn
     else:
@@ -218,7 +230,8 @@ def layer_bytes_per_token(shape: ModelShape, size: int, compiled: bool, *, route
 def all_matrices(shape: ModelShape) -> int:
     """Weights that are cast: all but the embedding's look-up and the norms."""
     routed = shape.layers - num_dense_layers(shape)
-    idle = routed * (shape.experts - shape.experts_per_token) * 3 * shape.hidden * shape.expert_ffn
+    one = ffn_matrices(shape) * shape.hidden * shape.expert_ffn
+    idle = routed * (shape.experts - shape.experts_per_token) * one
     return matmul_params(shape) + idle
 
 
@@ -227,7 +240,8 @@ def joined_matrices(shape: ModelShape) -> int:
     queries_keys_values = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     if shape.mla_kv_rank or shape.experts:
         return 0
-    return shape.layers * shape.hidden * (queries_keys_values + 2 * shape.ffn)
+    gate_up = 2 * shape.ffn if shape.gated else 0
+    return shape.layers * shape.hidden * (queries_keys_values + gate_up)
 
 
 def _attention_bytes_per_token(shape: ModelShape, size: int) -> int:
@@ -247,7 +261,7 @@ def loss_bytes(shape: ModelShape, work: Workload) -> int:
 
 
 def loss_rows(vocab: int) -> int:
-    """Tokens of a chunk of logits: model/loss.py."""
+    """Tokens of a chunk of logits, in the loss (model/loss.py) and wherever it is counted."""
     return max(_LEAST_LOSS_ROWS, 1 << max(0, (_LOSS_CHUNK_ELEMENTS // vocab).bit_length() - 1))
 
 
@@ -256,8 +270,16 @@ def head_gradient_bytes(shape: ModelShape) -> int:
     return 4 * head_rows(shape) * shape.hidden if shape.adapter is None or shape.labels else 0
 
 
-def whole_rows_bytes(shape: ModelShape, work: Workload) -> int:
-    """Of a routed layer and token, what each tensor rank holds whole: rows of experts, the router's input."""
+def whole_rows_bytes(shape: ModelShape, work: Workload, *, routed: bool) -> int:
+    """Of a layer and token, what each tensor rank holds whole: results of DoRA; rows of experts, the router's
+    input."""
+    results = (
+        work.size * whole_results_per_token(shape, routed=routed) if work.recompute != "selective" else 0
+    )
+    return results + (_routed_rows_bytes(shape, work) if routed else 0)
+
+
+def _routed_rows_bytes(shape: ModelShape, work: Workload) -> int:
     if work.recompute == "selective":
         return work.size * shape.experts_per_token * shape.hidden
     router = 4 * shape.hidden if work.size == 2 and not work.compiled else 0

@@ -143,7 +143,9 @@ class _Rank:
         kept += (len(layers) - full) * _received(self.shape, self.work, self.layout)
         rest = range(layers.start + full, layers.stop)
         routed = sum(layer >= num_dense_layers(self.shape) for layer in rest)
-        kept += routed * (self.layout.tensor - 1) * whole_rows_bytes(self.shape, self.work)
+        whole = routed * whole_rows_bytes(self.shape, self.work, routed=True)
+        whole += (len(rest) - routed) * whole_rows_bytes(self.shape, self.work, routed=False)
+        kept += (self.layout.tensor - 1) * whole
         is_last = stage == self.layout.num_stages - 1
         return count * (
             kept + (ends_per_token(self.shape) if is_last else self.work.size * self.shape.hidden)

@@ -15,7 +15,7 @@ from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory import Workload, all_matrices, joined_matrices
-from bessemer.formulas.parameters import head_rows, num_dense_layers
+from bessemer.formulas.parameters import ffn_matrices, head_rows, num_dense_layers
 from bessemer.formulas.quantized import NONE_PACKED, Packed, packed_block, unpacked_bytes
 from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.shape import ModelShape
@@ -117,7 +117,8 @@ def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) 
         return 0
     bf16 = work.dtype == "bf16"
     routed = shape.layers - num_dense_layers(shape)
-    experts = routed * shape.experts * 3 * shape.hidden * shape.expert_ffn / layout.expert if bf16 else 0.0
+    one = ffn_matrices(shape) * shape.hidden * shape.expert_ffn
+    experts = routed * shape.experts * one / layout.expert if bf16 else 0.0
     if _gathers_experts(layout) and _gathered_size(work, layout) == 2:
         experts = 0.0
     others = 0.0
@@ -133,7 +134,7 @@ def one_copy(shape: ModelShape, work: Workload, layout: Layout) -> int:
         return unpacked_bytes(shape, work.size, layout.tensor)
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     ffn = shape.shared_ffn if shape.experts and not num_dense_layers(shape) else shape.ffn
-    return ceil(work.size * shape.hidden * max(queries, 2 * ffn) / layout.tensor)
+    return ceil(work.size * shape.hidden * max(queries, (ffn_matrices(shape) - 1) * ffn) / layout.tensor)
 
 
 def rejoins(layout: Layout) -> bool:
@@ -166,7 +167,7 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
     classes = shape.labels * shape.hidden if last else 0
     head = (matrix if last and not shape.labels else 0) + (classes if shape.adapter is None else 0)
     norm = shape.hidden if last else 0
-    ends = matrix * first + (0 if shared else head) + norm
+    ends = (matrix + shape.positions * shape.hidden) * first + (0 if shared else head) + norm
     found = Held(ordinary + ends, experts, block, ends, head + norm)
     if shape.adapter is None:
         return found

@@ -42,6 +42,8 @@ def tensor_table(shape: ModelShape) -> list[TensorSpec]:
     """Every weight, in the order of the forward pass."""
     std = math.sqrt(2.0 / (5.0 * shape.hidden))
     table = [_matrix("model.embed_tokens.weight", (shape.vocab, shape.hidden), std, 0)]
+    if shape.positions:
+        table.append(_matrix("model.embed_positions.weight", (shape.positions, shape.hidden), std, None))
     for layer in range(shape.layers):
         table += _block(shape, layer, std)
     table.append(_norm(shape, "model.norm.weight", shape.hidden))
@@ -78,7 +80,7 @@ def _block(shape: ModelShape, layer: int, std: float) -> Iterator[TensorSpec]:
     if shape.experts and layer >= shape.dense_layers:
         yield from _experts(shape, prefix + _moe_room(shape), std, out_std)
     else:
-        yield from _feed_forward(prefix + "mlp.", shape.hidden, shape.ffn, std, out_std)
+        yield from _feed_forward(shape, prefix + "mlp.", shape.ffn, std, out_std)
     if sandwiched:
         yield _norm(shape, prefix + "post_feedforward_layernorm.weight", shape.hidden)
 
@@ -120,28 +122,22 @@ def _experts(shape: ModelShape, prefix: str, std: float, out_std: float) -> Iter
     if shape.router == "sigmoid_bias":
         bias = prefix + "gate.e_score_correction_bias"
         yield TensorSpec(bias, (shape.experts,), 0.0, decay=False, trained=False)
-    names = ("w1", "w3", "w2") if shape.family == "mixtral" else ("gate_proj", "up_proj", "down_proj")
     for expert in range(shape.experts):
         room = f"{prefix}experts.{expert}."
-        yield from _feed_forward(room, shape.hidden, shape.expert_ffn, std, out_std, names, expert)
+        yield from _feed_forward(shape, room, shape.expert_ffn, std, out_std, expert)
     if shape.shared_ffn:
-        room = prefix + "shared_experts."
-        yield from _feed_forward(room, shape.hidden, shape.shared_ffn, std, out_std)
+        yield from _feed_forward(shape, prefix + "shared_experts.", shape.shared_ffn, std, out_std)
 
 
 def _feed_forward(
-    prefix: str,
-    hidden: int,
-    ffn: int,
-    std: float,
-    out_std: float,
-    names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj"),
-    expert: int | None = None,
+    shape: ModelShape, prefix: str, ffn: int, std: float, out_std: float, expert: int | None = None
 ) -> Iterator[TensorSpec]:
-    gate, up, down = (f"{prefix}{name}.weight" for name in names)
-    yield _matrix(gate, (ffn, hidden), std, 0, expert)
-    yield _matrix(up, (ffn, hidden), std, 0, expert)
-    yield _matrix(down, (hidden, ffn), out_std, 1, expert)
+    gate, up, down = ("gate_proj", "up_proj", "down_proj")
+    if expert is not None and shape.family == "mixtral":
+        gate, up, down = ("w1", "w3", "w2")
+    for name in (gate, up) if shape.gated else (up,):
+        yield _matrix(f"{prefix}{name}.weight", (ffn, shape.hidden), std, 0, expert)
+    yield _matrix(f"{prefix}{down}.weight", (shape.hidden, ffn), out_std, 1, expert)
 
 
 def _moe_room(shape: ModelShape) -> str:

@@ -22,7 +22,7 @@ from math import ceil
 
 from bessemer.formulas.adapters import matrices
 from bessemer.formulas.layout import Layout, split_evenly
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory import Workload, loss_rows
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.step_sizes import (
     FP32,
@@ -38,7 +38,6 @@ from bessemer.formulas.step_sizes import (
 from bessemer.formulas.weight_traffic import weight_exchanges
 
 KINDS = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send")
-_CHUNK_ELEMENTS = 8 * 2**20  # of logits: model/loss.py
 
 
 @dataclass(frozen=True)
@@ -116,9 +115,9 @@ def _split_row_norms(step: Step, layer: int) -> int:
 
 
 def _loss_chunks(step: Step) -> Iterator[int]:
-    """Tokens of each chunk of the loss, sized by the largest share of the vocabulary: model/loss.py."""
+    """Tokens of each chunk of the loss, sized by the largest share of the vocabulary."""
     vocab, tokens = ceil(step.shape.vocab / step.layout.tensor), step.rows * step.tokens
-    size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // vocab).bit_length() - 1))
+    size = loss_rows(vocab)
     for begin in range(0, tokens, size):
         yield min(size, tokens - begin)
 

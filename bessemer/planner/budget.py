@@ -1,8 +1,9 @@
 """What [budget] allows, what a run would take of it, and which of its limits binds.
 
 Two uses. A length or a size that the recipe leaves to us follows from the limits, each turned into hours at
-what an hour is likely to cost (`limits`). And whatever was decided is held against them: a run is refused
-where even the low end of what it is predicted to take exceeds one (`check_budget`).
+what an hour is likely to cost (`limits`), less a reserve (`reserve_of`): planned to the brim every other run
+would stop a little before its end. And whatever was decided is held against them: a run is refused where
+even the low end of what it is predicted to take exceeds one (`check_budget`).
 Fine-tuning after pre-training is part of the run. How long it is shows when its data is prepared, which needs
 the tokenizer; until then it counts as a thousand rows at pre-training's pace, and at the low end as nothing.
 """
@@ -11,33 +12,42 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bessemer.energy.accounting.allowance import limits_of, rounded_up
-from bessemer.energy.accounting.spending import UNITS
+from bessemer.energy.accounting.limits import UNITS, limits_of, rounded_up
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.planner.facts import Facts
-from bessemer.planner.plan import Estimate, StagePlan
+from bessemer.planner.plan import UNKNOWN, Derived, Estimate, StagePlan
 from bessemer.planner.predict import kg_per_kwh, kw_per_device, usd_per_device_hour
+from bessemer.planner.rollout_rules import is_sampled
 from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.units import format_short
 
 TASK_ROWS = 1000
 _COMPARED_SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)  # as finetune/compare_scratch.py has them
 _MOST_LATER = 0.5  # of a budget that decides the length, kept for fine-tuning
+MOST_RESERVE = 0.1  # of such a budget, left unplanned; where little is known a run may be off by far more
 _ENDS = ("value", "low", "high")
 _NOTHING = Estimate(0.0, 0.0, 0.0, "assumed")
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One limit that is set: budget.<name> = amount, of which an hour takes `per_hour`."""
+    """One limit that is set: budget.<name> = amount, of which an hour takes `per_hour`.
+
+    reserve: the share of it that a length which it decides leaves unplanned.
+    """
 
     name: str
     amount: float
     per_hour: float
+    reserve: float = 0.0
 
     @property
     def hours(self) -> float:
         return self.amount / self.per_hour
+
+    @property
+    def planned_hours(self) -> float:
+        return (1.0 - self.reserve) * self.hours
 
     def __str__(self) -> str:
         return f"budget.{self.name} = {self.amount:g}"
@@ -74,11 +84,11 @@ class Use:
         return f"budget.{self.name} = {self.amount:g}"
 
 
-def limits(recipe: Recipe, facts: Facts, *, decide: bool = True) -> list[Limit]:
+def limits(recipe: Recipe, facts: Facts, *, decide: bool = True, reserve: float = 0.0) -> list[Limit]:
     """The limits that are set, the one that binds first. RecipeError for one that nothing is known of.
 
     decide: whether length or size follow from them; else the power of an unlisted device may be unknown, as a
-    run is held to what its meter tells.
+    run is held to what its meter tells. reserve: as in Limit.
     """
     devices = facts.devices
     kw = kw_per_device(recipe, facts).value
@@ -104,7 +114,7 @@ def limits(recipe: Recipe, facts: Facts, *, decide: bool = True) -> list[Limit]:
                 wanted="a price, a power or a region to count with",
                 fix=fix,
             )
-        found.append(Limit(name, amount, per_hour))
+        found.append(Limit(name, amount, per_hour, reserve))
     return sorted(found, key=lambda limit: limit.hours)
 
 
@@ -116,13 +126,42 @@ def binding_rule(found: list[Limit]) -> str:
     return rule + (f" ({slack})" if slack else "")
 
 
+def reserve_of(name: str, predicted: Mapping[str, Estimate]) -> float:
+    """Share of the limit `name` to leave unplanned: what the high end of its band has beyond the likely
+    value, at most a tenth.
+
+    A machine that runs have taught its speed has a narrow band (planner/taught.py). Of the same reserve comes
+    what no prediction has: validation, saves, the first steps.
+    """
+    takes = predicted.get(name, UNKNOWN)
+    return min(MOST_RESERVE, 1.0 - takes.value / takes.high) if takes.value and takes.high else MOST_RESERVE
+
+
+def decided_by(found: Sequence[Limit]) -> list[Derived]:
+    """What a length or size was decided by: the limit, and how much of it is planned for."""
+    first = found[0]
+    rule = f"planned for {first.planned_hours:.3g} of {first.hours:.3g} hours: the high end of the band is "
+    rule += f"kept in reserve, at most {MOST_RESERVE:.0%}; a run that is quicker gets no longer"
+    return [
+        Derived("budget", first.name, binding_rule(list(found))),
+        Derived("budget.reserve", round(first.reserve, 4), rule),
+    ]
+
+
 def later_tokens(recipe: Recipe) -> float:
     """What [finetune] trains on after pre-training, with its comparison: assumed."""
     section = recipe.finetune
     if section is None:
         return 0.0
     context = recipe.model.context if section.context == "auto" else section.context
-    return times_compared(section) * section.epochs * TASK_ROWS * context
+    row = _sampled_tokens(section, context) if is_sampled(section) else context
+    return times_compared(section) * section.epochs * TASK_ROWS * row
+
+
+def _sampled_tokens(section: Finetune, context: int) -> int:
+    """Of a prompt, assumed as long as its answers: drawn, at about the cost of training, and trained on."""
+    group = section.group_size if section.method == "grpo" else 1
+    return 2 * group * min(context, 2 * section.answer_tokens)
 
 
 def times_compared(section: Finetune) -> float:
@@ -152,13 +191,14 @@ def comparison_after(recipe: Recipe, predicted: Mapping[str, Estimate]) -> dict[
 
 
 def length_hours(recipe: Recipe, found: Sequence[Limit], tokens_per_hour: float | None) -> float | None:
-    """For a length that is left to us: pretrain.hours, or what the budget leaves beside fine-tuning.
+    """For a length that is left to us: pretrain.hours, or what the budget leaves beside fine-tuning and its
+    reserve.
 
     found: `limits`. tokens_per_hour: None before there is a speed.
     """
     if recipe.pretrain.hours is not None or not found:
         return recipe.pretrain.hours
-    whole = found[0].hours
+    whole = found[0].planned_hours
     later = later_tokens(recipe) / tokens_per_hour if tokens_per_hour else 0.0
     return whole - min(_MOST_LATER * whole, later)
 
@@ -190,19 +230,25 @@ def exceeded(found: Sequence[Use]) -> Use | None:
 
 
 def check_budget(
-    found: Sequence[Use], steps: int, fewer_devices: Callable[[], int | None] = lambda: None
+    found: Sequence[Use],
+    steps: int,
+    fewer_devices: Callable[[], int | None] = lambda: None,
+    *,
+    made: int = 0,
 ) -> None:
     """RefusedError where `steps` cannot come within the budget, even if all goes well.
 
     steps: 0: cannot be fewer. fewer_devices: how many of them would do, as they waste less; asked only then.
+    made: by the run that a fork goes on from, before those steps.
     """
     use = exceeded(found)
     if use is None:
         return
     unit, low, likely = UNITS[use.name], use.whole.low or 0.0, use.whole.value or 0.0
     spent = f", {format_short(use.spent)} of them spent already" if use.spent else ""
-    enough, devices = int(steps * (use.amount - use.spent) / (use.left.low or 1.0)), fewer_devices()
-    fewer = f"set fewer steps ({enough} would do), or " if enough > 0 else ""
+    # So many as are likely to come within it, not only if all goes well.
+    enough, devices = int(steps * (use.amount - use.spent) / (use.left.value or 1.0)), fewer_devices()
+    fewer = f"set fewer steps ({made + enough} would do), or " if enough > 0 else ""
     cheaper = f"take {devices:,} devices, or " if devices is not None else ""
     raise RefusedError(
         "the run does not fit its budget",

@@ -64,22 +64,33 @@ class StepSeconds:
         return StepSeconds(self.value * factor, self.low * factor, self.high * factor, self.basis, parts)
 
 
-def step_time(shape: ModelShape, stage: StagePlan, facts: Facts, otherwise: Estimate = UNKNOWN) -> Estimate:
-    """The best that is known of the step time of this stage on this machine.
+@dataclass(frozen=True)
+class StepTime:
+    """What is known of the time of a step. modelled: without what runs here have taught."""
+
+    best: Estimate
+    modelled: Estimate
+    basis: str  # which calibration `modelled` stands on
+    calibrated: bool
+
+
+def step_time(shape: ModelShape, stage: StagePlan, facts: Facts, otherwise: Estimate = UNKNOWN) -> StepTime:
+    """Of this stage on this machine.
 
     otherwise: of the formulas that know no calibration, for a machine that has none, or a model that the
     parts do not cover. What runs here have taught corrects either.
     """
     found = step_seconds(shape, stage, facts)
-    modelled = otherwise if found is None else found.estimate
+    modelled, basis = otherwise if found is None else found.estimate, modelled_basis(found, facts)
+    known = StepTime(modelled, modelled, basis, found is not None)
     if facts.taught is None or facts.ceilings is None:  # a machine that is only planned for
-        return modelled
+        return known
     threads = threads_of(stage.layout, facts)
     # Whether "auto" will mean compiled, training decides; a run that has been made tells.
     ways = [True, False] if stage.compile == "auto" else [bool(stage.compile)]
     keys = [step_key(shape, replace(stage, compile=way), facts.kind, threads) for way in ways]
     key = next((key for key in keys if facts.taught.knows(key)), keys[0])
-    return facts.taught.corrected(key, modelled, modelled_basis(found, facts))
+    return replace(known, best=facts.taught.corrected(key, modelled, basis))
 
 
 def modelled_basis(found: StepSeconds | None, facts: Facts) -> str:
@@ -285,8 +296,3 @@ def workload_of(stage: StagePlan, kind: str) -> Workload:
         stage.recompute_layers,
         stage.micro_batches,
     )
-
-
-def without_taught(facts: Facts) -> Facts:
-    """To tell what the calibration alone predicts, with which a run's own steps are compared."""
-    return replace(facts, taught=None)

@@ -52,13 +52,26 @@ def catalogue_cluster(device: Device, devices: int) -> Cluster:
     """As the catalogue knows it. A device that it knows no node of stands alone."""
     per_node = device.devices_per_node or 1
     return Cluster(
-        device,
+        with_memory(device),
         devices,
         per_node,
         device.link_domain or per_node,
         device.link_gb_per_s,
         device.network_gb_per_s,
     )
+
+
+def with_memory(device: Device) -> Device:
+    """What an empty device reports is not known of all. Then its nominal GB count, of 1e9 bytes each: those
+    of which both are known report 0.98 to 1.08 times as much, and a plan without a limit would be none."""
+    nominal = nominal_gib(device)
+    if device.memory_gib_usable is not None or nominal is None:
+        return device
+    return replace(device, memory_gib_usable=nominal)
+
+
+def nominal_gib(device: Device) -> float | None:
+    return device.memory_gb_nominal * 1e9 / GIB if device.memory_gb_nominal else None
 
 
 def cluster_of(recipe: Recipe, facts: "Facts") -> Cluster:
@@ -144,7 +157,8 @@ def known_device(facts: "Facts") -> Device:
 
 def cluster_from_file(file: ClusterFile, name: str) -> Cluster:
     """RecipeError where the file contradicts itself, or leaves a link out. name: what errors call it."""
-    device = _own_device(file.device) if isinstance(file.device, OwnDevice) else lookup(file.device)
+    own = file.device
+    device = _own_device(own) if isinstance(own, OwnDevice) else with_memory(lookup(own))
     per_node = file.per_node or device.devices_per_node
     devices = _num_devices(file, per_node, name)
     check_devices(devices, name)

@@ -11,7 +11,7 @@ from pathlib import Path
 from bessemer.errors import RecipeError
 from bessemer.formulas.scaling_law import Law
 from bessemer.formulas.shape import ModelShape
-from bessemer.hardware import GIB, Ceilings, lookup
+from bessemer.hardware import GIB, Ceilings, find, lookup
 from bessemer.planner.calibration import Calibration
 from bessemer.planner.cluster import (
     MOST_DEVICES,
@@ -26,7 +26,7 @@ from bessemer.recipe.schema import Cluster as ClusterKeys
 from bessemer.recipe.schema import Recipe
 
 # Share of the matmul ceiling that a training step reaches, by width of the model; on a CPU as measured
-# with AMX at 1 TFLOP/s a core (predict.cpu_share turns it to slower cores).
+# with AMX at 1 TFLOP/s a core (speed.cpu_share turns it to slower cores).
 CPU_EFFICIENCY = ((64, 0.06), (128, 0.10), (256, 0.20), (512, 0.38), (1024, 0.45), (2048, 0.50))
 # Share of the dense peak, from published runs (0.35 to 0.45 where wide), lower where narrow.
 ACCELERATOR_EFFICIENCY = ((256, 0.05), (512, 0.12), (1024, 0.22), (2048, 0.33), (4096, 0.40), (8192, 0.42))
@@ -56,6 +56,7 @@ class Facts:
     efficiency: Curve | None = None  # None: the curve of the kind
     calibration: Calibration | None = None  # of this machine, by `bessemer doctor --calibrate`
     taught: Taught | None = None  # by earlier runs on this machine
+    has_compiler: bool | None = None  # that torch.compile calls; None: not known, taken to be there
     cluster: Cluster | None = None  # that is planned for; None: this machine
     law: Law | None = None  # of own runs; None: the published one
 
@@ -80,7 +81,25 @@ def parse_cluster(text: str) -> tuple[str, int]:
             fix="write it like --cluster 64xH100",
         )
     check_devices(count, f"--cluster {_short(text)}")
+    if find(match[2]) is None and (meant := _meant(text)):
+        raise RecipeError(
+            f"--cluster {_short(text)!r} is not a cluster",
+            found=_short(text),
+            wanted="a number, x, and a device of the catalogue",
+            fix=meant,
+        )
     return lookup(match[2]).name, count
+
+
+def _meant(text: str) -> str | None:
+    """Of words that are no cluster but look like one: what to write."""
+    if re.sub(r"^\d+\s*[x×*]?\s*", "", text.strip().lower()) in ("cpu", "cpus", "core", "cores"):
+        return "leave --cluster out to plan for this machine: CPUs are measured, not listed"
+    for pattern in (r"\s*(?P<count>\d+)[\s:-]*(?P<name>\S.*)", r"(?P<name>.*?)\s*[x×*:]\s*(?P<count>\d+)\s*"):
+        match = re.fullmatch(pattern, text)
+        if match and find(match["name"]) is not None:
+            return f"write --cluster {match['count']}x{match['name'].strip()}"
+    return None
 
 
 def cluster_facts(name: str, devices: int) -> Facts:

@@ -22,6 +22,11 @@ from bessemer.recipe.schema import Recipe
 WHERE = "parallel.layout"
 _CHOICES = {"schedule": SCHEDULES, "reshard": ("yes", "no"), "context_kind": CONTEXT_KINDS}
 _WORDS = (*AXES, "schedule", "interleave", "reshard", "context_kind", "split")
+# How others call them.
+_ELSEWHERE = {
+    "tp": "tensor", "pp": "pipeline", "cp": "context", "ep": "expert", "dp": "replicate", "ddp": "replicate",
+    "dp_replicate": "replicate", "fsdp": "shard", "dp_shard": "shard", "data": "shard", "vpp": "interleave",
+}  # fmt: skip
 
 
 def resolve_layout(
@@ -151,6 +156,7 @@ def _readable(word: str, value: str) -> bool:
 def _unreadable(where: str, text: str, word: str, value: str) -> RecipeError:
     known = word in _WORDS
     near = [] if known else difflib.get_close_matches(word, _WORDS, n=1, cutoff=0.5)
+    near = [_ELSEWHERE[word.lower()]] if word.lower() in _ELSEWHERE else near
     if word in _CHOICES:
         wanted, example = f"{word} = one of {', '.join(_CHOICES[word])}", f"{word}={_CHOICES[word][0]}"
     elif word == "split":
@@ -161,11 +167,15 @@ def _unreadable(where: str, text: str, word: str, value: str) -> RecipeError:
         f"{where}: {word} = {value!r}" if known else f"{where}: cannot read {word!r}",
         found=f'"{text}"',
         wanted=wanted if known else "words of a layout: " + ", ".join(_WORDS),
-        fix=f"write it like {example}" if known else _meant(near, value),
+        fix=f"write it like {example}" if known else _meant(word, near, value),
     )
 
 
-def _meant(near: list[str], value: str) -> str:
+def _meant(word: str, near: list[str], value: str) -> str:
+    if word.lower() in ("micro_batch", "mbs"):
+        return f"it is a key of its own: --set pretrain.micro_batch={value or '…'}"
+    if word.lower() in ("zero", "zero_stage"):
+        return "ZeRO-3 is shard=… (reshard=yes), ZeRO-2 shard=…,reshard=no"
     return f"did you mean {near[0]}={value or '…'}?" if near else 'write it like "shard=2,tensor=2"'
 
 

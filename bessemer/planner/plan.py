@@ -46,6 +46,12 @@ class Estimate:
         low, high = self.times(other.low).low, self.times(other.high).high
         return Estimate(self.value * other.value, low, high, max(self.basis, other.basis, key=_BASES.index))
 
+    def plus(self, other: "Estimate") -> "Estimate":
+        """Both off to the same side at once; the weaker basis."""
+        pairs = ((self.value, other.value), (self.low, other.low), (self.high, other.high))
+        sums = [None if one is None or two is None else one + two for one, two in pairs]
+        return Estimate(sums[0], sums[1], sums[2], max(self.basis, other.basis, key=_BASES.index))
+
     def inverse(self, amount: float = 1.0) -> "Estimate":
         """`amount` per this: the low end of one is the high end of the other."""
         if not self.value or not self.low or not self.high:

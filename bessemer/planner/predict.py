@@ -6,7 +6,7 @@ MFU: model FLOPs, causal attention, over the dense peak of the catalogue; on a C
 peak, over its measured matmul ceiling.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from bessemer.energy.accounting import facility
 from bessemer.energy.accounting.facility import (
@@ -15,10 +15,10 @@ from bessemer.energy.accounting.facility import (
     power_usage_effectiveness,
     prices,
 )
-from bessemer.energy.power import Band, assumed_accelerator_board, assumed_cpu_power
+from bessemer.energy.power import assumed_accelerator_board, assumed_cpu_power
 from bessemer.energy.quantity import Quantity, exactly
 from bessemer.formulas.adapters import trained_params
-from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
+from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
 from bessemer.formulas.parameters import total_params
@@ -28,36 +28,15 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner import calibrated
 from bessemer.planner.cluster import check_devices, cluster_of, listed_device, reliability_of
+from bessemer.planner.compiling import as_run, eager, runs_compiled
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
-from bessemer.planner.step import stage_room, stage_step
+from bessemer.planner.sampling import round_time, sampling_hours
+from bessemer.planner.speed import peak_tflops, recomputed_share, step_time, training_speed
+from bessemer.planner.step import Step, stage_room, stage_step
 from bessemer.recipe.schema import Recipe
 
-# Bytes that AdamW moves per parameter: reads weight, gradient, two moments; writes all but the gradient.
-_UPDATE_BYTES = 28
-_MOE_SHARE = 0.75  # of a dense model's efficiency, from published MoE runs
-# A device reaches about this share of its dense peak in one large matmul (H100 0.70-0.80, A100 0.75-0.85).
-_CEILING_SHARE = 0.76
 _COPY_SHARE = 0.85  # of the memory
-# Matmuls inside a training step, over the ceiling of one large product; and the cores of the CPU curve.
-_MATMUL_SHARE = 0.97
-_REFERENCE_TFLOPS_PER_CORE = 1.0
-
-
-@dataclass(frozen=True)
-class Speed:
-    """How fast one device trains this model."""
-
-    tflops: Band  # model FLOPs
-    basis: str
-
-
-def peak_tflops(facts: Facts, dtype: str) -> float | None:
-    """What MFU is a share of. None: unknown device, no MFU."""
-    if facts.kind == "cpu":
-        return facts.ceilings.matmul_tflops(dtype) if facts.ceilings else None
-    device = listed_device(facts)
-    return device.peak_tflops(dtype) if device else None
 
 
 def devices_of(layout: Layout, facts: Facts) -> Facts:
@@ -68,67 +47,20 @@ def devices_of(layout: Layout, facts: Facts) -> Facts:
     return replace(facts, devices=layout.world)
 
 
-def training_speed(
-    shape: ModelShape, facts: Facts, dtype: str, recompute: str, recomputed_share: float = 1.0
-) -> Speed | None:
-    """Model TFLOP/s of one device, without the optimizer's update. None: nothing to base it on.
-
-    recomputed_share: of the layers, with full recomputation.
-    """
-    share = calibrated.between_widths(facts.curve, shape.hidden) * (_MOE_SHARE if shape.experts else 1.0)
-    if facts.kind == "cpu" and facts.ceilings is not None:
-        share = cpu_share(share, facts.ceilings.matmul_tflops(dtype) / facts.ceilings.threads)
-    model = train_flops_per_token(shape, shape.context)
-    again = hardware_flops_per_token(shape, shape.context, recompute) - model
-    share *= model / (model + recomputed_share * again)
-    if facts.ceilings is not None:
-        ceiling = facts.ceilings.matmul_tflops(dtype) / (1.0 if facts.kind == "cpu" else _CEILING_SHARE)
-        return Speed(Band(ceiling * share, 0.7 * ceiling * share, 1.3 * ceiling * share), "modelled")
-    peak = peak_tflops(facts, dtype)
-    if peak is None:
-        return None
-    return Speed(Band(peak * share, 0.65 * peak * share, 1.35 * peak * share), "assumed")
-
-
-def cpu_share(share: float, tflops_per_core: float) -> float:
-    """The share that cores of another matmul speed reach.
-
-    A step is matmuls, at _MATMUL_SHARE of the ceiling, and work bound by memory and vector units, whose
-    time per FLOP is about the same on all cores: where matmuls are slower it weighs less.
-    Checked on two EPYC (Zen 4) cores at 0.205 TFLOP/s each, width 512, compiled: the blocks' matmuls reach
-    the ceiling and the step 0.83 of it (0.343 of 0.41 TFLOP/s); 0.74 predicted from 0.38 with AMX.
-    """
-    other = max(0.0, 1.0 / share - 1.0 / _MATMUL_SHARE) * tflops_per_core / _REFERENCE_TFLOPS_PER_CORE
-    return 1.0 / (1.0 / _MATMUL_SHARE + other)
-
-
-def step_time(shape: ModelShape, batch_tokens: int, speed: Speed | None, facts: Facts) -> Estimate:
-    if speed is None:
-        return UNKNOWN
-    flops = train_flops_per_token(shape, shape.context) * batch_tokens / facts.devices / 1e12
-    update_s = _update_s(shape, facts)
-    tflops = speed.tflops
-    return Estimate(
-        flops / tflops.value + update_s,
-        flops / tflops.high + update_s,
-        flops / tflops.low + update_s,
-        speed.basis,
-    )
-
-
 def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -> dict[str, Estimate]:
     """All predicted quantities of one stage, under the names of the `plan` document."""
     facts = devices_of(stage.layout, facts)
-    speed = training_speed(shape, facts, stage.dtype, stage.recompute, recomputed_share(shape, stage))
-    step = stage_step(shape, stage, cluster_of(recipe, facts))
-    formula = step.estimate if step else step_time(shape, stage.batch_tokens, speed, facts)
-    step_s = calibrated.step_time(shape, stage, facts, formula)
+    known, step = predict_step(recipe, shape, stage, facts)
+    step_s = known.best
     tokens_per_s = step_s.inverse(stage.batch_tokens)
     flops = train_flops_per_token(shape, stage.context)
     tflops = tokens_per_s.times(flops / facts.devices / 1e12)
     peak = peak_tflops(facts, stage.dtype)
     goodput = goodput_of(recipe, shape, facts, stage.async_save)
-    hours = step_s.times(stage.steps / 3600.0)
+    hours, sampled = step_s.times(stage.steps / 3600.0), dict[str, Estimate]()
+    if stage.objective.rollouts is not None:
+        sampled["sampling_time_s"] = round_time(shape, stage, facts, tflops)
+        hours = hours.plus(sampling_hours(stage, sampled["sampling_time_s"]))
     if goodput.value is not None:
         hours = hours.multiplied(goodput.inverse())
     device_hours = hours.times(facts.devices)
@@ -138,6 +70,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     return {
         "memory_gib": _memory(recipe, shape, stage, facts),
         "step_time_s": step_s,
+        **sampled,
         "tokens_per_s": tokens_per_s,
         "tflops_per_device": tflops,
         "mfu": tflops.times(1.0 / peak) if peak else UNKNOWN,
@@ -148,6 +81,23 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
         "kg_co2e": kwh.multiplied(kg_per_kwh(recipe)),
         "goodput": goodput,
     }
+
+
+def predict_step(
+    recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts
+) -> tuple[calibrated.StepTime, Step | None]:
+    """The time of a step as it will be run here, and its parts where the cost model knows the device."""
+    facts = devices_of(stage.layout, facts)
+    stage = as_run(shape, stage, facts)
+    step = stage_step(shape, stage, cluster_of(recipe, facts))
+    formula = step.estimate if step else _by_share(shape, stage, facts)
+    return calibrated.step_time(shape, stage, facts, formula), step
+
+
+def _by_share(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
+    speed = training_speed(shape, facts, stage.dtype, stage.recompute, recomputed_share(shape, stage))
+    compiled = step_time(shape, stage.batch_tokens, speed, facts)
+    return compiled if stage.compile or facts.kind != "cpu" else eager(compiled)
 
 
 def kw_per_device(recipe: Recipe, facts: Facts) -> Estimate:
@@ -174,11 +124,6 @@ def usd_per_device_hour(recipe: Recipe, facts: Facts) -> Estimate:
 
 def kg_per_kwh(recipe: Recipe) -> Estimate:
     return _estimate(facility.kg_per_kwh(grid_region(recipe)))
-
-
-def recomputed_share(shape: ModelShape, stage: StagePlan) -> float:
-    """Of the layers that "full" recomputes."""
-    return 1.0 if stage.recompute_layers is None else stage.recompute_layers / shape.layers
 
 
 def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
@@ -220,7 +165,7 @@ def _asking(stage: StagePlan, facts: Facts) -> Memory | None:
 
 def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
     """Predicted peak of one device: of its rank, or on a CPU of all ranks that share its memory."""
-    memories = _step_memories(shape, stage, facts, compiled=stage.compile is not False)
+    memories = _step_memories(shape, stage, facts, compiled=runs_compiled(shape, stage, facts))
     asking = _asking(stage, facts)
     before = 0 if asking is None else asking.total
     if facts.kind != "cpu":
@@ -249,8 +194,7 @@ def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     """
     if facts.devices > 1 and stage.layout.world == 1:
         return UNKNOWN
-    compiled = stage.compile is not False
-    memories = rank_memories(shape, stage, facts, compiled=compiled)
+    memories = rank_memories(shape, stage, facts, compiled=runs_compiled(shape, stage, facts))
     fullest = max(memories, key=lambda memory: memory.total)
     value = fullest.total
     if facts.kind != "cpu":
@@ -258,18 +202,6 @@ def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
         return Estimate(value / GIB, 0.95 * value / GIB, max(needed, value) / GIB, "modelled")
     high = 1.1 * max(memory.total for memory in rank_memories(shape, stage, facts, compiled=False))
     return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
-
-
-def _update_s(shape: ModelShape, facts: Facts) -> float:
-    """The optimizer's update, bound by memory; sharded over the devices."""
-    device = listed_device(facts)
-    gb_per_s = (
-        facts.ceilings.copy_gb_per_s if facts.ceilings else (device.memory_gb_per_s if device else None)
-    )
-    if not gb_per_s:
-        return 0.0
-    learned = trained_params(shape, total_params(shape))
-    return _UPDATE_BYTES * learned / facts.devices / gb_per_s / 1e9
 
 
 def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bool | None = None) -> Estimate:

@@ -2,22 +2,26 @@
 
 Forward and backward of a micro-batch on each stage that the rank holds: linear layers, attention, experts,
 norms and sums, casts of weights, the ends. Counted as the eager code of model/ and parallel/ runs it.
+Beside adapters all else is frozen (model/adapter.py): no gradient of its own, no cast, no update. Left out:
+DoRA's norms, and unpacking of a base in 4 or 8 bits.
 """
 
 from dataclasses import dataclass
 from functools import cached_property
 
+from bessemer.formulas.adapters import matrices
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory import Workload
-from bessemer.formulas.rank_weights import ranks_of_experts
+from bessemer.formulas.memory import Workload, loss_rows
+from bessemer.formulas.rank_weights import adapter_elements, held_weights, ranks_of_experts
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.calibration import Speeds, Table
 
 _FORWARD = 1.0 / 3.0  # of a part that was measured forwards and backwards
+_FROZEN = 2.0 / 3.0  # of a linear layer: forwards, and the gradient of its input alone
+_ROW_PARALLEL = ("o_proj", "down_proj")  # on the tensor axis: their inputs are split, else their outputs
 # Of the eager time, where torch.compile fuses: norms, sums, SwiGLU and the loss; in attention the rotation.
 # From one model (4 layers of 512, bf16, two AMX cores), so the band is wide until a run has told.
 _COMPILED_VECTOR, _COMPILED_ATTENTION = 0.25, 0.8
-_CHUNK_ELEMENTS = 8 * 2**20  # of logits: model/loss.py
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def stage_times(rank: Rank, speeds: Speeds) -> dict[int, StageTimes]:
                 parts[name] += seconds
         if stage == 0:
             parts["vector_s"] += count.embedding()
-        forward_s = _FORWARD * (sum(parts.values()) - parts["recompute_s"])
+        backward_less_s = (1.0 / count.kept - 1.0) * parts["matmul_s"]
+        forward_s = _FORWARD * (sum(parts.values()) - parts["recompute_s"] + backward_less_s)
         if stage == rank.layout.num_stages - 1:
             matmul_s, vector_s = count.head()
             parts["matmul_s"] += matmul_s
@@ -106,6 +111,8 @@ def update_seconds(rank: Rank, speeds: Speeds) -> float:
 
 def local_params(rank: Rank) -> float:
     """Parameters that the optimizer of this rank has."""
+    if rank.shape.adapter is not None:
+        return float(held_weights(rank.shape, rank.layout, rank.place).learned(rank.layout))
     count = _Count(rank, {})
     layers = [layer for stage in rank.stages for layer in rank.table[stage]]
     experts = sum(count.expert_params for layer in layers if rank.routed(layer))
@@ -123,6 +130,7 @@ class _Count:
         self.rank, self.shape, self.layout, self.tables = rank, rank.shape, rank.layout, tables
         self.tensor = rank.layout.tensor
         self.fused = _COMPILED_VECTOR if rank.work.compiled else 1.0
+        self.kept = 1.0 if rank.shape.adapter is None else _FROZEN  # of a linear layer's time
 
     @property
     def expert_params(self) -> float:
@@ -153,10 +161,11 @@ class _Count:
         matmul_s = self._attention_matmuls() + (self._experts() if routed else self._ffn(self.shape.ffn))
         if routed and self.shape.shared_ffn:
             matmul_s += self._ffn(self.shape.shared_ffn)
+        matmul_s = self.kept * matmul_s + self._adapters(layer)
         attention_s = self._attention() * (_COMPILED_ATTENTION if self.rank.work.compiled else 1.0)
         vector_s = self._vector(layer) * self.fused + (self._routing() if routed else 0.0)
         again = self.rank.work.recomputed_of(range(layer, layer + 1)) == 1
-        recompute_s = _FORWARD * (matmul_s + attention_s + vector_s) if again else 0.0
+        recompute_s = _FORWARD * (matmul_s / self.kept + attention_s + vector_s) if again else 0.0
         if self.rank.work.recompute == "selective":
             recompute_s = _FORWARD * (attention_s + vector_s)
         weights_s = self._weights(layer)
@@ -170,21 +179,25 @@ class _Count:
     def embedding(self) -> float:
         size = self.table
         tokens = self.rank.tokens * self.shape.hidden / 256  # measured 256 wide
-        return self._at("embedding", tokens, size) + self._repeated(size)
+        seconds = self._at("embedding", tokens, size)
+        return seconds + self._repeated(size) if self.shape.adapter is None else _FORWARD * seconds
 
     def head(self) -> tuple[float, float]:
         """(matmuls, the rest) of final norm and loss, chunk by chunk."""
         shape, vocab = self.shape, self.head_rows
         tokens = self.rank.tokens
-        size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // max(1, int(vocab))).bit_length() - 1))
-        chunk = min(size, tokens)
+        chunk = min(loss_rows(max(1, int(vocab))), tokens)
         chunks = tokens / chunk
         weight = vocab * shape.hidden
         loss_s = self._at("loss", chunk * vocab) * self.fused
+        norm_s = self._at("norm", tokens * shape.hidden)
+        matmul_s = chunks * self._linear(chunk, shape.hidden, vocab)
+        if shape.adapter is not None and not shape.labels:  # a head of classes learns
+            return _FROZEN * matmul_s, chunks * loss_s + norm_s
         # The head's gradient is added to per chunk and scaled once.
         rest = chunks * (loss_s + self._at("accumulate", weight)) + self._at("accumulate", weight)
-        rest += self._at("cast", weight) + self._repeated(weight) + self._at("norm", tokens * shape.hidden)
-        return chunks * self._linear(chunk, shape.hidden, vocab), rest
+        rest += self._at("cast", weight) + self._repeated(weight) + norm_s
+        return matmul_s, rest
 
     def _attention_matmuls(self) -> float:
         shape, tokens = self.shape, self.rank.tokens
@@ -203,6 +216,18 @@ class _Count:
         rows = self.rank.tokens * shape.experts_per_token / here
         one = 2 * self._linear(rows, shape.hidden, own) + self._linear(rows, own, shape.hidden)
         return here * one
+
+    def _adapters(self, layer: int) -> float:
+        """Down to the rank and up from it, beside each matrix that has an adapter: both learn."""
+        adapter, total = self.shape.adapter, 0.0
+        if adapter is None:
+            return total
+        for name, (outputs, inputs) in matrices(self.shape, routed=self.rank.routed(layer)).items():
+            if name in adapter.targets:
+                split_in, split_out = (self.tensor, 1) if name in _ROW_PARALLEL else (1, self.tensor)
+                total += self._linear(self.rank.tokens, inputs / split_in, adapter.rank)
+                total += self._linear(self.rank.tokens, adapter.rank, outputs / split_out)
+        return total
 
     def _attention(self) -> float:
         """Over the keys of whole rows; where keys are gathered, part of the queries, by torch's kernel."""
@@ -230,6 +255,8 @@ class _Count:
     def _weights(self, layer: int) -> float:
         """Casts and joins of a layer's weights for one micro-batch, and its gradients onto those before."""
         shape = self.shape
+        if shape.adapter is not None:
+            return self._repeated(adapter_elements(shape, self.tensor, routed=self.rank.routed(layer)))
         held = self.dense_params(layer) + (self.expert_params if self.rank.routed(layer) else 0.0)
         joined = held
         if self.rank.work.dtype == "fp32":  # only those that are joined for use are copied

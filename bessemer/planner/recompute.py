@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from bessemer.errors import RecipeError
 from bessemer.formulas.rank_memory import rank_activation_bytes
 from bessemer.formulas.shape import ModelShape
+from bessemer.planner.compiling import runs_compiled
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import allows
 from bessemer.planner.plan import StagePlan
@@ -81,7 +82,7 @@ def _fewest(shape: ModelShape, stage: StagePlan, facts: Facts, limit: int) -> Re
 
 
 def _activations(shape: ModelShape, stage: StagePlan, facts: Facts, chosen: Recompute) -> int:
-    work = workload(_with(stage, chosen), facts, compiled=stage.compile is not False)
+    work = workload(_with(stage, chosen), facts, compiled=runs_compiled(shape, stage, facts))
     return rank_activation_bytes(shape, work, stage.layout)
 
 

@@ -20,13 +20,15 @@ from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.adapter_rules import adapter_lr, check_adapter_stages
 from bessemer.planner.budget import (
+    MOST_RESERVE,
     Use,
-    binding_rule,
     check_budget,
+    decided_by,
     exceeded,
     finetuning_after,
     length_hours,
     limits,
+    reserve_of,
     uses,
 )
 from bessemer.planner.facts import Facts
@@ -34,42 +36,47 @@ from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_la
 from bessemer.planner.limits import fits
 from bessemer.planner.objective_rules import preference_lr
 from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
-from bessemer.planner.predict import devices_of, goodput_of, predict, training_speed
+from bessemer.planner.predict import devices_of, goodput_of, predict
 from bessemer.planner.rollout_rules import is_sampled, rollouts_of
 from bessemer.planner.search.choose import Chosen
 from bessemer.planner.searched import Place, choose, is_searched, with_devices
 from bessemer.planner.shape import resolve_shape, sized_shape
 from bessemer.planner.sized import check_size_keys, size_for_budget, wants_size
+from bessemer.planner.speed import training_speed
 from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, rows_of, stage_plan
 from bessemer.recipe.schema import Finetune, Optimization, Recipe
 
 _ROUNDS = 3
 _PARTS = (2, 4, 8, 16)  # of the devices, tried where all together take too much
 _STILL = 0.02  # relative change of the speed from which on another round would change nothing
+_STILL_RESERVE = 0.005
 _FINETUNE_LR_SHARE = 0.1
 _FINETUNE_LR_ALONE = 3e-5
 _FINETUNE_ROWS_ALONE = 16
 _FINETUNE_MIN_STEPS = 100
 
 
-def resolve(recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE) -> Plan:
+def resolve(
+    recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE, made: int = 0
+) -> Plan:
     """Everything that a run needs to know, decided once.
 
     world: processes that were started (torchrun); None: as many are started as the layout has ranks.
-    layout_from: what an error calls the layout's setting.
+    layout_from: what an error calls the layout's setting. made: steps that another run has made, from which
+    this one goes on; the budget is for those after them.
     """
-    return resolve_searched(recipe, facts, world=world, layout_from=layout_from)[0]
+    return resolve_searched(recipe, facts, world=world, layout_from=layout_from, made=made)[0]
 
 
 def resolve_searched(
-    recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE
+    recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE, made: int = 0
 ) -> tuple[Plan, Chosen | None]:
     """The plan, and the search that its layout came from; None where there was nothing to search."""
     check_recipe(recipe, world=world, layout_from=layout_from)
-    place = Place(world, layout_from)
+    place = Place(world, layout_from, made=made)
     plan, draft = _settle(recipe, facts, place)
     fewer = partial(_fewer_devices, recipe, facts, place) if draft.chosen else lambda: None
-    check_budget(_uses(recipe, draft, plan), plan.pretrain.steps, fewer)
+    check_budget(_uses(recipe, draft, plan, made), plan.pretrain.steps - made, fewer, made=made)
     return plan, draft.chosen
 
 
@@ -83,17 +90,30 @@ def _settle(recipe: Recipe, facts: Facts, place: Place) -> tuple[Plan, "_Draft"]
         plan = _plan(recipe, draft)
     for _ in range(_ROUNDS if draft.by_hours else 0):
         # Size and length came from another speed: again with the plan's own, until it stands still.
-        before, speed = speed, _flops_per_s(plan)
-        if speed is None or (before is not None and abs(speed / before - 1.0) < _STILL):
+        before, speed, reserve = speed, _flops_per_s(plan), _reserve(recipe, draft, plan)
+        same = abs(reserve - draft.reserve) < _STILL_RESERVE
+        if speed is None or (before is not None and same and abs(speed / before - 1.0) < _STILL):
             break
-        draft = _draft(recipe, facts, place, speed)
+        draft = _draft(recipe, facts, place, speed, reserve)
         plan = _plan(recipe, draft)
-    return _within(recipe, draft, plan), draft
+    return _within(recipe, draft, plan, place.made), draft
 
 
-def _uses(recipe: Recipe, draft: "_Draft", plan: Plan) -> list[Use]:
-    later = finetuning_after(recipe, plan.pretrain, plan.predicted)
-    return uses(recipe, draft.facts, plan.predicted, later=later)
+def _reserve(recipe: Recipe, draft: "_Draft", plan: Plan) -> float:
+    """Of the limit that decides, by the band that the plan has."""
+    found = limits(recipe, draft.facts)
+    return reserve_of(found[0].name, plan.predicted) if found else MOST_RESERVE
+
+
+def _uses(recipe: Recipe, draft: "_Draft", plan: Plan, made: int) -> list[Use]:
+    later, own = finetuning_after(recipe, plan.pretrain, plan.predicted), _own_share(plan, made)
+    left = {name: estimate.times(own) for name, estimate in plan.predicted.items()}
+    return uses(recipe, draft.facts, left, later=later)
+
+
+def _own_share(plan: Plan, made: int) -> float:
+    """Of the planned steps, those that this run makes; what is refused elsewhere may be fewer than none."""
+    return max(0.0, 1.0 - made / plan.pretrain.steps)
 
 
 def _fewer_devices(recipe: Recipe, facts: Facts, place: Place) -> int | None:
@@ -103,7 +123,7 @@ def _fewer_devices(recipe: Recipe, facts: Facts, place: Place) -> int | None:
         with suppress(UserError):
             if less.devices > 1:
                 plan, draft = _settle(recipe, less, place)
-                if not exceeded(_uses(recipe, draft, plan)):
+                if not exceeded(_uses(recipe, draft, plan, place.made)):
                     return less.devices
     return None
 
@@ -121,32 +141,44 @@ class _Draft:
     loss: Estimate | None
     chosen: Chosen | None
     by_hours: bool  # the speed decided size or length
+    reserve: float  # of the budget, where that did
 
 
-def _draft(recipe: Recipe, facts: Facts, place: Place, flops_per_s: float | None = None) -> _Draft:
+def _draft(
+    recipe: Recipe,
+    facts: Facts,
+    place: Place,
+    flops_per_s: float | None = None,
+    reserve: float = MOST_RESERVE,
+) -> _Draft:
     rules = Rules("pretrain")
     section = recipe.pretrain
     facts = with_devices(recipe, facts, place)
-    shape, derived, loss = _shape(recipe, facts, flops_per_s)
+    shape, derived, loss = _shape(recipe, facts, flops_per_s, reserve)
     _check_data(shape, facts)
     layout, facts = _given_layout(recipe, shape, shape.context, facts, place)
     dtype = choose_dtype(section.dtype, facts, rules)
-    found = limits(recipe, facts, decide=section.steps == "auto" and section.tokens is None)
+    decides = section.steps == "auto" and section.tokens is None
+    found = limits(recipe, facts, decide=decides, reserve=reserve)
     per_hour = 3600.0 * flops_per_s / train_flops_per_token(shape, shape.context) if flops_per_s else None
     hours = length_hours(recipe, found, per_hour)
-    by_hours = hours is not None and section.steps == "auto" and section.tokens is None
+    by_hours = hours is not None and decides
     if hours is not None:
         hours *= goodput_of(recipe, shape, facts).value or 1.0
     if by_hours and section.hours is None and loss is None:
-        rules.derived.append(Derived("budget", found[0].name, binding_rule(found)))
+        rules.derived.extend(decided_by(found))
     steps, rows = pretrain_length(section, shape, facts, hours, dtype, rules, flops_per_s)
+    if by_hours and place.made:  # hours are of its own steps
+        steps += place.made
+        rules.derived[:] = _with_steps(rules.derived, steps)
     flops = train_flops_per_token(shape, shape.context) * steps * rows * shape.context
     rule = f"0.3118 C^-0.125 at C = {flops:.1e} FLOPs, between 1e-4 and 3e-3 (arXiv:2401.02954)"
     lr = rules.settle("lr", section.lr, sizing.learning_rate_for(flops), rule)
     decided = Decided(shape.context, steps, rows, lr, dtype, layout)
     decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
     settled = _settled(section, chosen, rules)
-    return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_hours or loss is not None)
+    by_hours = by_hours or loss is not None
+    return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_hours, reserve)
 
 
 def _settled(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
@@ -158,7 +190,7 @@ def _settled(section: Optimization, chosen: Chosen | None, rules: Rules) -> Opti
 
 
 def _shape(
-    recipe: Recipe, facts: Facts, flops_per_s: float | None
+    recipe: Recipe, facts: Facts, flops_per_s: float | None, reserve: float
 ) -> tuple[ModelShape, list[Derived], Estimate | None]:
     """The shape, what was derived of it, and the loss that its size was chosen for."""
     check_size_keys(recipe)
@@ -175,7 +207,8 @@ def _shape(
         kept = goodput_of(recipe, shape, facts).value or 1.0
         return None if given is None else given * kept
 
-    return sized_shape(recipe, facts, lambda shape_of: size_for_budget(recipe, facts, shape_of, speed))
+    found = limits(recipe, facts, reserve=reserve)
+    return sized_shape(recipe, facts, lambda shape_of: size_for_budget(recipe, facts, found, shape_of, speed))
 
 
 def _given_layout(
@@ -190,19 +223,24 @@ def _given_layout(
     return layout, devices_of(layout, facts)
 
 
-def _within(recipe: Recipe, draft: _Draft, plan: Plan) -> Plan:
+def _with_steps(derived: Sequence[Derived], steps: int) -> list[Derived]:
+    return [replace(row, value=steps) if row.key == "pretrain.steps" else row for row in derived]
+
+
+def _within(recipe: Recipe, draft: _Draft, plan: Plan, made: int) -> Plan:
     """The plan with the last steps taken off that its hours do not hold, as is likely."""
-    hours, steps = plan.predicted["hours"].value, plan.pretrain.steps
-    if not draft.by_hours or hours is None or recipe.pretrain.tokens is not None:
+    own = _own_share(plan, made)
+    hours, steps = plan.predicted["hours"].times(own).value, plan.pretrain.steps - made
+    if not draft.by_hours or not hours or recipe.pretrain.tokens is not None:
         return plan
     per_hour = steps * plan.pretrain.batch_tokens / hours
-    share = (length_hours(recipe, limits(recipe, draft.facts), per_hour) or hours) / hours
+    found = limits(recipe, draft.facts, reserve=draft.reserve)
+    share = (length_hours(recipe, found, per_hour) or hours) / hours
     if share >= 1.0 or recipe.pretrain.steps != "auto":
         return plan
-    steps = max(1, int(share * plan.pretrain.steps))
-    rows = [replace(row, value=steps) if row.key == "pretrain.steps" else row for row in draft.rules.derived]
+    steps = made + max(1, int(share * steps))
     rules = Rules(draft.rules.section)
-    rules.derived.extend(rows)
+    rules.derived.extend(_with_steps(draft.rules.derived, steps))
     return _plan(recipe, replace(draft, decided=replace(draft.decided, steps=steps), rules=rules))
 
 
@@ -260,11 +298,13 @@ def resolve_finetune(
     world: int | None = None,
     objective: Objective = NEXT_TOKEN,
     prompts: Sequence[int] = (),
+    layout_from: str = WHERE,
 ) -> tuple[StagePlan, list[Derived]]:
     """The fine-tuning stage for `num_rows` packed rows of examples.
 
     pretrain: the stage that made the weights, where it is known; rate and batch follow from it.
-    world: as in `resolve`; the layout is that of [parallel] too. objective: planner/objective_rules.py.
+    world, layout_from: as in `resolve`; the layout is that of [parallel] too.
+    objective: planner/objective_rules.py.
     prompts: tokens of each, where the answers are to be the model's own.
     """
     section = recipe.finetune
@@ -276,7 +316,7 @@ def resolve_finetune(
             fix='add [finetune] and data = { path = "train.jsonl" }',
         )
     rules = Rules("finetune")
-    context, place = finetune_context(section, shape), Place(world, WHERE)
+    context, place = finetune_context(section, shape), Place(world, layout_from)
     layout, facts = _given_layout(recipe, shape, context, with_devices(recipe, facts, place), place)
     dtype = pretrain.dtype if pretrain and section.dtype == "auto" else section.dtype
     dtype = choose_dtype(dtype, facts, rules)

@@ -27,11 +27,13 @@ from bessemer.recipe.schema import Optimization, Recipe
 class Place:
     """world: processes that were started; None: as many are started as the layout has ranks.
     layout_from: what an error calls the layout's setting. crowded: one device too is searched, for how to
-    run a model that does not fit on it as the recipe has it."""
+    run a model that does not fit on it as the recipe has it. made: steps of the plan that another run has
+    made, from which this one goes on as a fork."""
 
     world: int | None = None
     layout_from: str = WHERE
     crowded: bool = False
+    made: int = 0
 
 
 def with_devices(recipe: Recipe, facts: Facts, place: Place) -> Facts:

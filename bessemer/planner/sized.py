@@ -1,13 +1,13 @@
 """`model.size = "auto"` within a budget: the size that makes the most of it, and the loss to expect.
 
-The budget gives hours, hours at a speed give tokens, and the law of formulas/scaling_law.py gives the size
-whose tokens and parameters are in balance. The speed depends on the size, so this goes round until it stands
-still; `resolve` goes round again with the speed of the layout that the search has chosen for it.
+The budget, less a reserve, gives hours, hours at a speed give tokens, and the law of formulas/scaling_law.py
+gives the size whose tokens and parameters are in balance. The speed depends on the size, so this goes round
+until it stands still; `resolve` goes round again with the speed of the layout that the search has chosen.
 With tokens that the model will read and write in use, the size is smaller and trains longer (Sardana).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from bessemer.errors import RecipeError
@@ -17,7 +17,7 @@ from bessemer.formulas.goodput import Range
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.scaling_law import BESIROGLU, Law
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.budget import Limit, binding_rule, limits, too_small
+from bessemer.planner.budget import Limit, decided_by, too_small
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import Derived, Estimate
 from bessemer.recipe.schema import Recipe
@@ -35,7 +35,7 @@ ShapeOf = Callable[[float], ModelShape]  # of so many parameters, or the nearest
 
 @dataclass(frozen=True)
 class Sized:
-    """params: embeddings included. loss: predicted; basis "measured" for a law of own runs."""
+    """params: embeddings included. loss: predicted; "modelled" by a law of own runs, else "assumed"."""
 
     params: int
     loss: Estimate
@@ -61,12 +61,13 @@ def check_size_keys(recipe: Recipe) -> None:
             )
 
 
-def size_for_budget(recipe: Recipe, facts: Facts, shape_of: ShapeOf, speed: Speed) -> Sized:
-    """The size that its budget pays for.
+def size_for_budget(
+    recipe: Recipe, facts: Facts, found: Sequence[Limit], shape_of: ShapeOf, speed: Speed
+) -> Sized:
+    """The size that its budget pays for. found: its limits (planner/budget.py), at least one.
 
     RecipeError: no speed is known, or the budget does not pay for the smallest model.
     """
-    found = limits(recipe, facts)
     budget = _Budget(recipe, facts, found[0], facts.law or BESIROGLU, speed)
     smallest = shape_of(1.0)
     least = total_params(smallest)
@@ -82,7 +83,7 @@ def size_for_budget(recipe: Recipe, facts: Facts, shape_of: ShapeOf, speed: Spee
     tokens, count = budget.tokens(shape), total_params(shape)
     loss = budget.law.loss_range(count, tokens)
     derived = [
-        Derived("budget", found[0].name, binding_rule(found)),
+        *decided_by(found),
         Derived("model.size", params, _size_rule(budget, shape, tokens) + _held(best, params, facts)),
         Derived("loss", round(loss.value, 3), _loss_rule(budget.law, loss, 6.0 * count * tokens)),
     ]
@@ -114,7 +115,8 @@ class _Budget:
                 wanted="a measured device, or one of the catalogue",
                 fix="run `bessemer doctor --calibrate`, or set model.size",
             )
-        return 3600.0 * self.limit.hours * flops_per_s / train_flops_per_token(shape, shape.context)
+        per_token = train_flops_per_token(shape, shape.context)
+        return 3600.0 * self.limit.planned_hours * flops_per_s / per_token
 
     def wanted(self, shape: ModelShape) -> float:
         """The size that goes with that much compute."""

@@ -19,8 +19,9 @@ from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import check_micro_batches
 from bessemer.planner.micro_batch import CPU_MICRO_BATCH_TOKENS, choose_micro_batch
 from bessemer.planner.plan import Derived, StagePlan
-from bessemer.planner.predict import copy_fits, recomputed_share, step_time, training_speed
+from bessemer.planner.predict import copy_fits
 from bessemer.planner.recompute import Recompute, settle_recompute
+from bessemer.planner.speed import recomputed_share, step_time, training_speed
 from bessemer.planner.stage_rules import check_balance, check_micro_batch, check_schedule, compile_for
 from bessemer.recipe.schema import Optimization, Pretrain
 from bessemer.units import format_bytes, format_count, format_seconds

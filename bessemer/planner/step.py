@@ -76,12 +76,12 @@ def stage_step(shape: ModelShape, stage: StagePlan, cluster: Cluster) -> Step | 
 
 
 def stage_room(shape: ModelShape, stage: StagePlan, cluster: Cluster) -> Room:
-    """What a device needs beside tensors. On a CPU the resident set has it all already."""
-    if cluster.device.kind == "cpu":
-        return Room(0.0, 1.0, 0.0)
+    """What a device needs beside tensors."""
     question = stage_question(shape, stage, cluster)
+    if cluster.device.kind == "cpu":
+        return room_of(question, 0.0)
     one = candidate_of(question, stage.layout, stage.micro_batch, stage.recompute)
-    return room_of(memory_of(question, one))
+    return room_of(question, float(memory_of(question, one).outside[0]))
 
 
 def costed_by_profile(cluster: Cluster, dtype: str) -> bool:

@@ -8,6 +8,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.sizing import pad_vocab
 from bessemer.formulas.tensors import count_active_params, count_params, tensor_table
 from bessemer.planner.facts import Facts
+from bessemer.planner.published.models import catalogue
 from bessemer.planner.shape import resolve_shape
 from bessemer.recipe.load import load, shipped_names
 
@@ -51,6 +52,16 @@ def test_closed_form_equals_the_tensor_table_with_latent_attention_and_experts()
     for changed in (shape, replace(shape, mla_q_rank=0), replace(shape, shared_ffn=0, dense_layers=0)):
         assert total_params(changed) == count_params(changed)
         assert active_params(changed) == count_active_params(changed)
+
+
+@pytest.mark.parametrize("name", ["GPT 2 XL 1.5B", "OPT 13B", "StarCoder 2 3B", "Nemotron 3 Nano 30B A3B"])
+def test_table_of_a_model_without_gates_has_two_feed_forward_matrices_and_trained_positions(
+    name: str,
+) -> None:
+    shape = catalogue()[name][0]
+    assert not shape.gated
+    # Nothing lists biases but those of queries, keys and values.
+    assert count_params(shape) == total_params(shape) - shape.other_params
 
 
 def test_multiplied_parameters_are_the_matrices_without_the_embedding() -> None:

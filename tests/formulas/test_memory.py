@@ -14,6 +14,7 @@ from bessemer.formulas.memory import (
     device_memory,
     ends_per_token,
     kept_per_token,
+    layer_bytes_per_token,
 )
 from bessemer.formulas.parameters import matmul_params, total_params
 from bessemer.formulas.shape import ModelShape
@@ -81,6 +82,23 @@ def test_cast_copies_of_a_mixture_include_the_experts_that_a_token_does_not_meet
         experts=4, experts_per_token=2, expert_ffn=128,
     )  # fmt: skip
     assert all_matrices(routed) == matmul_params(routed) + 2 * 2 * 3 * 64 * 128
+
+
+def test_feed_forward_of_two_matrices_keeps_what_its_activation_is_given_and_gives() -> None:
+    narrow, wide = (replace(SHAPE, gated=False, ffn=ffn) for ffn in (256, 512))
+    inputs, kept = torch.zeros(1, 64, device="meta", requires_grad=True), 0
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * 4 * (tensor.shape[-1] == 512)
+        return tensor
+
+    up, down = nn.Linear(64, 512, device="meta"), nn.Linear(512, 64, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        down(nn.functional.gelu(up(inputs), approximate="tanh"))
+    kept -= 4 * 512 * 64  # the second matrix itself
+    bytes_of = [layer_bytes_per_token(shape, 4, compiled=False, routed=False) for shape in (narrow, wide)]
+    assert 2 * (bytes_of[1] - bytes_of[0]) == kept
 
 
 @pytest.mark.parametrize("name", ["bf16", "fp32"])

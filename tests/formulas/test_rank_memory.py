@@ -134,6 +134,16 @@ def test_pipeline_ranks_hold_their_layers_and_ends_and_together_the_model() -> N
     assert sum(part.weights for part in tied) == 4 * total_params(SHAPE)  # the last has a copy
 
 
+@pytest.mark.parametrize("layout", [Layout(shard=4), Layout(pipeline=4), Layout(shard=2, tensor=2)], ids=str)
+def test_ranks_hold_a_model_without_gates_whole_with_its_positions(layout: Layout) -> None:
+    shape = replace(SHAPE, family="gpt2", gated=False, positions=64, norm="layer")
+    parts = layout_memory(shape, WORK, layout)
+    norms = (2 * 8 + 1) * 64 + 64 * 64  # and positions: whole on each tensor rank
+    whole = total_params(shape) + (layout.tensor - 1) * norms
+    held = sum(part.weights for part in parts) * layout.world / layout.pipeline
+    assert held == pytest.approx(4 * whole, abs=4 * layout.world)
+
+
 def test_v_shaped_pipeline_has_both_ends_on_its_first_rank() -> None:
     first, second = layout_memory(
         replace(SHAPE, tie_embeddings=True), WORK, Layout(pipeline=2, schedule="zbv")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.adapters import ATTENTION, adapter_params
+from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.hardware import Ceilings, cache_folder
 from bessemer.planner import calibrated, calibration
 from bessemer.planner.calibrated import _MEDIAN_OVER_BEST, step_seconds, step_time
@@ -130,14 +131,14 @@ def test_another_torch_or_a_damaged_file_is_no_calibration(monkeypatch: pytest.M
 
 
 def test_the_planner_takes_the_calibration_where_there_is_one_and_its_formulas_elsewhere() -> None:
-    found = step_time(SHAPE, PLAN, facts(), FORMULA)
+    found = step_time(SHAPE, PLAN, facts(), FORMULA).best
     assert found.basis == "modelled" and found.value == seconds(PLAN) != FORMULA.value
     assert found.low is not None and found.high is not None and found.low < found.value < found.high
     unknown = replace(facts(), calibration=None)
-    assert step_time(SHAPE, PLAN, unknown, FORMULA) == FORMULA
+    assert step_time(SHAPE, PLAN, unknown, FORMULA).best == FORMULA
     latent = replace(SHAPE, mla_kv_rank=64)  # whose parts were not measured
-    assert step_time(latent, PLAN, facts(), FORMULA) == FORMULA
-    assert step_time(SHAPE, replace(PLAN, dtype="bf16"), facts(), FORMULA) == FORMULA
+    assert step_time(latent, PLAN, facts(), FORMULA).best == FORMULA
+    assert step_time(SHAPE, replace(PLAN, dtype="bf16"), facts(), FORMULA).best == FORMULA
 
 
 def test_matmuls_are_those_of_the_shape_at_the_measured_rate() -> None:
@@ -248,6 +249,38 @@ def test_a_rank_updates_its_share_of_the_weights() -> None:
     # Replicas hold the same experts: only those that shard them divide them (parallel/mesh.py).
     assert of_experts("replicate=2,shard=2,expert=2") == of_experts("shard=2,expert=2")
     assert params("shard=2") == params("tensor=2") == whole / 2 and params("pipeline=2") == whole
+
+
+LORA = replace(SHAPE, adapter=Adapter(8, 16.0, ATTENTION))
+
+
+def test_frozen_weights_beside_adapters_are_multiplied_and_do_not_learn() -> None:
+    found, full = (step_seconds(shape, PLAN, facts()) for shape in (LORA, SHAPE))
+    assert found is not None and full is not None
+    frozen = 4 * (4 * 256 * 256 + 3 * 256 * 704) + 2048 * 256
+    flops = 4.0 * frozen + 6.0 * adapter_params(LORA)  # no gradient of the frozen ones
+    assert found.parts["matmul_s"] == pytest.approx(_MEDIAN_OVER_BEST * 1e-12 * 16 * 256 * flops, rel=1e-6)
+    assert found.parts["attention_s"] == full.parts["attention_s"]
+    # At 1e-9 s a parameter; of the full model's, the norms are left out.
+    assert found.parts["optimizer_s"] == pytest.approx(_MEDIAN_OVER_BEST * 1e-9 * adapter_params(LORA))
+    assert found.parts["vector_s"] < full.parts["vector_s"]  # no casts, no sums of gradients
+
+
+def test_a_rank_updates_its_share_of_the_adapters() -> None:
+    def params(layout: str, shape: ModelShape = LORA) -> float:
+        plan = laid(layout)
+        return local_params(Rank(shape, plan.layout, calibrated.workload_of(plan, "cpu"), 0, 256))
+
+    assert params("replicate=2") == adapter_params(LORA) == 2 * params("shard=2")
+    classes = replace(LORA, labels=3)  # a head of classes learns beside them
+    assert params("replicate=2", classes) == adapter_params(LORA) + 3 * 256
+
+
+def test_recomputed_adapter_blocks_take_a_forward_pass_again() -> None:
+    plain, again = (step_seconds(LORA, replace(PLAN, recompute=kind), facts()) for kind in ("none", "full"))
+    assert plain is not None and again is not None
+    of_layers = plain.parts["matmul_s"] - _MEDIAN_OVER_BEST * 4e-12 * 16 * 256 * 2048 * 256
+    assert again.parts["recompute_s"] > 0.5 * of_layers + plain.parts["attention_s"] / 3
 
 
 def test_the_loss_is_computed_in_the_forward_pass_of_the_last_stage() -> None:

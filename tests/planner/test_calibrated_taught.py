@@ -32,7 +32,7 @@ def learn(plan: StagePlan, ratio: float, *, hidden: int = 256, known: Facts | No
 
 def predicted(plan: StagePlan, hidden: int = 256, known: Facts | None = None) -> Estimate:
     known = replace(known or facts(), taught=stored_taught("a CPU"))
-    return step_time(replace(SHAPE, hidden=hidden), plan, known, FORMULA)
+    return step_time(replace(SHAPE, hidden=hidden), plan, known, FORMULA).best
 
 
 def ratio_of(plan: StagePlan, hidden: int = 256) -> float:
@@ -103,7 +103,7 @@ def test_another_stack_or_calibration_ignores_what_was_learnt(monkeypatch: pytes
 def test_what_is_only_planned_for_learns_nothing() -> None:
     learn(PLAN, 1.4)
     planned = replace(facts(), ceilings=None, calibration=None, taught=stored_taught("a CPU"))
-    assert step_time(SHAPE, PLAN, planned, FORMULA) == FORMULA
+    assert step_time(SHAPE, PLAN, planned, FORMULA).best == FORMULA
 
 
 def test_a_damaged_file_is_nothing_learnt(tmp_path: Path) -> None:

@@ -15,9 +15,10 @@ from bessemer.formulas.rank_memory import rank_activation_bytes
 from bessemer.hardware import GIB, Ceilings
 from bessemer.planner.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan, StagePlan
-from bessemer.planner.predict import device_bytes, rank_memories, training_speed, workload
+from bessemer.planner.predict import device_bytes, rank_memories, workload
 from bessemer.planner.relaid import relaid
 from bessemer.planner.resolve import resolve, resolve_finetune
+from bessemer.planner.speed import training_speed
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
 

@@ -7,8 +7,8 @@ from bessemer.hardware import Ceilings
 from bessemer.planner.calibrated import between_widths
 from bessemer.planner.facts import Facts, cluster_facts
 from bessemer.planner.plan import UNKNOWN, Estimate
-from bessemer.planner.predict import cpu_share
 from bessemer.planner.resolve import resolve
+from bessemer.planner.speed import cpu_share
 from bessemer.recipe.load import load, parse
 
 CEILINGS = Ceilings("a CPU", 2.0, 0.4, 20.0, 2, "2.13.0", "2026-01-01")

@@ -45,9 +45,11 @@ def test_size_fills_its_budget_and_is_compute_optimal_for_it(facts: Facts, budge
     flops = 6 * plan.params * tokens_of(plan)
     # Sizes of the dial lie up to a tenth apart, and the optimum is flat.
     assert plan.params == pytest.approx(BESIROGLU.best_params(flops), rel=0.12)
-    limit = limits(recipe(budget), facts)[0]
+    limit = limits(recipe(budget), facts, reserve=0.1)[0]  # nothing was run on these
     hours = plan.predicted["hours"].value
-    assert hours is not None and 0.95 * limit.hours <= hours <= 1.001 * limit.hours
+    assert hours is not None and 0.95 * limit.planned_hours <= hours <= 1.001 * limit.planned_hours
+    assert limit.planned_hours == pytest.approx(0.9 * limit.hours)
+    assert ("budget.reserve", 0.1) in [(row.key, row.value) for row in plan.derived]
     assert plan.predicted["loss"].value == pytest.approx(
         BESIROGLU.loss(plan.params, tokens_of(plan)), rel=0.01
     )
@@ -88,7 +90,7 @@ def test_binding_limit_is_named_with_what_the_others_would_allow() -> None:
 def test_size_goes_with_the_speed_of_the_layout_that_is_chosen_for_it() -> None:
     plan, chosen = resolve_searched(recipe("budget.usd=20000", "model.context=4096"), CLUSTER)
     assert chosen is not None and plan.pretrain.layout == chosen.layout and plan.pretrain.layout.world == 64
-    assert plan.predicted["usd"].value == pytest.approx(20000, rel=0.03)
+    assert plan.predicted["usd"].value == pytest.approx(0.9 * 20000, rel=0.03)
     tokens_per_s, hours = plan.predicted["tokens_per_s"].value, plan.predicted["hours"].value
     assert tokens_per_s and hours
     kept = plan.predicted["goodput"].value or 0.0
@@ -106,9 +108,10 @@ def test_tokens_of_use_make_it_smaller_and_longer_trained() -> None:
 
 
 def test_given_tokens_or_steps_leave_only_the_size_to_the_budget() -> None:
-    tokens = planned("budget.hours=2", "pretrain.tokens=100M")
+    budget = f"budget.hours={2.0 / 0.9}"  # two hours without its reserve
+    tokens = planned(budget, "pretrain.tokens=100M")
     assert tokens_of(tokens) == pytest.approx(1e8, rel=0.01)
-    steps = planned("budget.hours=2", "pretrain.steps=1000", "pretrain.batch_tokens=65536")
+    steps = planned(budget, "pretrain.steps=1000", "pretrain.batch_tokens=65536")
     assert steps.pretrain.steps == 1000
     for plan in (tokens, steps):
         assert plan.predicted["hours"].value == pytest.approx(2.0, rel=0.2)

@@ -68,3 +68,18 @@ def test_a_head_of_classes_is_counted_in_place_of_one_of_words(
 def test_a_task_without_prompts_is_refused_and_not_a_crash() -> None:
     with pytest.raises(RecipeError, match="nothing to ask"):
         rollouts_of(Finetune(method="grpo"), [], 128, Rules("finetune"))
+
+
+def test_a_rank_of_a_fine_tuning_with_adapters_is_rehearsed(tmp_path: Path) -> None:
+    planned(tmp_path)  # writes the recipe
+    words = (str(tmp_path / "task.toml"), "--cluster", "2xH100", "--layout", "tensor=2", "--rehearse")
+    settings = ("finetune.method=dpo", "finetune.adapter=qlora", "finetune.lora.rank=4")
+    document, text = run_plan(*words, "--rank", "1", settings=settings)
+    rehearsal = document["rehearsal"]
+    name = "model.layers.0.self_attn.q_proj"
+    # Half of the rows of 64 columns: a block of NF4 and its scale. Of the adapter A is whole, B is half.
+    assert rehearsal["parameters"][f"{name}.weight"] == (32, 36)
+    assert rehearsal["parameters"][f"{name}.lora_A.weight"] == (4, 64)
+    assert rehearsal["parameters"][f"{name}.lora_B.weight"] == (32, 4)
+    assert rehearsal["peak_bytes"] > 0 and rehearsal["exchanges"] == rehearsal["exchanges_of_a_step"]
+    assert "with the loss of next_token in place of dpo" in text

@@ -43,14 +43,20 @@ def gather_s(tensor_bytes: Column, ranks: Column, stride: Column, links: Links, 
 
 
 def all_to_all_s(
-    pair_bytes: Column, chosen: Column, groups: Column, ranks: Column, links: Links, profile: Any
+    pair_bytes: Column,
+    chosen: Column,
+    groups: Column,
+    ranks: Column,
+    stride: Column,
+    links: Links,
+    profile: Any,
 ) -> Column:
     """Each rank sends `pair_bytes` for each of its `chosen` experts per token, summed over tokens.
 
     Between domains one copy goes to each domain that has a chosen expert, and is spread inside it; where
     routing is limited to groups, to no more domains than these (arXiv:2412.19437, 2.1.2).
     """
-    inside = members(ranks, 1.0, links)
+    inside = members(ranks, stride, links)
     domains = np.maximum(ranks / inside, 1.0)
     fast_s = pair_bytes * chosen * (inside - 1.0) / inside / (profile.link_gb_per_s * 1e9)
     near = np.minimum(domains, groups)

@@ -27,7 +27,7 @@ from bessemer.formulas.memory import (
     whole_rows_bytes,
     working_bytes,
 )
-from bessemer.formulas.parameters import head_rows, num_dense_layers
+from bessemer.formulas.parameters import ffn_matrices, head_rows, num_dense_layers
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.memory_adapters import Added
@@ -99,16 +99,24 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
     received = _received(shape, candidates, size)
     zero = 0.0 * size
     table = np.ceil(shape.vocab / candidates.tensor) * shape.hidden
-    whole = of_kind(lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind))
-    rows = (candidates.tensor - 1) * whole
+
+    def whole(routed: bool) -> Floats:
+        return (candidates.tensor - 1) * of_kind(
+            lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind, routed=routed)
+        )
+
     return _Columns(
         shape=shape,
         candidates=candidates,
         tokens=tokens,
         spread=(candidates.tensor * candidates.context).astype(float),
         size=size,
-        dense=of_kind(lambda kind: kept_per_token(shape, kind, range(1))) + received if limit else zero,
-        routed=of_kind(lambda kind: kept_per_token(shape, kind, range(limit, limit + 1))) + received + rows
+        dense=of_kind(lambda kind: kept_per_token(shape, kind, range(1))) + received + whole(False)
+        if limit
+        else zero,
+        routed=of_kind(lambda kind: kept_per_token(shape, kind, range(limit, limit + 1)))
+        + received
+        + whole(True)
         if True in kinds
         else zero,
         again=of_kind(lambda kind: made_again_per_token(shape, kind, any_full=kind.recompute == "full")),
@@ -216,7 +224,8 @@ def _params(columns: _Columns, layers: RankLayers) -> tuple[Floats, Floats, Floa
         whole = plain + (columns.experts if routed else 0.0)
         block = np.maximum(block, np.where(count > 0, whole, 0.0))
     both = layers.has_first & layers.has_last & columns.shape.tie_embeddings
-    ends = columns.table * (layers.has_first * 1.0 - both)
+    positions = columns.shape.positions * columns.shape.hidden
+    ends = columns.table * (layers.has_first * 1.0 - both) + positions * layers.has_first
     ends = ends + (columns.head + columns.shape.hidden) * layers.has_last
     ordinary = ordinary + ends
     local = np.ceil(ordinary / columns.shards) + np.ceil(experts / columns.of_experts)
@@ -251,7 +260,8 @@ def _copies(columns: _Columns, layers: Floats) -> Floats:
     shape, candidates = columns.shape, columns.candidates
     bf16 = columns.size == 2
     routed = shape.layers - num_dense_layers(shape)
-    experts = routed * shape.experts * 3 * shape.hidden * shape.expert_ffn / candidates.expert
+    one = ffn_matrices(shape) * shape.hidden * shape.expert_ffn
+    experts = routed * shape.experts * one / candidates.expert
     data = candidates.replicate * columns.shards
     cast_before = columns.sharded & (data > candidates.expert) & ~is_v_shaped(candidates)
     kept = np.where(bf16 & ~cast_before, experts, 0.0)
@@ -265,7 +275,8 @@ def _one_copy(columns: _Columns) -> Floats:
     shape, candidates = columns.shape, columns.candidates
     queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
     ffn = shape.shared_ffn if shape.experts and not num_dense_layers(shape) else shape.ffn
-    largest = columns.size * shape.hidden * max(queries, 2 * ffn) / candidates.tensor
+    widest = max(queries, (ffn_matrices(shape) - 1) * ffn)
+    largest = columns.size * shape.hidden * widest / candidates.tensor
     again = np.where(candidates.recompute == _NONE, 0.0, _copies(columns, np.ones(len(candidates))))
     return np.where(columns.rejoins, largest, again)
 

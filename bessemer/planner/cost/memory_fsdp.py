@@ -3,8 +3,10 @@
 Shards are fp32: weights 4 bytes, gradients 4, moments 8 (arXiv:2304.11277). Beside them are, at the peak,
 units that are there whole in bf16: the root's (embedding, final norm and head, from its forward pass to the
 end of the step), the block that computes and the one that is fetched; and in the backward pass a block's
-gradients, in bf16 and once more in fp32 as they are scattered. In a pipeline a stage is there whole until the
-step's end, with fp32 gradients that are added up over micro-batches.
+gradients, in bf16 and once more in fp32 as they are scattered. Kept from the forward pass (ZeRO-2: FSDP2's
+reshard_after_forward=False, FSDP1's SHARD_GRAD_OP) all units are there whole in bf16, and only then: what a
+rank holds are shards all the same. In a pipeline a stage is there whole until the step's end, with fp32
+gradients that are added up over micro-batches.
 
 The loss is fused or compiled, and holds logits and their gradient in bf16. `eager_fsdp_parts` has torch's
 own, as torchtitan had it until 2025: beside bf16 logits their log-softmax, the gradient of that and of the
@@ -22,7 +24,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.memory_layers import layer_weights
-from bessemer.planner.cost.memory_parts import Parts, RankLayers, fullest, over_ranks
+from bessemer.planner.cost.memory_parts import Bools, Parts, RankLayers, fullest, over_ranks
 
 _EAGER_LOSS_BYTES, _SPLIT_LOSS_BYTES = 14.0, 4.0  # of a logit
 _FUSED_LOSS_BYTES = 4.0
@@ -94,9 +96,9 @@ def _rank(columns: _Columns, layers: RankLayers) -> Parts:
     kept, one = _activations(columns, layers)
     block = _block(columns, layers)
     root = columns.size * columns.table * (layers.has_first * 1.0 + layers.has_last)
-    sharded = (columns.candidates.zero >= 3) & (columns.candidates.shard * columns.candidates.context > 1)
-    alone = sharded & (columns.candidates.pipeline == 1)
-    fetched = np.where(alone, root + 2 * columns.size * block, gathered) + _WORKSPACES
+    alone = _sharded(columns.candidates) & (columns.candidates.pipeline == 1)
+    fetches = alone & (columns.candidates.zero >= 3)
+    fetched = np.where(fetches, root + 2 * columns.size * block, gathered) + _WORKSPACES
     # In bf16 as autograd makes them, and in fp32 on their way.
     leaving = np.where(alone, (columns.size + 4.0) * block + root, 0.0)
     none = 0.0 * kept
@@ -107,6 +109,11 @@ def _rank(columns: _Columns, layers: RankLayers) -> Parts:
     logits = logits * (1 + columns.shape.mtp_layers)
     in_loss = Parts(*static, kept + hidden * split, logits, fetched)
     return fullest(in_layer, in_loss)
+
+
+def _sharded(candidates: Candidates) -> Bools:
+    """Whether weights and gradients are shards, but where they are used."""
+    return (candidates.zero >= 2) & (candidates.shard * candidates.context > 1)
 
 
 def _static(columns: _Columns, layers: RankLayers) -> tuple[tuple[Floats, Floats, Floats], Floats]:
@@ -123,14 +130,14 @@ def _static(columns: _Columns, layers: RankLayers) -> tuple[tuple[Floats, Floats
     # Experts lie apart on the expert axis, and the rest of the shard group divides them.
     rest = np.maximum(1.0, shards / np.maximum(candidates.expert, 1))
     held = []
-    for each, level in ((4.0, 3), (4.0, 2), (8.0, 1)):
+    for each, level in ((4.0, 2), (4.0, 2), (8.0, 1)):
         divided = candidates.zero >= level
         held.append(each * (plain / np.where(divided, shards, 1.0) + experts / np.where(divided, rest, 1.0)))
     whole = plain + experts
-    waiting = (candidates.zero >= 3) & (candidates.pipeline > 1) & (shards > 1)
-    beside = (columns.size + 4.0) * whole * waiting
-    # Whole fp32 weights are cast for use, each once.
-    return (held[0], held[1], held[2]), beside + np.where(candidates.zero < 3, columns.size * whole, 0.0)
+    waiting = _sharded(candidates) & (candidates.pipeline > 1)
+    # Gathered and kept, or whole fp32 weights that are cast for use, each once; gradients that wait.
+    kept = np.where(waiting | (candidates.zero < 3), columns.size * whole, 0.0)
+    return (held[0], held[1], held[2]), kept + np.where(waiting, 4.0 * whole, 0.0)
 
 
 def _activations(columns: _Columns, layers: RankLayers) -> tuple[Floats, Floats]:

@@ -14,18 +14,21 @@ Terms that no published formula has, from the code and checked against measured 
   the gradient of that. In a layer: the gradients of the SwiGLU product's inputs.
 
 `deepspeed_parts` is Megatron-DeepSpeed as BLOOM was trained with: GELU, no sequence parallelism, attention
-scores kept, gradients in fp16 (or bf16 and fp32), ZeRO-1 with buckets (arXiv:2211.05100).
+scores kept, gradients in fp16 (or bf16 and fp32), ZeRO-1 with buckets (arXiv:2211.05100; stages and readings:
+bigscience-workshop/bigscience, train/tr11-176B-ml/chronicles-prequel.md).
 Error: tests/planner/cost/test_megatron_memory.py. Not counted: what a router's imbalance adds.
 """
+
+from functools import partial
 
 import numpy as np
 
 from bessemer.formulas.parameters import attention_params, ffn_matrices
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
-from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
+from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats, Ints
 from bessemer.planner.cost.memory_layers import layer_weights
-from bessemer.planner.cost.memory_parts import Parts, RankLayers, fullest, over_ranks
+from bessemer.planner.cost.memory_parts import Parts, RankLayers, even_layers, fullest, over_ranks
 
 _VOCAB_MULTIPLE = 128  # rows of the embedding on a tensor rank, to which Megatron pads
 _WORKSPACES = 0.06 * GIB  # cuBLAS, losses, norms of gradients; what is left of the dense stages below
@@ -40,7 +43,7 @@ def megatron_parts(shape: ModelShape, context: int, candidates: Candidates, stag
 
 def deepspeed_parts(shape: ModelShape, context: int, candidates: Candidates, stage: int | None) -> Parts:
     sizes = _DeepSpeed(shape, context, candidates)
-    return over_ranks(shape, candidates, stage, sizes.rank)
+    return over_ranks(shape, candidates, stage, sizes.rank, partial(_deepspeed_layers, shape))
 
 
 class _Sizes:
@@ -195,6 +198,17 @@ class _Sizes:
         both = np.where(layers.dense > 0, dense, 0.0) + np.where(layers.routed > 0, routed, 0.0)
         both = both - np.where((layers.dense > 0) & (layers.routed > 0), attention, 0.0)
         return self.size * both + _WORKSPACES
+
+
+def _deepspeed_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
+    """(dense, routed) layers of a stage: full ones first, and what is left on the last. Embedding and head
+    have places of their own where the number of layers was chosen for that (BLOOM's 70 on 12 stages)."""
+    dense, routed = even_layers(shape, stages, stage)
+    if shape.experts:
+        return dense, routed  # of which nobody published any
+    most = -(-shape.layers // stages)
+    first_full = np.clip(shape.layers - stage * most, 0, most)
+    return np.where((shape.layers + 2) % stages == 0, dense, first_full), routed
 
 
 class _DeepSpeed(_Sizes):

@@ -88,7 +88,7 @@ def over_ranks(
     That is the first, which has the embedding and most micro-batches on their way; the second, the first one
     without dense layers, or the last, with the head: no other has more of anything than one of these.
     """
-    split = split or (lambda stages, stage: _even_layers(shape, stages, stage))
+    split = split or (lambda stages, stage: even_layers(shape, stages, stage))
     kinds, place = _pipelines(candidates)
     last = kinds.pipeline - 1
     if stage is not None:
@@ -190,7 +190,7 @@ def _stage_of(candidates: Candidates, rank: Ints, turn: Ints) -> Ints:
     return np.where(shaped & (turn == 1), 2 * ranks - 1 - rank, rank + ranks * turn)
 
 
-def _even_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
+def even_layers(shape: ModelShape, stages: Ints, stage: Ints) -> tuple[Ints, Ints]:
     """(dense, routed) layers of a stage."""
     even = shape.layers % stages == 0
     places = np.where(even, shape.layers, shape.layers + 2)

@@ -30,19 +30,31 @@ def stage_layers(
     """
     even = np.ceil(layers / pipeline)
     light = np.maximum(np.ceil((layers + head_layers) / pipeline - 1e-9), even)
+    # A layer less on the others, and so many more before the head, where that is lighter; the last has one.
+    others = np.maximum(pipeline - 1.0, 1.0)
+    less = np.maximum(light - 1.0, even)
+    light = np.where(layers - others * less + head_layers < light, less, light)
+    light = np.maximum(np.minimum(light, np.ceil((layers - 1.0) / others)), even)
     most = np.where((balanced > 0) & (pipeline > 1), light, even)
-    return most, np.maximum(layers - (pipeline - 1.0) * most, 0.0)
+    least = np.where((balanced > 0) & (layers >= pipeline), 1.0, 0.0)
+    return most, np.maximum(layers - (pipeline - 1.0) * most, least)
 
 
-def bubble_s(others_s: Column, pipeline: Column, interleave: Column, schedule: Column) -> Column:
+def bubble_s(
+    others_s: Column, pipeline: Column, interleave: Column, schedule: Column, micro_batches: Column
+) -> Column:
     """Seconds that the busiest rank waits in a step. `others_s`: one micro-batch through the other ranks.
 
-    Exact for 1F1B and interleaved with alike stages; for the V-shaped schedules what our own orders leave:
+    Exact for 1F1B and interleaved with alike stages (with fewer micro-batches than ranks each turn through
+    the stages waits for the pipeline's length); for the V-shaped schedules what our own orders leave:
     their filling, half a forward pass through each other rank (the papers do not count it, as the next
     step may fill it; ours waits for the gradient norm).
     """
-    usual = others_s / np.maximum(interleave, 1.0)
-    waits = np.where((schedule == ZBV) | (schedule == DUALPIPEV), others_s / 6.0, usual)
+    turns, others = np.maximum(interleave, 1.0), np.maximum(pipeline - 1.0, 1.0)
+    missing = np.maximum(pipeline - micro_batches, 0.0) / others
+    usual = others_s / turns * (1.0 + (turns - 1.0) * missing)
+    filling = others_s * (1.0 / 6.0 + missing / 2.0)
+    waits = np.where((schedule == ZBV) | (schedule == DUALPIPEV), filling, usual)
     return np.where(pipeline > 1.0, waits, 0.0)
 
 

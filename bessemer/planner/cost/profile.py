@@ -51,9 +51,13 @@ class Profile:
     selective: float = 0.0  # share of the forward matmuls that selective recomputation repeats
     sequence_parallel: float = 1.0  # 1: norms and residuals are divided by tensor ranks
     tensor_overlap: float = 0.0  # share of tensor-parallel exchanges hidden behind matmuls
+    context_overlap: float = 0.8  # share of keys and values on their way that hides behind attention: a ring
+    context_travels: float = 3.0  # of keys and values, once forwards and with their gradients twice back
     expert_overlap: float = 0.0
     pipeline_overlap: float = 0.0
     data_overlap: float = 1.0  # share of a backward pass that may hide gradients and weights
+    every_micro_batch: float = 0.0  # 1: sharded gradients and weights travel for each, with zero 2 too
+    released: float = 0.0  # 1: gradients of a pipeline travel after its last backward pass, behind nothing
     rank_s: float = 0.0  # per rank and gathered layer: steps of a ring, where weights are sharded
     contention: float = 0.0  # of hidden exchange time, how much the compute beside it gets longer
     expert_copies: float = 1.0  # bytes of all-to-all between domains, over one copy per chosen domain

@@ -19,9 +19,9 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.exchange import Links, all_to_all_s, gather_s, links_of, send_s
-from bessemer.planner.cost.pipeline import DUALPIPEV, bubble_s, stage_layers
+from bessemer.planner.cost.pipeline import DUALPIPEV, ZBV, bubble_s, stage_layers
 from bessemer.planner.cost.profile import Profile, columns_of
-from bessemer.planner.cost.work import Dims, Work, dims_of, expert_ways, layer_work
+from bessemer.planner.cost.work import Dims, Work, dims_of, expert_ways, layer_work, whole_rows
 
 Column = Any
 NARROW = (PRECISIONS.index("fp8"), PRECISIONS.index("mxfp8"), PRECISIONS.index("nvfp4"))
@@ -101,7 +101,9 @@ def cost(dims: Dims, candidates: Candidates, links: Links, profile: Any) -> Step
     stage = _busiest(dims, layout, profile, work, layer)
     sends_s = _sends(dims, layout, links, profile)
     others_s = np.maximum(stage.whole_s - stage.busiest_s, 0.0) + 2.0 * (layout.pipeline - 1.0) * sends_s
-    waits_s = bubble_s(others_s, layout.pipeline, layout.interleave, layout.schedule)
+    waits_s = bubble_s(others_s, layout.pipeline, layout.interleave, layout.schedule, layout.micro_batches)
+    in_step = np.maximum(layout.micro_batches - layout.pipeline, 0.0)  # before, ranks only fill
+    waits_s = waits_s + in_step * stage.busiest_s * _lockstep(layout, work)
     data_s, data_hidden_s, local = _data(dims, layout, links, profile, stage)
     optimizer_s = local * profile.optimizer_bytes / (profile.vector_gb_per_s * 1e9)
     steps = layout.micro_batches
@@ -179,6 +181,15 @@ def _busiest(dims: Dims, layout: Any, profile: Any, work: Work, layer: _Layer) -
     return _Stage(layers, heads_here, busiest_s, whole_s)
 
 
+def _lockstep(layout: Any, work: Work) -> Column:
+    """Of a micro-batch's time, how much longer ZBV's is: its order is made for work in units of one time, so
+    ranks wait for the longest of the three, which is the backward pass."""
+    computed_s = work.layer_s - work.overhead_s
+    forward = (1.0 - work.recompute_s / computed_s) / 3.0
+    backward = 1.0 - forward * (1.0 + work.matmul_s / computed_s)
+    return np.where((layout.pipeline > 1.0) & (layout.schedule == ZBV), 3.0 * backward - 1.0, 0.0)
+
+
 def _floats(candidates: Candidates, dims: Dims) -> SimpleNamespace:
     """Columns as floats, with what follows from them."""
     names = ("replicate", "shard", "tensor", "pipeline", "context", "expert", "interleave", "micro_batches")
@@ -188,13 +199,14 @@ def _floats(candidates: Candidates, dims: Dims) -> SimpleNamespace:
     columns["full"] = 1.0 * (candidates.recompute == RECOMPUTE.index("full"))
     columns["selective"] = 1.0 * (candidates.recompute == RECOMPUTE.index("selective"))
     columns["eight"] = 1.0 * np.isin(candidates.precision, NARROW)
+    columns["size"] = np.where(candidates.precision == PRECISIONS.index("fp32"), 4.0, 2.0)
     columns["world"] = candidates.world.astype(np.float64)
     return SimpleNamespace(**columns)
 
 
 def _tensor(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> tuple[Column, Column]:
     """Four gathers and four scatters of hidden states per layer, two more of each where it is run again."""
-    state_bytes = 2.0 * layout.tokens * dims.hidden
+    state_bytes = layout.size * layout.tokens * dims.hidden
     one_s = gather_s(state_bytes, layout.tensor, 1.0, links, profile)
     # Experts are not divided by tensor ranks where they have an axis of their own: tokens go to them instead.
     share = dims.routed_layers / dims.layers * ((layout.expert > 1) & (profile.expert_tensor == 0))
@@ -203,18 +215,20 @@ def _tensor(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> 
 
 
 def _context(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> tuple[Column, Column]:
-    """Keys and values travel once forward and, with their gradients, twice backward, behind attention."""
-    all_bytes = 2.0 * layout.tokens * layout.context * dims.keys_values / layout.tensor
+    """Keys and values travel, and their gradients; once more where a layer is run again."""
+    all_bytes = layout.size * layout.tokens * layout.context * dims.keys_values / layout.tensor
     one_s = gather_s(all_bytes, layout.context, layout.tensor, links, profile)
-    number = 3.0 + layout.full
-    return _split(number * one_s, work.attention_s, profile, 0.8)
+    number = profile.context_travels + layout.full
+    return _split(number * one_s, work.attention_s, profile, profile.context_overlap)
 
 
 def _expert(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> tuple[Column, Column]:
     """Dispatch and combination, forward and backward; once more of each where a layer is run again."""
     share = dims.routed_layers / dims.layers
-    token_bytes = 2.0 * layout.tokens / layout.tensor * dims.expert_hidden
-    one_s = all_to_all_s(token_bytes, dims.chosen, dims.expert_groups, layout.expert, links, profile)
+    # Tensor ranks that divide an expert's width each need all of its rows, and exchange with their like.
+    rows = whole_rows(layout, profile)
+    token_bytes = layout.size * layout.tokens / layout.tensor * dims.expert_hidden * rows
+    one_s = all_to_all_s(token_bytes, dims.chosen, dims.expert_groups, layout.expert, rows, links, profile)
     all_s = share * (4.0 + 2.0 * layout.full) * one_s * profile.imbalance
     # DualPipe runs another micro-batch's compute meanwhile: that is what it is for (arXiv:2412.19437, 3.2.1).
     two_way = (layout.schedule == DUALPIPEV) & (layout.pipeline > 1.0)
@@ -232,7 +246,7 @@ def _split(all_s: Column, room_s: Column, profile: Any, share: Column) -> tuple[
 def _sends(dims: Dims, layout: Any, links: Links, profile: Any) -> Column:
     """One hidden state to the next rank of the pipeline, each tensor rank a part of it (2104.04473, 4.1)."""
     stride = layout.world / layout.pipeline
-    one_s = send_s(2.0 * layout.tokens * dims.hidden / layout.tensor, stride, links, profile)
+    one_s = send_s(layout.size * layout.tokens * dims.hidden / layout.tensor, stride, links, profile)
     return np.where(layout.pipeline > 1.0, one_s, 0.0)
 
 
@@ -242,37 +256,43 @@ def _data(
     """(shown, hidden, weights that this rank updates) of the exchange of gradients and weights.
 
     Weights that are sharded whole (zero 3) are gathered for the forward and again for the backward pass of
-    each micro-batch, and its gradients scattered; else gradients and weights travel once a step.
+    each micro-batch, and its gradients scattered; with zero 2 gathered once, where a stack does so for every
+    micro-batch; else gradients and weights travel once a step.
     """
     gathered_s: Column = 0.0
     reduced_s: Column = 0.0
     copied_s: Column = 0.0
     local: Column = 0.0
-    for weights, ranks, stride in _weights(dims, layout, profile, stage):
-        inner = np.where(layout.zero > 0, np.maximum(ranks / layout.replicate, 1.0), 1.0)
-        gathered_s = gathered_s + gather_s(profile.gather_bytes * weights, inner, stride, links, profile)
-        reduced_s = reduced_s + gather_s(profile.gradient_bytes * weights, inner, stride, links, profile)
-        piece = profile.gradient_bytes * weights / inner
+    weight_bytes = profile.gather_bytes * layout.size / 2.0
+    gradient_bytes = profile.gradient_bytes * dims.learned
+    for weights, ranks, sharing, stride in _weights(dims, layout, profile, stage):
+        inner = np.where(layout.zero > 0, sharing, 1.0)
+        gathered_s = gathered_s + gather_s(weight_bytes * weights, inner, stride, links, profile)
+        reduced_s = reduced_s + gather_s(gradient_bytes * weights, inner, stride, links, profile)
+        piece = gradient_bytes * weights / inner
         copied_s = copied_s + 2.0 * gather_s(piece, ranks / inner, stride * inner, links, profile)
-        local = local + weights / inner
+        local = local + dims.learned * weights / inner
     whole, steps = layout.zero == 3, layout.micro_batches
-    each_s = np.where(whole, 2.0 * gathered_s + reduced_s, 0.0)
-    once_s = copied_s + np.where(whole, 0.0, gathered_s + reduced_s)
+    kept = (layout.zero == 2) & (layout.pipeline == 1.0) & (profile.every_micro_batch > 0)
+    each_s = np.where(whole | kept, (1.0 + whole) * gathered_s + reduced_s, 0.0)
+    once_s = copied_s + np.where(whole | kept, 0.0, gathered_s + reduced_s)
     room_s = profile.data_overlap * stage.busiest_s
     hidden_each_s = np.minimum(each_s, room_s)
-    hidden_once_s = np.minimum(once_s, np.maximum(room_s - each_s, 0.0))
+    late_s = np.where((layout.pipeline > 1.0) & (profile.released > 0), reduced_s + copied_s, 0.0)
+    hidden_once_s = np.minimum(once_s - late_s, np.maximum(room_s - each_s, 0.0))
     hidden_s = steps * hidden_each_s + hidden_once_s
     shown_s = steps * (each_s - hidden_each_s) + once_s - hidden_once_s
     # A gather of one layer passes every rank; what waits for it cannot hide that (seen from 256 ranks on).
-    rings = np.where(whole, 3.0 * steps, 2.0 * (layout.zero == 2)) * stage.layers
+    rings = np.where(whole, 3.0 * steps, 2.0 * (layout.zero == 2) * np.where(kept, steps, 1.0)) * stage.layers
     passing_s = rings * profile.rank_s * (layout.shard * layout.context - 1.0)
     return shown_s + passing_s + profile.contention * hidden_s, hidden_s, local
 
 
 def _weights(
     dims: Dims, layout: Any, profile: Any, stage: _Stage
-) -> tuple[tuple[Column, Column, Column], ...]:
-    """(weights of the busiest rank, ranks that share them, stride of these): dense, and of experts."""
+) -> tuple[tuple[Column, Column, Column, Column], ...]:
+    """(weights of the busiest rank, ranks that have the same, those of them that shard it, stride of these):
+    dense, and of experts."""
     tensor, routed = layout.tensor, dims.routed_layers / dims.layers
     ffn = (1.0 - routed) * dims.ffn_weights + routed * dims.shared_weights
     dense = stage.layers * ((dims.attention_split + ffn) / tensor + dims.attention_whole)
@@ -280,9 +300,13 @@ def _weights(
     dense = dense + ((stage.heads > 0) * dims.head_weights + table) / tensor
     spread = expert_ways(layout, profile)
     experts = stage.layers * routed * dims.experts * dims.expert_weights / spread
-    ranks = layout.replicate * layout.shard * layout.context
-    # The expert axis takes its ranks from the data ranks: who holds the same experts is so many fewer.
-    return (dense, ranks, tensor), (experts, np.maximum(ranks * tensor / spread, 1.0), spread)
+    sharing = layout.shard * layout.context
+    ranks = layout.replicate * sharing
+    # The expert axis takes its ranks from the data ranks: who holds the same experts is so many fewer. Where
+    # it goes beyond those that shard, replicas share experts too (parallel/mesh.py).
+    alike = np.maximum(ranks * tensor / spread, 1.0)
+    within = alike / layout.replicate
+    return (dense, ranks, sharing, tensor), (experts, alike, np.where(within < 1.0, alike, within), spread)
 
 
 def _bands(profile: Any, layout: Any) -> tuple[Column, Column]:

@@ -14,8 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.formulas.flops import mean_causal_keys
-from bessemer.formulas.parameters import attention_params, ffn_matrices, head_rows, num_dense_layers
+from bessemer.formulas.adapters import trained_params
+from bessemer.formulas.flops import adapter_matrices, mean_causal_keys
+from bessemer.formulas.parameters import (
+    attention_params,
+    ffn_matrices,
+    head_rows,
+    matmul_params,
+    num_dense_layers,
+    total_params,
+)
 from bessemer.formulas.shape import ModelShape
 
 Column = Any  # a float, or a numpy column of floats
@@ -54,6 +62,9 @@ class Dims:
     irregular: Column  # 1: its layers have parts that stacks do not fuse (below)
     keys: Column  # that a token sees, on average
     row_tokens: Column
+    products: Column  # of each matrix: three, forwards and backwards; about two where it is frozen
+    head_products: Column
+    learned: Column  # share of the weights that have gradients
 
 
 def dims_of(shape: ModelShape, context: int) -> Dims:
@@ -85,6 +96,7 @@ def dims_of(shape: ModelShape, context: int) -> Dims:
         "irregular": bool(shape.experts and shape.sliding_window and shape.full_every),
         "keys": mean_causal_keys(shape, context),
         "row_tokens": context,
+        **_learning(shape),
     }
     values |= _latent(shape) if shape.mla_kv_rank else _grouped(shape)
     return Dims(**{field.name: float(values[field.name]) for field in fields(Dims)})
@@ -114,7 +126,8 @@ class Work:
 
 def layer_work(dims: Dims, layout: Any, profile: Any) -> Work:
     """`layout`: float columns tokens (of a micro-batch, divided by context), tensor, expert, full, selective
-    (1 where so), eight (1 where matmuls are in 8 or 4 bit). `profile`: columns of a Profile."""
+    (1 where so), eight (1 where matmuls are in 8 or 4 bit), size (bytes of an activation). `profile`: columns
+    of a Profile, whose bytes are those of 16 bit: in 32 bit twice as many move."""
     tokens, tensor = layout.tokens, layout.tensor
     routed = dims.routed_layers / dims.layers
     dense_s = _ffn_s(dims.ffn_weights, dims.ffn, dims, layout, profile)
@@ -124,6 +137,7 @@ def layer_work(dims: Dims, layout: Any, profile: Any) -> Work:
             tokens,
             dims.attention_split / tensor + dims.attention_whole,
             dims.attention_inner / tensor + dims.attention_outer,
+            dims,
             layout,
             profile,
         )
@@ -132,10 +146,12 @@ def layer_work(dims: Dims, layout: Any, profile: Any) -> Work:
     )
     attention_s = _attention_s(dims, layout, profile)
     vector_s = _vector_s(dims, layout, profile, routed)
-    again_s = layout.full * (matmul_s / 3.0 + attention_s / 3.5 + vector_s / 2.5)
-    again_s = again_s + layout.selective * (profile.selective * matmul_s / 3.0 + vector_s / 5.0)
+    again_s = layout.full * (matmul_s / dims.products + attention_s / 3.5 + vector_s / 2.5)
+    again_s = again_s + layout.selective * (profile.selective * matmul_s / dims.products + vector_s / 5.0)
     again_s = again_s + layout.selective * (profile.score_bytes > 0) * attention_s / 3.0
-    head_matmul_s = 3.0 * 2.0 * tokens * dims.head_weights / tensor / (profile.head_tflops * 1e12)
+    head_matmul_s = (
+        dims.head_products * 2.0 * tokens * dims.head_weights / tensor / (profile.head_tflops * 1e12)
+    )
     return Work(
         matmul_s,
         attention_s,
@@ -144,17 +160,19 @@ def layer_work(dims: Dims, layout: Any, profile: Any) -> Work:
         (profile.layer_s + routed * profile.routed_s) * (1.0 + layout.full / 3.0),
         (profile.host_s + routed * profile.host_routed_s) * (1.0 + layout.full / 3.0),
         head_matmul_s,
-        14.0 * tokens * dims.vocab / tensor / (profile.vector_gb_per_s * 1e9),
+        (12.0 + layout.size) * tokens * dims.vocab / tensor / (profile.vector_gb_per_s * 1e9),
     )
 
 
-def _matmul_s(tokens: Column, weights: Column, sides: Column, layout: Any, profile: Any) -> Column:
-    """Forward and both backward products of matrices with `weights` in all and `sides` = inputs + outputs."""
-    flops = 6.0 * tokens * weights
-    # Reads and writes of the three products in 16 bit; in 8 bit the inputs are half. Gradients of weights
-    # are added in 32 bit.
-    narrow = 1.0 - 0.25 * layout.eight
-    traffic = narrow * (6.0 * tokens * sides + 4.0 * weights) + 8.0 * weights
+def _matmul_s(
+    tokens: Column, weights: Column, sides: Column, dims: Dims, layout: Any, profile: Any
+) -> Column:
+    """Forward and backward products of matrices with `weights` in all and `sides` = inputs + outputs."""
+    flops = 2.0 * dims.products * tokens * weights
+    # Reads and writes of the products in 16 bit; in 8 bit the inputs are half. Gradients of weights are added
+    # in 32 bit.
+    narrow = (1.0 - 0.25 * layout.eight) * layout.size / 2.0
+    traffic = narrow * (2.0 * dims.products * tokens * sides + 4.0 * weights) + 8.0 * dims.learned * weights
     memory = profile.vector_gb_per_s * 1e9
     quantise = layout.eight * profile.quantise_bytes * tokens * sides
     return flops / (profile.matmul_tflops * 1e12) + (profile.matmul_traffic * traffic + quantise) / memory
@@ -162,7 +180,7 @@ def _matmul_s(tokens: Column, weights: Column, sides: Column, layout: Any, profi
 
 def _ffn_s(weights: Column, width: Column, dims: Dims, layout: Any, profile: Any) -> Column:
     sides = 2.0 * dims.hidden + dims.matrices * width / layout.tensor
-    return _matmul_s(layout.tokens, weights / layout.tensor, sides * (weights > 0), layout, profile)
+    return _matmul_s(layout.tokens, weights / layout.tensor, sides * (weights > 0), dims, layout, profile)
 
 
 def _experts_s(dims: Dims, layout: Any, profile: Any) -> Column:
@@ -171,12 +189,19 @@ def _experts_s(dims: Dims, layout: Any, profile: Any) -> Column:
     local = np.maximum(dims.experts, 1.0) / expert_ways(layout, profile)
     rows = np.maximum(pairs / local, 1.0)
     slow = (1.0 + profile.rows_half / rows) / np.maximum(profile.grouped, 1e-9)
-    flops_s = 6.0 * pairs * dims.expert_weights / (profile.matmul_tflops * 1e12) * slow
-    sides = pairs * (2.0 * dims.expert_hidden + dims.matrices * dims.expert_ffn)
-    narrow = 1.0 - 0.25 * layout.eight
-    traffic = narrow * (6.0 * sides + 4.0 * local * dims.expert_weights) + 8.0 * local * dims.expert_weights
+    flops_s = 2.0 * dims.products * pairs * dims.expert_weights / (profile.matmul_tflops * 1e12) * slow
+    outer = 2.0 * dims.expert_hidden * whole_rows(layout, profile)
+    sides = pairs * (outer + dims.matrices * dims.expert_ffn)
+    narrow = (1.0 - 0.25 * layout.eight) * layout.size / 2.0
+    weights = local * dims.expert_weights
+    traffic = narrow * (2.0 * dims.products * sides + 4.0 * weights) + 8.0 * dims.learned * weights
     traffic = profile.matmul_traffic * traffic + layout.eight * profile.quantise_bytes * sides
     return (dims.experts > 0) * (flops_s + traffic / (profile.vector_gb_per_s * 1e9))
+
+
+def whole_rows(layout: Any, profile: Any) -> Column:
+    """Tensor ranks that each have the same rows of experts whole: where they divide an expert's width."""
+    return np.where(profile.expert_tensor > 0, layout.tensor, 1.0)
 
 
 def expert_ways(layout: Any, profile: Any) -> Column:
@@ -206,10 +231,24 @@ def _vector_s(dims: Dims, layout: Any, profile: Any, routed: Column) -> Column:
     inner = (1.0 - routed) * middle * dims.ffn / layout.tensor
     pairs = dims.chosen / layout.tensor
     expert = middle * (pairs * dims.expert_ffn + dims.shared_ffn / layout.tensor)
-    expert = expert + 16.0 * pairs * dims.expert_hidden + 12.0 * dims.experts / layout.tensor
-    bytes_moved = layout.tokens * (outer + inner + routed * expert)
+    rows = whole_rows(layout, profile)
+    expert = expert + (16.0 * pairs * dims.expert_hidden + 12.0 * dims.experts / layout.tensor) * rows
+    bytes_moved = layout.size / 2.0 * layout.tokens * (outer + inner + routed * expert)
     extra = 1.0 + dims.irregular * profile.irregular
     return profile.vector * extra * bytes_moved / (profile.vector_gb_per_s * 1e9)
+
+
+def _learning(shape: ModelShape) -> dict[str, float]:
+    """A frozen matrix has no gradient of its own; its adapter is two small matrices beside it."""
+    if shape.adapter is None:
+        return {"products": 3.0, "head_products": 3.0, "learned": 1.0}
+    beside = adapter_matrices(shape) / (matmul_params(shape) - head_rows(shape) * shape.hidden)
+    learned = trained_params(shape, total_params(shape)) / total_params(shape)
+    return {
+        "products": 2.0 + 3.0 * beside,
+        "head_products": 3.0 if shape.labels else 2.0,
+        "learned": learned,
+    }
 
 
 def _grouped(shape: ModelShape) -> dict[str, float]:

@@ -5,6 +5,7 @@ that other tables use. Lines that begin with # are comments: where an excerpt sa
 """
 
 import csv
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ _LAYOUT = {"seq", "batch_rows", "batch_tokens", "devices", "tp", "pp", "cp", "dp
 _COUNTS = {*_LAYOUT, *DIMS}
 _MEASURED = {"step_time_s", "step_time_ms", "tokens_per_s", "tokens_per_s_per_device", "tflops", "mfu",
              "memory", "allocated", "reserved", "gpu_hours"}  # fmt: skip
+_ALIKE = 0.75  # of two spellings, as difflib counts
 _MOST = 1e9  # of a count but a batch's tokens: products of several still fit 64 bits
 _LEAST = 1e-6  # of a figure in its unit; less is a 0 that was written otherwise
 _TEXTS = {"source", "model", "device", "recompute", "precision", "sharding", "schedule", "notes"}
@@ -68,17 +70,7 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     A count that is none (half a rank) is left out too, and named under `impossible`: its row is lost, and
     no other. RecipeError where the file cannot be read, is no such table or has no rows.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            lines = [line for line in file if not line.startswith("#")]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            f"cannot read {path}",
-            found=getattr(error, "strerror", None) or "bytes that are not UTF-8 text",
-            wanted="a CSV file of published runs",
-            fix="check the path",
-        ) from error
-    reader = csv.DictReader(lines)
+    reader = csv.DictReader(_lines(path))
     try:
         header = [(name or "").strip().lower() for name in reader.fieldnames or []]
         _check_header(path, header)
@@ -101,6 +93,33 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def unread_columns(path: Path) -> dict[str, str | None]:
+    """Columns of the file that nothing is read from, each with the spelling that was probably meant: a figure
+    under another name would else be missed, or assumed, without a word. After `read_cells`."""
+    known = [spelling for spellings in COLUMNS.values() for spelling in spellings]
+    header = [name.strip().lower() for name in next(csv.reader(_lines(path)))]
+    missing = [
+        word for spellings in COLUMNS.values() if not set(spellings) & set(header) for word in spellings
+    ]
+    unread = [name for name in header if name and name not in known]
+    return {name: next(iter(difflib.get_close_matches(name, missing, 1, _ALIKE)), None) for name in unread}
+
+
+def _lines(path: Path) -> list[str]:
+    """Without comments. RecipeError where there is no such text."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            return [line for line in file if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError) as error:
+        is_text = not isinstance(error, UnicodeDecodeError)
+        raise RecipeError(
+            f"cannot read {path}",
+            found=getattr(error, "strerror", None) or "bytes that are not UTF-8 text",
+            wanted="a CSV file of published runs",
+            fix="check the path" if is_text else "save the table as CSV in UTF-8",
+        ) from error
+
+
 def _check_header(path: Path, header: list[str]) -> None:
     wanted = "a header with `model` and columns such as seq, gpus, gpu_type, tp, pp, dp, micro_batch"
     if not header:
@@ -113,8 +132,18 @@ def _check_header(path: Path, header: list[str]) -> None:
             f"{path} is no table of published runs",
             found="columns " + ", ".join(header)[:200],
             wanted=wanted,
-            fix="name a file with the columns of published_runs.csv",
+            fix=_another_table(header),
         )
+
+
+def _another_table(header: list[str]) -> str:
+    """What to do about a header that is none of these tables'."""
+    for separator, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and separator in header[0]:
+            return f"its columns are separated by {name}: save it with commas"
+    if {"gpu_hours", "kwh"} <= set(header):
+        return "for a table of energies: `bessemer energy validate`"
+    return "rename the columns; docs/planner.md lists their names"
 
 
 def _cells(path: Path, number: int, row: Mapping[str, str | None]) -> dict[str, Any]:

@@ -182,11 +182,19 @@ def zero_of(source: str, sharding: str, notes: str, stack: str, pipeline: int = 
     """
     if stack == "maxtext":
         return 3
-    for text in (sharding, notes, source):
+    said = zero_said(sharding, notes, source)
+    if said is None:
+        return 3 if stack in ("fsdp", "llm-foundry", "deepspeed") else 1
+    return 2 if said == 3 and stack == "fsdp" and pipeline > 1 else said
+
+
+def zero_said(*texts: str) -> int | None:
+    """The same as the first of these texts has it that says anything of it."""
+    for text in texts:
         for zero, pattern in _ZERO:
             if text and re.search(pattern, text.lower()):
-                return 2 if zero == 3 and stack == "fsdp" and pipeline > 1 else zero
-    return 3 if stack in ("fsdp", "llm-foundry", "deepspeed") else 1
+                return zero
+    return None
 
 
 def copies_of(text: str, data: int, ranks_of_node: int) -> int:

@@ -149,9 +149,11 @@ def _experts(asked: Asked, data: int) -> list[int]:
 
 
 def _sharing(asked: Asked, data: int) -> list[dict[str, int]]:
-    """Megatron shares the optimizer; the others shard weights over all data ranks, or over some (HSDP)."""
+    """Megatron shares the optimizer; the others shard weights over all data ranks, or over some (HSDP), as
+    far as it is not known how they did."""
     if asked.stack not in _SHARDED:
         return [{"replicate": 1, "shard": data, "zero": 1}]
     shards = [shard for shard in (8, 64, data) if shard <= data and data % shard == 0]
     hows = [{"replicate": data // shard, "shard": shard, "zero": zero} for shard in shards for zero in (2, 3)]
-    return [{"replicate": data, "shard": 1, "zero": 0}, *hows]
+    hows = [{"replicate": data, "shard": 1, "zero": 0}, *hows]
+    return [how for how in hows if how["zero"] == asked.zero] or hows

@@ -16,6 +16,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Device
 from bessemer.planner.cost.candidates import Candidates
 from bessemer.planner.cost.profile import peak_tflops
+from bessemer.planner.published.conventions import zero_said
 from bessemer.planner.published.models import find_model
 from bessemer.planner.published.runs import PublishedRun
 
@@ -67,6 +68,7 @@ class Asked:
     stack: str
     precision: str
     layout: Candidates | None  # the row's own, of its batch
+    zero: int | None  # what its data ranks are known to share (candidates.py)
     longer: tuple[Stage, ...]
     assumed: str
     note: str
@@ -150,6 +152,7 @@ def asked_of(run: PublishedRun) -> Asked | None:
         stack=job.stack or run.stack,
         precision=job.precision or run.precision,
         layout=run.candidates if given else None,
+        zero=zero_said(run.notes, run.source),
         longer=job.longer,
         assumed="" if given and devices else job.assumed,
         note=job.note,

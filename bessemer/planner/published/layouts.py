@@ -59,7 +59,11 @@ def read_layout(
         "precision": conventions.precision_of(cells.get("precision", "")),
         "zero": zero,
     }
-    return Candidates.of([{**row, **_batch(cells, data, pipeline), **_schedule(cells, pipeline)}])
+    schedule = _schedule(cells, pipeline)
+    batch = _batch(cells, data, pipeline)
+    if pipeline > 1 and "torchtitan" in source.lower() and "micro_batches" not in cells:
+        batch = _cut_by_stages(batch, pipeline * schedule["interleave"])
+    return Candidates.of([{**row, **batch, **schedule}])
 
 
 def misfit(cells: Cells, degrees: dict[str, int], devices: int) -> str | None:
@@ -86,6 +90,13 @@ def _batch(cells: Cells, data: int, pipeline: int) -> dict[str, int]:
     if not micro_batches:
         micro_batches = round(rows / (data * micro_batch)) if rows else (8 * pipeline if pipeline > 1 else 1)
     return {"micro_batch": micro_batch, "micro_batches": max(1, micro_batches)}
+
+
+def _cut_by_stages(batch: dict[str, int], stages: int) -> dict[str, int]:
+    """A rank's rows in as many micro-batches as there are stages, whatever their size: what torchtitan's
+    pipeline_parallel_microbatches is where nobody sets it (its help of 2024)."""
+    rows = batch["micro_batch"] * batch["micro_batches"]
+    return {"micro_batch": rows // stages, "micro_batches": stages} if rows % stages == 0 else batch
 
 
 def _schedule(cells: Cells, pipeline: int) -> dict[str, int]:

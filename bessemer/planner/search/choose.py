@@ -29,7 +29,7 @@ from bessemer.units import format_count
 
 _ALIKE = 2  # finalists that differ in shards, micro-batch or recomputation alone
 _WIDENED = (12, 48, 192)  # finalists that fit by columns, until some do exactly
-_SAME = 0.002  # relative: a difference that says nothing; then the simpler layout
+_SAME = 0.001  # relative: a difference that says nothing; then the simpler layout
 
 
 @dataclass(frozen=True)

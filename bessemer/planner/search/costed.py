@@ -15,7 +15,7 @@ from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.rollout_memory import asked_bytes
 from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats, Ints
-from bessemer.planner.cost.memory import MemoryColumns, stage_bytes
+from bessemer.planner.cost.memory import MOST_RESERVED, USUALLY_RESERVED, MemoryColumns, stage_bytes
 from bessemer.planner.cost.time import StepTimes, step_times
 from bessemer.planner.search.power import board_share, kilowatts
 from bessemer.planner.search.question import Question
@@ -26,9 +26,7 @@ _EAGER_VECTOR = 2.0
 # Of the kept activations: a first stage may have a layer less than the mean.
 _SURELY = 0.8
 _CHUNK = 4096  # candidates that are asked of at once, at the most
-# What the search leaves free on an accelerator: fragments of the allocator, which took 4.7 % of the tensors
-# on average and 9.3 % at the worst of 55 published stages (SimuMax), and the driver and exchanges.
-_KEPT_SHARE, _WORST_SHARE, _OUTSIDE_BYTES = 0.047, 1.10, 2.0 * GIB
+_OUTSIDE_BYTES = 2.0 * GIB  # that the driver and the exchanges take of an accelerator, at the least
 _V_SHAPED = [SCHEDULES.index(name) for name in V_SHAPED]
 
 
@@ -46,7 +44,6 @@ class Field:
         self.step_s = self.times.total_s
         self.kwh = run_kwh(question, self.times)
         self.outside_bytes = np.zeros(len(candidates))
-        self.shares = (0.0, 1.0)  # of tensors: kept by the allocator on average; all of it at the worst
         usable = question.cluster.device.memory_gib_usable
         self.usable_bytes = usable * GIB if usable else np.inf
         least = activations_at_least(question, candidates)
@@ -65,13 +62,12 @@ class Field:
         if len(unknown):
             memory = memory_of(self.question, self.candidates.take(unknown))
             self.needed_bytes[unknown], self.outside_bytes[unknown] = memory.needed, memory.outside
-            self.shares = room_of(memory).usual, room_of(memory).worst
         return np.asarray(self.needed_bytes[places] <= self.usable_bytes)
 
     def room(self, place: int) -> "Room":
         """Of one candidate."""
         self.fit(np.array([place]))
-        return Room(*self.shares, float(self.outside_bytes[place]))
+        return room_of(self.question, float(self.outside_bytes[place]))
 
     def best(
         self, key: Floats, count: int, among: Ints | None = None, group: Ints | None = None, each: int = 1
@@ -110,10 +106,10 @@ def _rising(key: Floats, places: Ints, first: int) -> Iterator[Ints]:
 
 @dataclass(frozen=True)
 class Room:
-    """What a device needs beside tensors, as planner/cost/memory.py has it."""
+    """What a device needs beside tensors: shares for fragments (cost/memory.py), and what is outside."""
 
-    usual: float  # of tensors, what the allocator keeps beside them
-    worst: float  # tensors with the worst fragments seen, over the tensors
+    usual: float  # reserved over tensors, on average
+    worst: float  # the same with the worst fragments seen
     outside_bytes: float  # of the driver and the exchanges
 
     def needed(self, memory: Memory) -> float:
@@ -132,14 +128,14 @@ class Room:
             "logits": memory.loss,
             "buffers": memory.casts + memory.working + memory.gathered + memory.saving,
             **{name: value for name, value in beside.items() if value},
-            "allocator": round(self.usual * (memory.total - memory.base) + self.outside_bytes),
+            "allocator": round((self.usual - 1.0) * (memory.total - memory.base) + self.outside_bytes),
         }
 
 
-def room_of(memory: MemoryColumns) -> Room:
-    """Of the first candidate; the shares are those of all."""
-    tensors, outside = float(memory.allocated[0]), float(memory.outside[0])
-    return Room(float(memory.allocator[0]) / tensors, (float(memory.needed[0]) - outside) / tensors, outside)
+def room_of(question: Question, outside_bytes: float) -> Room:
+    """On a CPU the resident set has it all already."""
+    shares = (1.0, 1.0) if question.stack == "bessemer-cpu" else (USUALLY_RESERVED, MOST_RESERVED)
+    return Room(*shares, outside_bytes)
 
 
 def activations_at_least(question: Question, candidates: Candidates) -> Floats:
@@ -171,22 +167,25 @@ def memory_of(question: Question, candidates: Candidates) -> MemoryColumns:
     compiled, bare = (float(_kept_of_a_layer(question, 0, way)[0]) for way in (True, False))
     kept = eager(question, candidates) & (candidates.recompute == RECOMPUTE.index("none"))
     more = np.where(kept, bare / compiled - 1.0, 0.0) * memory.activations
-    memory = replace(memory, activations=memory.activations + more, needed=memory.needed + more)
     asked = asked_bytes(question.objective, question.dtype)
-    memory = replace(memory, weights=memory.weights + asked, needed=memory.needed + asked)
+    memory = replace(memory, activations=memory.activations + more, weights=memory.weights + asked)
     tensors, outside = memory.allocated, np.maximum(memory.outside, _OUTSIDE_BYTES)
     return replace(
         memory,
-        allocator=np.maximum(memory.allocator, _KEPT_SHARE * tensors),
+        allocator=(USUALLY_RESERVED - 1.0) * tensors,
         outside=outside,
-        needed=np.maximum(memory.needed, _WORST_SHARE * tensors + outside),
+        needed=MOST_RESERVED * tensors + outside,
     )
 
 
-def own_times(question: Question, candidates: Candidates) -> StepTimes:
-    """Of our trainer: whole heads may travel instead of keys and values, and some ways run eagerly."""
+def own_times(question: Question, candidates: Candidates, sends_heads: np.ndarray | None = None) -> StepTimes:
+    """Of our trainer: whole heads may travel instead of keys and values, and some ways run eagerly.
+
+    sends_heads: where they do, for layouts that say so; None: as the search chooses (space.ulysses).
+    """
+    chosen = ulysses(question, candidates) if sends_heads is None else sends_heads
     times = step_times(question.shape, question.context, candidates, question.cluster, question.stack)
-    sent = np.where(ulysses(question, candidates), ulysses_share(question, candidates), 1.0)
+    sent = np.where(chosen, ulysses_share(question, candidates), 1.0)
     more = np.where(eager(question, candidates), _EAGER_VECTOR - 1.0, 0.0) * times.vector_s
     return replace(
         times,

@@ -16,6 +16,7 @@ from bessemer.formulas.memory import Memory, Workload
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.rank_memory import rank_memory
 from bessemer.formulas.rollout_memory import with_rounds
+from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import simulate
 from bessemer.planner.cost.time import StepTimes
@@ -55,8 +56,7 @@ class Exact:
 
 
 def exact(field: Field, place: int) -> Exact:
-    """Of one candidate, with the memory of the pipeline ranks that may be the fullest: the first two, and
-    the last."""
+    """Of one candidate."""
     if place not in field.gone_over:
         field.gone_over[place] = gone_over(field.question, field.candidates, place, field.room(place))
     found: Exact = field.gone_over[place]
@@ -67,8 +67,7 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
     one = candidates.take(np.array([place]))
     layout = layout_of(question, one, 0)
     micro_batch, recompute = int(one.micro_batch[0]), RECOMPUTE[int(one.recompute[0])]
-    last = layout.pipeline - 1
-    ranks = tuple(sorted({0, min(1, last), last}))
+    ranks = ranks_that_may_be_fullest(question.shape, layout)
     memories = memories_of(question, layout, micro_batch, int(one.micro_batches[0]), recompute, ranks)
     again = played(question, one, layout)
     kwh = run_kwh(question, again)
@@ -90,6 +89,19 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
         question.usd(hours, drawn),
         question.cluster.devices,
     )
+
+
+def ranks_that_may_be_fullest(shape: ModelShape, layout: Layout) -> tuple[int, ...]:
+    """The first two pipeline ranks, the last, and the first of each that has another number of dense or of
+    routed layers: later ones of its kind hold no more micro-batches."""
+    dense, last = num_dense_layers(shape), layout.pipeline - 1
+    stages = layers_of_stages(shape, layout)
+    first: dict[tuple[int, int], int] = {}
+    for rank in range(layout.pipeline):
+        layers = [layer for stage in layout.stages_of(rank) for layer in stages[stage]]
+        num_dense = sum(layer < dense for layer in layers)
+        first.setdefault((num_dense, len(layers) - num_dense), rank)
+    return tuple(sorted({0, min(1, last), last, *first.values()}))
 
 
 def memories_of(
@@ -120,31 +132,37 @@ def memories_of(
 def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
     """The times of one candidate with its stages as they are: the work of the busiest rank, and as
     `bubble_s` how much longer than that the schedule takes."""
-    times = own_times(question, one)
+    sends_heads = np.array([layout.context_kind == "ulysses"])
+    times = own_times(question, one, sends_heads)
     if layout.pipeline == 1:
         return times
     parts, count = times.parts(0), int(one.micro_batches[0])
-    layer_s, head_s, matmul_share = _layer_and_head(question, one)
-    # A send that is not hidden holds its rank up, and is on its way for as long.
-    send_s = parts["pipeline_s"] / (count * layout.stages_per_rank)
-    stage_s = [len(layers) * layer_s + send_s for layers in layers_of_stages(question.shape, layout)]
+    layer_s, head_s, matmul_share = _layer_and_head(question, one, sends_heads)
+    # One of the two, forwards and backwards, as far as they show.
+    send_s = parts["pipeline_s"] / (2 * count * layout.stages_per_rank)
+    stage_s = [len(layers) * layer_s for layers in layers_of_stages(question.shape, layout)]
     stage_s[-1] += head_s
     busiest_s = max(
         sum(stage_s[stage] for stage in layout.stages_of(rank)) for rank in range(layout.pipeline)
     )
     again = parts["recompute_s"] / sum(parts[name] for name in _COMPUTE)
     forward, weight = (1.0 - again) / 3.0, (1.0 - again) / 3.0 * matmul_share
-    whole_s = played_s(layout, count, stage_s, busiest_s, (forward, weight), send_s)
-    scale = (busiest_s - send_s * layout.stages_per_rank) / float(times.busiest_s[0])
+    whole_s = played_s(layout, count, stage_s, busiest_s, (forward, weight), send_s, head_s)
+    # What is waited for is sends as far as there are any, and the bubble.
+    waits_s = max(0.0, whole_s - count * busiest_s)
+    sends_s = min(parts["pipeline_s"], waits_s)
+    scale = busiest_s / float(times.busiest_s[0])
     columns = {name: np.array([parts[name] * scale]) for name in (*_COMPUTE, *_EXCHANGES)}
-    return replace(times, **columns, bubble_s=np.array([max(0.0, whole_s - count * busiest_s)]))
+    return replace(times, **columns, pipeline_s=np.array([sends_s]), bubble_s=np.array([waits_s - sends_s]))
 
 
 _COMPUTE = ("matmul_s", "attention_s", "vector_s", "recompute_s")
 _EXCHANGES = ("tensor_s", "context_s", "expert_s")
 
 
-def _layer_and_head(question: Question, one: Candidates) -> tuple[float, float, float]:
+def _layer_and_head(
+    question: Question, one: Candidates, sends_heads: np.ndarray
+) -> tuple[float, float, float]:
     """(seconds of a layer, of the head, both for one micro-batch forward and back; share of a layer's
     backward work that weight gradients may be). From the same model with its layers and with twice as many,
     on one pipeline rank."""
@@ -154,8 +172,8 @@ def _layer_and_head(question: Question, one: Candidates) -> tuple[float, float, 
     double = replace(shape, layers=2 * shape.layers, dense_layers=2 * dense)
     # What its schedule keeps from being compiled is not compiled on one rank either.
     question = replace(question, compiles=not eager(question, one)[0])
-    usual = own_times(question, alone)
-    more = own_times(replace(question, shape=double), alone)
+    usual = own_times(question, alone, sends_heads)
+    more = own_times(replace(question, shape=double), alone, sends_heads)
     layer_s = float(more.busiest_s[0] - usual.busiest_s[0]) / shape.layers
     head_s = float(usual.busiest_s[0]) - shape.layers * layer_s
     return layer_s, max(0.0, head_s), float(usual.matmul_s[0] / usual.compute_s[0])
@@ -168,20 +186,24 @@ def played_s(
     busiest_s: float,
     shares: tuple[float, float],
     send_s: float,
+    head_s: float = 0.0,
 ) -> float:
     """Seconds of the schedule. The first micro-batches are played, in whole groups of as many as there are
     ranks; the rest go on at the pace of the last group. shares: of a stage's time, forward and weights.
+    head_s: of the last stage's, all of it forward, as the loss makes its gradients there (model/loss.py).
     """
     ranks = layout.pipeline
     # Without degrees that do not matter here, orders are made once for many layouts.
     plain = Layout(pipeline=ranks, schedule=layout.schedule, interleave=layout.interleave)
-    forward_s, weight_s = ([share * each for each in stage_s] for share in shares)
+    layers_s = [*stage_s[:-1], stage_s[-1] - head_s]
+    forward_s, weight_s = ([share * each for each in layers_s] for share in shares)
+    forward_s[-1] += head_s
     backward_s = [each - one - last for each, one, last in zip(stage_s, forward_s, weight_s, strict=True)]
 
     def seconds(first: int) -> float:
         return simulate(plain, first, forward_s, backward_s, weight_s, send_s)
 
-    plain_pace = layout.schedule == "1f1b"
+    plain_pace = layout.schedule == "1f1b" and not send_s
     first = min(count, (2 if plain_pace else 4) * ranks + count % ranks)
     if first == count:
         return seconds(count)

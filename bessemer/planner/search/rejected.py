@@ -191,9 +191,11 @@ def slower_words(found: Exact, best: Exact) -> str:
     """How much slower, and by which part most."""
     change = found.step_s / best.step_s - 1.0
     if change < 0.005:
-        less = (found.kwh or 0.0) / (best.kwh or 1.0) - 1.0
-        energy = f", {less:.0%} more energy" if less >= 0.005 else ""
-        return f"fits and is as fast{energy}; the chosen one is plainer or leaves more memory"
+        pace = "is as fast" if change > -0.005 else f"is {-change:.0%} faster"
+        more = (found.kwh or 0.0) / (best.kwh or 1.0) - 1.0
+        if more >= 0.005:
+            return f"fits and {pace}, {more:.0%} more energy"
+        return f"fits and {pace}; the chosen one is plainer or leaves more memory"
     worse = max(found.parts, key=lambda name: found.parts[name] - best.parts[name])
     return (
         f"fits, {change:.0%} slower: {_PARTS[worse]} {found.parts[worse]:.3g} s, "

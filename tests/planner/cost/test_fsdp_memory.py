@@ -4,11 +4,13 @@ from dataclasses import replace
 from statistics import mean
 
 import pytest
-from making_memory import candidate, llama, rows
+from making_memory import HERE, candidate, llama, rows
 
 from bessemer.hardware import GIB, lookup
 from bessemer.planner.cost.candidates import Candidates
 from bessemer.planner.cost.memory import fits, stage_bytes
+from bessemer.planner.published.runs import read_runs
+from bessemer.planner.published.validate import predict
 
 LLAMA3 = {
     "Llama 3.1 8B": llama(32, 4096, 32, 8, 14336),
@@ -51,6 +53,13 @@ def test_reserved_memory_of_torchtitan_with_a_pipeline_is_too_low_by_a_known_sha
     found = [error(row) for row in TITAN if row["pp"] != "1"]
     assert len(found) == 6
     assert mean(found) == pytest.approx(-0.12, abs=0.03) and min(found) > -0.19
+
+
+def test_validation_reads_the_layouts_that_these_errors_are_of() -> None:
+    runs = [run for run in read_runs(HERE / "torchtitan_runs.csv") if run.actual_reserved_gib]
+    assert len(runs) == len(TITAN)
+    for run, row in zip(runs, TITAN, strict=True):
+        assert predict(run).memory_error == pytest.approx(abs(error(row)), abs=0.005), row
 
 
 @pytest.mark.parametrize(
@@ -101,7 +110,18 @@ def test_shards_divide_what_is_held_and_replicas_do_not() -> None:
         for words in ({"shard": 1}, {"shard": 4}, {"shard": 4, "replicate": 8})
     )
     assert four.weights == pytest.approx(whole.weights / 4) and hybrid.optimizer == four.optimizer
+
+
+@pytest.mark.parametrize("pipeline", [1, 8])
+def test_weights_that_stay_gathered_are_shards_still_and_lie_beside_them_in_bf16(pipeline: int) -> None:
+    shape = LLAMA3["Llama 3.1 8B"]
+    words = {"shard": 8, "pipeline": pipeline, "micro_batches": pipeline}
     gathers, keeps = (
-        stage_bytes(shape, 8192, candidate(shard=8, zero=zero), "fsdp").buffers[0] for zero in (3, 2)
+        stage_bytes(shape, 8192, candidate(zero=zero, **words), "fsdp", stage=0) for zero in (3, 2)
     )
-    assert keeps > gathers
+    assert keeps.weights == gathers.weights and keeps.gradients == gathers.gradients
+    held = 8 * gathers.weights[0] / 4
+    if pipeline == 1:
+        assert keeps.buffers[0] > gathers.buffers[0] and keeps.buffers[0] > 2 * held
+    else:  # a stage stays gathered either way, with whole fp32 gradients
+        assert keeps.buffers == gathers.buffers and keeps.buffers[0] > 6 * held

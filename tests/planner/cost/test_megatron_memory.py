@@ -94,6 +94,30 @@ def test_recomputation_and_fp8_take_less_and_a_second_tensor_rank_half() -> None
     assert 0.45 < activations(tensor=2) / activations() < 0.55
 
 
+def test_deepspeed_fills_its_first_stages_unless_embedding_and_head_have_places_of_their_own() -> None:
+    """The same prequel: "78/12=6.5 - so the last stage has 1 block, while the rest have 7"; of 82 layers
+    with `type:transformer|embedding` each stage has 7 places, the embedding one of them."""
+    hidden, rows_of = 13824, 250880
+    for layers, first, second, last in [(78, 7, 7, 1), (82, 6, 7, 6), (84, 7, 7, 7)]:
+        shape = replace(SHAPES["llama3_70b"], layers=layers, hidden=hidden, heads=64, kv_heads=64,
+                        head_dim=hidden // 64, ffn=4 * hidden, vocab=rows_of, gated=False,
+                        tie_embeddings=True)  # fmt: skip
+        layout = candidate(
+            tensor=4, pipeline=12, shard=8, micro_batches=64, recompute="full", precision="fp16"
+        )
+        weights = [stage_bytes(shape, 2048, layout, "megatron-deepspeed", stage).weights[0] / 2
+                   for stage in (0, 1, 11)]  # fmt: skip
+        layer, table = (12 * hidden**2) / 4, rows_of * hidden / 4
+        expected = [first * layer + table, second * layer, last * layer + table]
+        assert weights == pytest.approx(expected, rel=0.002)
+
+
+def test_context_of_that_year_takes_what_was_read_of_an_empty_process() -> None:
+    found = {stack: stage_bytes(SHAPES["llama3_70b"], 2048, candidate(), stack).outside[0]
+             for stack in ("megatron", "megatron-deepspeed")}  # fmt: skip
+    assert found["megatron-deepspeed"] == 1573 * 2**20 > found["megatron"]
+
+
 def test_deepspeed_of_2022_is_within_the_scatter_of_its_readings() -> None:
     """nvidia-smi of the fullest rank, BLOOM's prequel (bigscience, CC BY 4.0): two runs of one layout read
     44 and 38. Whole GB, so 5 % either way are not seen; the reserved share was fitted to 59 of them."""
@@ -107,4 +131,4 @@ def test_deepspeed_of_2022_is_within_the_scatter_of_its_readings() -> None:
             recompute="full", precision="fp16",
         )  # fmt: skip
         found = stage_bytes(shape, 2048, layout, "megatron-deepspeed").device[0] / GIB
-        assert found == pytest.approx(read_gb, rel=0.1)
+        assert found == pytest.approx(read_gb, rel=0.06)

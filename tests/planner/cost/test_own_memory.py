@@ -23,9 +23,12 @@ ROUTED = replace(
     DENSE, family="glm4-moe", experts=32, experts_per_token=4, expert_ffn=1024, shared_ffn=1024,
     dense_layers=2, qk_norm=True,
 )  # fmt: skip
+UNGATED = replace(DENSE, family="gpt2", gated=False, positions=4096, norm="layer")
 LORA = Adapter(16, 32.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 ADAPTED = tuple(
-    replace(shape, adapter=replace(LORA, base=base)) for shape in (DENSE, ROUTED) for base in ("float", "nf4")
+    replace(shape, adapter=replace(LORA, base=base, dora=dora))
+    for shape in (DENSE, ROUTED)
+    for base, dora in (("float", False), ("nf4", True))
 )
 Case = tuple[ModelShape, Layout, Workload]
 
@@ -68,6 +71,11 @@ def test_columns_are_the_scalar_formula_on_random_layouts() -> None:
     found = np.array([error(case) for case in cases(240, least_share=2)])
     assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
     assert (np.abs(found) < 1e-6).mean() > 0.7
+
+
+def test_columns_of_a_model_without_gates_are_the_scalar_formula_on_random_layouts() -> None:
+    found = np.array([error(case) for case in cases(60, least_share=2, shapes=(UNGATED,))])
+    assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
 
 
 def test_columns_of_adapters_are_the_scalar_formula_on_random_layouts() -> None:

@@ -13,6 +13,7 @@ from bessemer.formulas.flops import attention_flops_per_token, train_flops_per_t
 from bessemer.formulas.parameters import matmul_params
 from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost import memory
+from bessemer.planner.programme import NUM_PUBLISHED, OVER_TRAINING
 from bessemer.planner.published.hours import DeviceHours, device_hours
 from bessemer.planner.published.jobs import asked_of, tokens_in
 from bessemer.planner.published.runs import PublishedRun, read_runs
@@ -119,6 +120,31 @@ def test_first_llamas_take_the_hours_of_their_paper(tmp_path: Path) -> None:
     sizes = {"7B": 82432, "13B": 135168, "33B": 530432, "65B": 1022362}  # table 15
     runs = table(tmp_path, *(row.format(size, hours) for size, hours in sizes.items()))
     assert [hours_of(run).error < 0.15 for run in runs] == [True] * 4
+
+
+def test_what_finished_programmes_took_is_the_range_that_a_plan_tells(tmp_path: Path) -> None:
+    """Meta's model cards, whose rows the excerpt has two of; sources of the others are in it."""
+    row = 'meta-llama/llama-models MODEL_CARD,{},{},,,H100-80GB-SXM,,{},"total GPU hours, tokens {}"'
+    cards = [
+        ("Llama 3.1 8B", 8030000000, 1.46e6, "15T+"), ("Llama 3.1 70B", 70600000000, 7.0e6, "15T+"),
+        ("Llama 3.1 405B", 405000000000, 30.84e6, "15T+"), ("Llama 3.2 1B", 1230000000, 3.7e5, "up to 9T"),
+        ("Llama 3.2 3B", 3210000000, 4.6e5, "up to 9T"), ("Llama 4 Scout", 109000000000, 5.0e6, "~40T"),
+        ("Llama 4 Maverick", 400000000000, 2.38e6, "~22T"),
+    ]  # fmt: skip
+    runs = [*HOURS, *table(tmp_path, *(row.format(*card) for card in cards))]
+    summary = validate(runs)["summary"]
+    assert summary["device_hours_finished_rows"] == NUM_PUBLISHED
+    ends = [summary[f"device_hours_finished_over_{end}"] for end in ("low", "median", "high")]
+    told = (OVER_TRAINING.low, OVER_TRAINING.value, OVER_TRAINING.high)
+    assert told == pytest.approx(ends, rel=0.05)
+    taken = sorted(found.actual / found.predicted for run in runs if not (found := hours_of(run)).projected)
+    assert sum(ends[0] <= each <= ends[2] for each in taken) == 10 and taken[6] < ends[1] < taken[7]
+
+
+def test_what_a_source_is_known_to_share_is_not_searched() -> None:
+    ddp, fsdp = (hours_of(run_of(model)).layout for model in ("GPT-2 124M", "LLaMA 65B"))
+    assert (ddp.replicate[0], ddp.zero[0]) == (8, 0)  # nanoGPT: torch's DDP
+    assert fsdp.zero[0] == 3
 
 
 def test_model_that_no_list_knows_has_hours_in_proportion_to_its_tokens(tmp_path: Path) -> None:

@@ -120,6 +120,22 @@ def test_torchtitan_shards_weights_keeps_them_under_a_pipeline_and_logs_reserved
     assert (plain.stack, plain.candidates.zero[0], piped.candidates.zero[0]) == ("fsdp", 3, 2)
 
 
+def test_torchtitan_cuts_the_rows_of_a_rank_into_as_many_micro_batches_as_there_are_stages(
+    tmp_path: Path,
+) -> None:
+    header = HEADER.replace("notes", "schedule,notes")
+    one, two, odd = table(
+        tmp_path,
+        "torchtitan,Llama 3.1 405B,8192,256,512,H100,8,8,8,1,70,1F1B,",
+        "torchtitan,Llama 3.1 405B,8192,256,512,H100,8,8,8,1,70,Interleaved 1F1B,",
+        "torchtitan,Llama 3.1 405B,8192,96,512,H100,8,8,8,1,70,1F1B,",
+        header=header,
+    )
+    found = [run.candidates for run in (one, two, odd)]
+    cut = [(each.micro_batch[0], each.micro_batches[0]) for each in found if each is not None]
+    assert cut == [(4, 8), (2, 16), (1, 12)]  # where they do not divide: as the row says
+
+
 def test_header_may_be_in_another_case_and_order(tmp_path: Path) -> None:
     header = "TP,PP,DP,Model,N_ACC,Accelerator,Seq_Len,Micro_Batch,Microbatches,VPP,step_ms_measured,SHARDING"
     (run,) = table(tmp_path, '2,2,2,llama3_8b,8,a100_80gb,"4,096",1,~8,4,900,"FSDP, HSDP 2x1"', header=header)

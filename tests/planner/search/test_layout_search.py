@@ -14,11 +14,18 @@ from bessemer.hardware import lookup
 from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.layout_rules import allows, first_complaint
 from bessemer.planner.search.choose import Search, search
-from bessemer.planner.search.costed import Field, memory_of, room_of
-from bessemer.planner.search.exact import Exact, exact, gone_over, played
+from bessemer.planner.search.costed import Field, memory_of, own_times, room_of
+from bessemer.planner.search.exact import (
+    Exact,
+    exact,
+    gone_over,
+    memories_of,
+    played,
+    ranks_that_may_be_fullest,
+)
 from bessemer.planner.search.pareto import front
 from bessemer.planner.search.question import Question
-from bessemer.planner.search.rejected import cheapest_fix, rejected
+from bessemer.planner.search.rejected import cheapest_fix, rejected, slower_words
 from bessemer.planner.search.space import candidate_of, divisors, layout_of, structures, ways
 
 DENSE = ModelShape("llama", 8, 2048, 16, 4, 128, 5632, 32000, 2048, tie_embeddings=False, qk_norm=False)
@@ -35,7 +42,8 @@ def question(shape: ModelShape = DENSE, devices: int = 8, rows: int = 32, **more
 def of_layout(asked: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
     """A layout of one's own, by the functions of the search."""
     one = candidate_of(asked, layout, micro_batch, recompute)
-    return gone_over(asked, one, 0, room_of(memory_of(asked, one)))
+    room = room_of(asked, float(memory_of(asked, one).outside[0]))
+    return gone_over(asked, one, 0, room)
 
 
 def everything(asked: Question) -> list[Any]:
@@ -185,6 +193,51 @@ def test_played_bubble_of_even_stages_is_the_closed_form() -> None:
         times = played(asked, candidate_of(asked, layout, 1, "none"), layout)
         micro_batch_s = float(times.compute_s[0] + times.pipeline_s[0]) / 64
         assert times.bubble_s[0] == pytest.approx(7 * share * micro_batch_s, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        (replace(LARGE, family="qwen3-moe", layers=61, experts=64, experts_per_token=4, expert_ffn=2048,
+                 dense_layers=3), Layout(shard=8, pipeline=32)),
+        (replace(LARGE, family="qwen3-moe", layers=30, experts=16, experts_per_token=4, expert_ffn=8192,
+                 dense_layers=7), Layout(pipeline=8)),
+        (replace(LARGE, layers=30), Layout(pipeline=8)),
+        (replace(ROUTED, layers=24, dense_layers=5),
+         Layout(pipeline=4, schedule="interleaved", interleave=2)),
+        (replace(ROUTED, layers=24, dense_layers=5), Layout(pipeline=4, schedule="zbv")),
+    ],
+)  # fmt: skip
+def test_fullest_rank_is_among_those_that_are_looked_at(shape: ModelShape, layout: Layout) -> None:
+    asked = question(shape, devices=layout.world, rows=64 * layout.shard)
+    looked_at = ranks_that_may_be_fullest(shape, layout)
+    found, every = (
+        memories_of(asked, layout, 1, 64, "none", ranks)
+        for ranks in (looked_at, tuple(range(layout.pipeline)))
+    )
+    assert max(one.total for one in found) == max(one.total for one in every)
+    assert layout.pipeline < 32 or len(looked_at) < 10
+
+
+def test_sends_of_a_slow_network_count_once() -> None:
+    """Forwards and backwards for each micro-batch and for the filling, as columns have it; a rank that waits
+    for its neighbours waits for the sends too, and not again for as long."""
+    asked = question(replace(LARGE, vocab=64), devices=4, rows=32)
+    slow = replace(asked, cluster=replace(asked.cluster, link_domain=1, network_gb_per_s=1.5))
+    layout = Layout(pipeline=4)
+    one = candidate_of(slow, layout, 1, "none")
+    columns, found = own_times(slow, one), played(slow, one, layout)
+    assert 0.1 < columns.pipeline_s[0] / columns.total_s[0] < 0.3
+    assert found.total_s[0] == pytest.approx(columns.total_s[0], rel=0.05)
+    assert found.pipeline_s[0] == pytest.approx(columns.pipeline_s[0], rel=0.3)
+
+
+def test_what_is_faster_and_takes_more_energy_is_told_so() -> None:
+    best = search(question(devices=8)).best
+    assert best.kwh is not None
+    faster = replace(best, step_s=0.9 * best.step_s, kwh=1.2 * best.kwh)
+    assert slower_words(faster, best) == "fits and is 10% faster, 20% more energy"
+    assert slower_words(best, best).startswith("fits and is as fast; the chosen one is plainer")
 
 
 def test_divisors_are_all_of_them() -> None:

@@ -30,7 +30,8 @@ def question(shape: ModelShape = LARGE, devices: int = 64, rows: int = 256) -> Q
 def of_layout(asked: Question, layout: Layout, micro_batch: int, recompute: str) -> Exact:
     """A layout of one's own, by the functions of the search."""
     one = candidate_of(asked, layout, micro_batch, recompute)
-    return gone_over(asked, one, 0, room_of(memory_of(asked, one)))
+    room = room_of(asked, float(memory_of(asked, one).outside[0]))
+    return gone_over(asked, one, 0, room)
 
 
 @pytest.mark.parametrize("asked", [question(), question(ROUTED, 32, 128)])
