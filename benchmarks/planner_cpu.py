@@ -208,7 +208,7 @@ def prediction(stage: Path, case: Case) -> tuple[float | None, dict[str, float]]
     ceilings = Ceilings(cpu, 1.0, 1.0, 1.0, case.threads, "", "")
     facts = Facts(cpu, "cpu", cores=machine().cores, ceilings=ceilings, calibration=stored_calibration(cpu))
     answer = step_seconds(shape, plan, facts)
-    found = step_time(shape, plan, replace(facts, taught=stored_taught(cpu)))
+    found = step_time(shape, plan, replace(facts, taught=stored_taught(cpu))).best
     return found.value, {} if answer is None else answer.parts
 
 

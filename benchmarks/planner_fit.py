@@ -35,6 +35,7 @@ MOST_OVERLAP = 0.95
 # Relative width of the priors, by the name of the table and constant; the first that matches. What matches
 # none stays as it is in planner_priors.toml.
 WIDTHS = (
+    (r"default\|.*", None),  # of what no table has: not fitted
     (r"(common|amd|consumer)\|(matmul|attention)", None),  # for devices without rows
     (r"(megatron-plain|blackwell|tpu).*\|matmul", 0.2),
     (r".*\|matmul", 0.12),

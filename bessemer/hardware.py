@@ -105,12 +105,13 @@ def lookup(name: str) -> Device:
     device = find(name)
     if device is not None:
         return device
-    near = difflib.get_close_matches(_plain(name), list(_spellings()), n=1, cutoff=0.5)
+    near = difflib.get_close_matches(_plain(name), list(_spellings()), n=1, cutoff=0.6)
+    own = "describe it in a cluster file (docs/clusters.md)"
     raise RecipeError(
         f"unknown device {name!r}",
         found=name,
         wanted="a device of the catalogue: " + ", ".join(catalogue()),
-        fix=f"did you mean `{_spellings()[near[0]].name}`?" if near else "choose one of them",
+        fix=f"did you mean `{_spellings()[near[0]].name}`? Else {own}" if near else f"choose one, or {own}",
     )
 
 

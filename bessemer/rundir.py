@@ -105,6 +105,12 @@ def counting_rows(rows: list[Row]) -> list[Row]:
     return [newest[step] for step in sorted(newest)]
 
 
+def begins_at(events: list[Row]) -> int:
+    """The step that a stage's first attempt went on from: of a fork its origin's, else 0."""
+    first = next((event for event in events if event.get("kind") in ("start", "resume")), {})
+    return int(first.get("step") or 0)
+
+
 def time_in_steps_s(rows: list[Row]) -> float | None:
     """The time of counting rows. None: no row has one; steps of a row without one are left out.
 

@@ -1,6 +1,7 @@
-"""`check layouts`: a recipe's first steps under many layouts, held against the same steps of one process.
+"""`check layouts`: a stage's first steps under many layouts, held against the same steps of one process.
 
-Same data, model, first values, batch and learning rate; what differs is who computes what.
+Same data, model, first values, batch and learning rate; what differs is who computes what. A fine-tuning is
+checked like a pre-training: what trains it is the same code (finetune/checked.py makes its stage).
 """
 
 import shutil
@@ -17,21 +18,21 @@ import torch
 
 from bessemer.check.candidates import default_layouts
 from bessemer.check.compare import TOLERANCES, Row, Tolerance, Trace, compared, not_compared
-from bessemer.check.plans import WHERE, Planned, plan_layouts, plan_one
+from bessemer.check.plans import WHERE, Planned, Subject, plan_layouts, plan_one, under
 from bessemer.check.pool import WORKER, run_pools
 from bessemer.check.worker import Case, Task
 from bessemer.data.store import prepare
 from bessemer.errors import RecipeError, RefusedError, UserError
-from bessemer.formulas.layout import Layout
+from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.log import Console
 from bessemer.model.device import this_device
 from bessemer.planner.layout import parse_layout
-from bessemer.planner.plan import Plan, StagePlan
+from bessemer.planner.plan import StagePlan
+from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.recipe.schema import Recipe
 from bessemer.train.build import Machine
 from bessemer.train.pretrain import pretrain_facts
-from bessemer.train.stage import Stage, begin
+from bessemer.train.stage import Stage, write_files
 
 _RANKS = 8
 
@@ -45,6 +46,12 @@ class Wish:
     steps: int = 5
     timeout_s: float = 120.0  # for a layout
 
+    def __post_init__(self) -> None:
+        self.named()  # a mistake is told before any data is prepared
+
+    def named(self) -> list[Layout] | None:
+        return None if self.layouts is None else _parsed(self.layouts)
+
 
 def check_layouts(
     loaded: LoadedRecipe, wish: Wish, store: Path, console: Console, worker: Sequence[str] = WORKER
@@ -54,21 +61,34 @@ def check_layouts(
     A layout that was asked for by name and cannot be is a RecipeError, or a RefusedError for want of memory;
     one of our own choice becomes a row that says why.
     """
-    named = None if wish.layouts is None else _parsed(wish.layouts)
-    data = prepare(loaded.recipe, loaded.base, store, console)
+    return check_subject(pretraining(loaded, store, console), wish, console, worker)
+
+
+def pretraining(loaded: LoadedRecipe, store: Path, console: Console) -> Subject:
+    recipe, data = loaded.recipe, prepare(loaded.recipe, loaded.base, store, console)
     facts = pretrain_facts(loaded, data)
-    one = plan_one(loaded.recipe, facts)
-    layouts = _chosen(loaded.recipe, one, wish.ranks) if named is None else named
-    planned = plan_layouts(loaded.recipe, one, layouts, facts, named=named is not None)
+    plan = resolve(under(recipe, ONE_PROCESS), facts, layout_from=WHERE)
+    stage = Stage(Path(), "pretrain", plan.shape, plan.pretrain, plan.seed, data, data.tokenizer_path)
+    return Subject(recipe, facts, stage, lambda laid: resolve(laid, facts, layout_from=WHERE).pretrain)
+
+
+def check_subject(
+    subject: Subject, wish: Wish, console: Console, worker: Sequence[str] = WORKER
+) -> dict[str, Any]:
+    """The document of the command, as `check_layouts`."""
+    named, one = wish.named(), plan_one(subject)
+    layouts = _chosen(subject, one, wish.ranks) if named is None else named
+    planned = plan_layouts(subject, one, layouts, named=named is not None)
     plans = {each.layout: each.plan for each in planned if each.plan is not None}
-    console.line(f"{len(plans)} layouts, each {wish.steps} steps of {one.pretrain.batch_rows} rows")
-    stage = Stage(Path(), "pretrain", one.shape, one.pretrain, one.seed, data, data.tokenizer_path)
+    console.line(f"{len(plans)} layouts, each {wish.steps} steps of {one.batch_rows} rows")
+    stage = replace(subject.stage, plan=one)
+    facts = subject.facts
     machine = Machine(facts.kind, facts.cores, peak_flops=None)  # nobody reads an MFU here
     reference, *traces = _trained(stage, list(plans.values()), machine, wish, console, worker)
     assert isinstance(reference, Trace), reference  # else it was raised
     found = dict(zip(plans, traces, strict=True))
-    tolerance = TOLERANCES[one.pretrain.dtype]
-    return _document(one, wish, reference, [_row(each, found, reference, tolerance) for each in planned])
+    rows = [_row(each, found, reference, TOLERANCES[one.dtype]) for each in planned]
+    return _document(subject, one, wish, reference, rows)
 
 
 def _trained(
@@ -85,7 +105,7 @@ def _trained(
         cases = []
         for number, plan in enumerate([stage.plan, *plans]):
             cases.append(Case(number, folder / f"{number:03d}"))
-            begin(replace(stage, folder=cases[-1].folder, plan=plan))
+            write_files(replace(stage, folder=cases[-1].folder, plan=plan))
         task = Task(cases, len(cases), folder / "results.jsonl", machine, wish.steps, wish.timeout_s)
         found = run_pools(task, console, worker)
     return [found[case.number] for case in cases]
@@ -124,16 +144,19 @@ def _row(
     return row | compared(result, reference, tolerance)
 
 
-def _document(one: Plan, wish: Wish, reference: Trace, rows: list[Row]) -> dict[str, Any]:
+def _document(
+    subject: Subject, one: StagePlan, wish: Wish, reference: Trace, rows: list[Row]
+) -> dict[str, Any]:
     return {
-        "name": one.name,
-        "dtype": one.pretrain.dtype,
+        "name": subject.recipe.name,
+        "stage": subject.stage.kind,
+        "dtype": one.dtype,
         "steps": wish.steps,
-        "batch_rows": one.pretrain.batch_rows,
-        "context": one.pretrain.context,
-        "device": one.device,
+        "batch_rows": one.batch_rows,
+        "context": one.context,
+        "device": subject.facts.device,
         "torch": torch.__version__,
-        "tolerance": asdict(TOLERANCES[one.pretrain.dtype]),
+        "tolerance": asdict(TOLERANCES[one.dtype]),
         "reference": reference.to_json(),
         "rows": rows,
         "passed": sum(row["passed"] is True for row in rows),
@@ -154,18 +177,19 @@ def _parsed(layouts: str) -> list[Layout]:
     return list(dict.fromkeys(parse_layout(text, WHERE) for text in texts))
 
 
-def _chosen(recipe: Recipe, one: Plan, ranks: int | None) -> list[Layout]:
+def _chosen(subject: Subject, one: StagePlan, ranks: int | None) -> list[Layout]:
     """The recipe's own layout, and ours."""
     most = _RANKS if ranks is None else ranks
     if this_device().type != "cpu":  # a rank has a device of its own
         most = min(most, torch.accelerator.device_count())
-    own = parse_layout(recipe.parallel.layout)
+    own = parse_layout(subject.recipe.parallel.layout)
     first = [own] if 1 < own.world <= most else []
-    layouts = list(dict.fromkeys([*first, *default_layouts(one.shape, most)]))
+    shape = replace(subject.stage.shape, context=one.context)
+    layouts = list(dict.fromkeys([*first, *default_layouts(shape, most)]))
     if not layouts:
         raise RefusedError(
             "there is no layout to check",
-            found=f"at most {most} rank(s), on {one.device}",
+            found=f"at most {most} rank(s), on {subject.facts.device}",
             wanted="2 ranks or more",
             fix="take a machine with several accelerators",
         )

@@ -5,7 +5,7 @@ differs from eager code in its last bits, and would take minutes a layout. The r
 first step, so that a wrong gradient moves the weights and shows in the next loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,11 +14,31 @@ from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.planner.facts import Facts
 from bessemer.planner.layout_rules import allows
 from bessemer.planner.limits import check_start, check_trainable
-from bessemer.planner.plan import Plan, StagePlan
-from bessemer.planner.resolve import resolve
-from bessemer.recipe.schema import Parallel, Recipe
+from bessemer.planner.plan import StagePlan
+from bessemer.recipe.schema import Optimization, Parallel, Recipe
+from bessemer.train.stage import Stage
 
 WHERE = "--layouts"  # what an error calls the layout's setting
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The stage of a recipe that is to train alike under every layout."""
+
+    recipe: Recipe
+    facts: Facts
+    stage: Stage  # its folder and plan are still to come
+    plan_of: Callable[[Recipe], StagePlan]  # under the recipe's layout
+
+    @property
+    def section(self) -> Optimization:
+        """Of the recipe: the stage's kind is its name."""
+        found: Optimization = getattr(self.recipe, self.stage.kind)
+        return found
+
+    def with_settings(self, **changes: Any) -> "Subject":
+        section = self.section.model_copy(update=changes)
+        return replace(self, recipe=self.recipe.model_copy(update={self.stage.kind: section}))
 
 
 @dataclass(frozen=True)
@@ -30,20 +50,20 @@ class Planned:
     refused: str | None = None
 
 
-def plan_one(recipe: Recipe, facts: Facts) -> Plan:
+def plan_one(subject: Subject) -> StagePlan:
     """Of one process: what the others are held against."""
-    return _plan(_with(recipe, compile=False), ONE_PROCESS, facts)
+    return _plan(subject.with_settings(compile=False), ONE_PROCESS)
 
 
 def plan_layouts(
-    recipe: Recipe, one: Plan, layouts: Sequence[Layout], facts: Facts, *, named: bool
+    subject: Subject, one: StagePlan, layouts: Sequence[Layout], *, named: bool
 ) -> list[Planned]:
     """named: by the user, to whom a refusal is an error: RecipeError, or RefusedError for want of memory."""
-    decided = _decided(recipe, one.pretrain)
+    decided = _decided(subject, one)
     found = []
     for layout in layouts:
         try:
-            found.append(Planned(layout, _plan(decided, layout, facts).pretrain))
+            found.append(Planned(layout, _plan(decided, layout)))
         except (RecipeError, RefusedError) as error:
             if named:
                 raise
@@ -52,28 +72,33 @@ def plan_layouts(
     return found
 
 
-def _decided(recipe: Recipe, one: StagePlan) -> Recipe:
+def under(recipe: Recipe, layout: Layout) -> Recipe:
+    return recipe.model_copy(update={"parallel": Parallel(layout=str(layout))})
+
+
+def _decided(subject: Subject, one: StagePlan) -> Subject:
     """What the recipe leaves to us must not follow from the layout."""
-    same = {"steps": one.steps, "batch_tokens": one.batch_tokens, "lr": one.lr, "dtype": one.dtype}
-    return _with(recipe, compile=False, tokens=None, warmup=one.warmup, **same)
+    same = {"batch_tokens": one.batch_tokens, "lr": one.lr, "dtype": one.dtype, "warmup": one.warmup}
+    length = {"steps": one.steps, "tokens": None} if subject.stage.kind == "pretrain" else {}
+    return subject.with_settings(compile=False, **same, **length)
 
 
-def _plan(recipe: Recipe, layout: Layout, facts: Facts) -> Plan:
+def _plan(subject: Subject, layout: Layout) -> StagePlan:
     """With the recipe's micro-batch where the layout takes it."""
-    laid = recipe.model_copy(update={"parallel": Parallel(layout=str(layout))})
-    given = recipe.pretrain.micro_batch != "auto"
+    given = subject.section.micro_batch != "auto"
     try:
-        plan = resolve(laid, facts, layout_from=WHERE)
+        plan = subject.plan_of(under(subject.recipe, layout))
     except RecipeError:
         if not given:
             raise
         given = False  # the pipeline's schedule may want another number of them
-        plan = resolve(_with(laid, micro_batch="auto"), facts, layout_from=WHERE)
-    stage = replace(plan.pretrain, schedule="constant", warmup=0, decay_steps=0)
-    stage = stage if given else _several(stage)
-    check_trainable(laid, plan.shape)
-    check_start(laid, plan.shape, stage, facts)
-    return replace(plan, pretrain=stage)
+        plan = subject.plan_of(under(subject.with_settings(micro_batch="auto").recipe, layout))
+    plan = replace(plan, schedule="constant", warmup=0, decay_steps=0)
+    plan = plan if given else _several(plan)
+    shape = subject.stage.shape
+    check_trainable(subject.recipe, shape)
+    check_start(subject.recipe, shape, plan, subject.facts)
+    return plan
 
 
 def _several(plan: StagePlan) -> StagePlan:
@@ -81,7 +106,3 @@ def _several(plan: StagePlan) -> StagePlan:
     share = -(-plan.batch_rows // plan.layout.data)
     half = replace(plan, micro_batch=min(plan.micro_batch, -(-share // 2)))
     return half if allows(plan.layout, half.micro_batches) else plan
-
-
-def _with(recipe: Recipe, **pretrain: Any) -> Recipe:
-    return recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update=pretrain)})

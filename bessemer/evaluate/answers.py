@@ -14,7 +14,7 @@ from bessemer.checkpoint.load import load_model
 from bessemer.data.prepared import Example
 from bessemer.data.rows import Rows
 from bessemer.data.task.encoding import SampleEncoder
-from bessemer.data.task.samples import Message
+from bessemer.data.task.samples import Message, Tool
 from bessemer.data.task.templates import Template
 from bessemer.data.task.unusable import Unusable
 from bessemer.data.tokens.tokenizer import load as load_tokenizer
@@ -105,12 +105,14 @@ class Completer:
         temperature: float = 0.0,
         seed: int = 0,
         said: Sequence[Message] = (),
+        tools: Sequence[Tool] = (),
     ) -> str:
         """The text that follows. Like a training document, the prompt begins with the begin token.
 
-        said: what was said before, to a model that was tuned with a chat template.
+        said: what was said before, to a model that was tuned with a chat template. tools: functions that it
+        may call, which it does as its template writes calls: then the text has its special tokens too.
         """
-        ids = self._ids(prompt, said)
+        ids = self._ids(prompt, said, tools)
         room = room_of(self.model.shape, ids)
         if room < max_tokens:
             self.say(f"an answer has room for {room:,} tokens: there the model's original context ends")
@@ -122,20 +124,20 @@ class Completer:
             temperature=temperature,
             seed=seed,
         )
-        text = str(self.tokenizer.decode(produced, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(produced, skip_special_tokens=not tools))
         # A template may ask with no blank at its end: then the answer's first word has it.
         return text if self.chat is None else text.removeprefix(" ")
 
-    def _ids(self, prompt: str, said: Sequence[Message]) -> list[int]:
+    def _ids(self, prompt: str, said: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         if self.chat is not None:
             try:
-                return self.chat.prompt_ids([*said, {"role": "user", "content": prompt}])
+                return self.chat.prompt_ids([*said, {"role": "user", "content": prompt}], tools)
             except Unusable as why:
                 raise DataError(
                     "the model's chat template cannot write this",
                     found=why.told,
                     wanted="a text of which it makes a turn",
-                    fix="ask otherwise",
+                    fix="ask otherwise, or without --tools" if tools else "ask otherwise",
                 ) from why
             finally:
                 self.chat.close()

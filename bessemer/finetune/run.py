@@ -45,7 +45,7 @@ from bessemer.rundir import read_object
 from bessemer.train.budget import check_allowance
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
-from bessemer.train.levers import asked_of, check_boards
+from bessemer.train.levers import asked_of, check_boards, check_here
 from bessemer.train.origin import Origin, find_origin, of_stage
 from bessemer.train.pause import pause_rule
 from bessemer.train.pretrain import Place, power_command
@@ -120,12 +120,18 @@ def prepare_finetune(loaded: LoadedRecipe, place: Place, from_: str | None, worl
     """Data and first weights, checked; the run itself is not changed yet."""
     recipe = loaded.recipe
     restore_left(place.console.line)  # before anything of this machine is measured
-    section = check_section(recipe)
+    check_section(recipe)
     power_command(recipe, place)
     pause_rule(recipe.energy, loaded.base, allow_code=place.allow_code)
     check_recipe(recipe, world=world)
+    check_here(recipe, place.run / "finetune", world)
     allowed_changes(loaded, place.run)
-    origin = _origin(loaded, place, from_)
+    return task_from(loaded, place, origin_of(loaded, place, from_), world)
+
+
+def task_from(loaded: LoadedRecipe, place: Place, origin: Origin, world: int | None = None) -> Task:
+    """The task's data, and the model that learns it. Writes prepared data only."""
+    recipe, section = loaded.recipe, check_section(loaded.recipe)
     shape, tokenizer = _model(recipe, place.run / "finetune", origin)
     check_trainable(recipe, shape)
     context = finetune_context(section, shape)
@@ -223,7 +229,7 @@ def _begin(task: Task, checked: _Checked) -> Ready:
         note_done(stage)
         console.line(f"{name}: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, task.facts), done=True)
-    stage = _with_hash(stage)
+    stage = with_hash(stage)
     begin(stage)
     if checked.reward is not None:
         begin_reward(stage.folder, checked.reward)
@@ -242,7 +248,7 @@ def _begin(task: Task, checked: _Checked) -> Ready:
     return Ready(stage.folder, machine_of(stage, task.facts, command, tune=tune, pause=pause))
 
 
-def _with_hash(stage: Stage) -> Stage:
+def with_hash(stage: Stage) -> Stage:
     """With the hash of its first weights, where it reads them again at later attempts."""
     if stage.origin is None or stage.origin.hash is not None:
         return stage
@@ -287,7 +293,7 @@ def _plan(
         task.shape,
         num_rows,
         task.facts,
-        _plan_before(task.origin),
+        plan_before(task.origin),
         world=task.world,
         objective=objective,
         prompts=prompts,
@@ -303,7 +309,7 @@ def _asking(objective: Objective, task: Task, name: str, teacher: Teacher | None
     return replace(objective, asked=asked.shape(), asked_dtype=asked.plan.dtype if asked.plan else None)
 
 
-def _plan_before(origin: Origin) -> StagePlan | None:
+def plan_before(origin: Origin) -> StagePlan | None:
     """The plan that the weights were made with; rates of adapters as if all weights had learned."""
     plan = origin.plan
     has_adapter = plan is not None and (origin.info.get("shape") or {}).get("adapter") is not None
@@ -324,7 +330,7 @@ def check_section(recipe: Recipe) -> Finetune:
     return recipe.finetune
 
 
-def _origin(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
+def origin_of(loaded: LoadedRecipe, place: Place, from_: str | None) -> Origin:
     """An attempt that goes on keeps what it began from, unless --from says otherwise."""
     say = place.console.line
     begun = Origin.of_begun(place.run / "finetune")

@@ -29,14 +29,15 @@ _QUIET_SHARE, _LISTEN_S = 0.1, 0.2
 
 
 def ceilings(device: torch.device, *, fresh: bool = False) -> Ceilings:
-    """The stored measurement of this device, or a new one. `fresh`: measure in any case."""
+    """The stored measurement of this device, or a new one. `fresh`: measure in any case; on busy cores that
+    does not lower what is stored."""
     name, threads = device_name(device), torch.get_num_threads() if device.type == "cpu" else 1
-    stored = None if fresh else stored_ceilings(name, threads)
+    stored = stored_ceilings(name, threads)
     same = stored if stored is not None and stored.torch == torch.__version__ else None
-    if same is not None and same.busy_share <= _QUIET_SHARE:
+    if same is not None and same.busy_share <= _QUIET_SHARE and not fresh:
         return same
     found = _measure(device, name, threads)
-    if same is not None:
+    if same is not None and (not fresh or found.busy_share > _QUIET_SHARE):
         found = replace(found, **{key: max(getattr(found, key), getattr(same, key)) for key in _SPEEDS})
     with suppress(WriteError):  # no home to write to, as in containers: then each command measures anew
         store_ceilings(found)

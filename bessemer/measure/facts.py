@@ -8,6 +8,7 @@ from bessemer.checkpoint.huggingface import read_shape
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import find, machine, process_bytes
 from bessemer.measure.ceiling import ceilings, device_name
+from bessemer.measure.compiler import compiler
 from bessemer.measure.threads import using_threads
 from bessemer.planner.calibration import stored_calibration
 from bessemer.planner.facts import Facts
@@ -52,6 +53,7 @@ def gather(
         law=law_for(recipe, base),
         calibration=stored_calibration(name),
         taught=stored_taught(name),
+        has_compiler=compiler("cpu" if device.type == "cpu" else "gpu") is not None,
     )
 
 

@@ -5,9 +5,9 @@ tensors that have a shape and no memory (FakeTensorMode), in a process group tha
 "fake" backend). What is learnt: every exchange with its bytes, the parts of weights that the rank holds,
 and the most memory that its tensors take at once.
 
-What differs from training: losses and norms have no value, so what the ranks agree on is made up; routers
-choose nothing, so experts are taken to get equal shares; attention is that of torch without a mask, whose
-memory is like that of a fused kernel, and not compiled.
+What differs from training: losses and norms have no value, so what the ranks agree on is made up; the loss is
+that of next words or of classes; routers choose nothing, so experts are taken to get equal shares; attention
+is that of torch without a mask, whose memory is like that of a fused kernel, and not compiled.
 Needs no accelerator. Nothing else may use torch.distributed in the process at the same time.
 """
 

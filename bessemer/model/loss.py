@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bessemer.formulas.memory import loss_rows
+
 IGNORED = -100  # target of a token that has no loss
-_CHUNK_ELEMENTS = 8 * 2**20  # of logits: 16 MiB in bf16
 
 # (hidden_CD, weight_VD, targets_C, whether the head learns): as `loss_chunk`.
 ChunkFunction = Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor | None]]
@@ -105,5 +106,5 @@ def _loss_only(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, head: He
 
 def chunks(num_tokens: int, vocab: int) -> list[slice]:
     """Chunks of one size (the last may be shorter), so that a compiled `loss_chunk` sees few shapes."""
-    size = max(128, 1 << max(0, (_CHUNK_ELEMENTS // vocab).bit_length() - 1))
+    size = loss_rows(vocab)
     return [slice(begin, min(begin + size, num_tokens)) for begin in range(0, num_tokens, size)]

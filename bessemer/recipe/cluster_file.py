@@ -5,6 +5,7 @@ never taken from the catalogue: a device's own link may be the same everywhere, 
 a plan on a guessed network would be no plan.
 """
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Any, Literal
@@ -13,15 +14,20 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from bessemer.errors import RecipeError
 from bessemer.recipe.complaints import Places, syntax_error, wrong_value
-from bessemer.recipe.keys import fields_of, nearest_key
+from bessemer.recipe.keys import fields_of
 from bessemer.recipe.lines import key_lines, line_of
 from bessemer.recipe.schema import Name, Section
 
 _LEAST_GB_PER_S = 0.001  # a modem's; below it times of steps are no numbers
 
 
-def key(default: Any, text: str, least: float | None = None) -> Any:
-    return Field(default, description=text, ge=least)
+# Figures beyond these were written in another unit.
+_MOST_MEMORY_GIB = 10_000.0  # not MiB
+_LEAST_MEMORY_GB_PER_S = 10.0  # not TB/s
+
+
+def key(default: Any, text: str, least: float | None = None, most: float | None = None) -> Any:
+    return Field(default, description=text, ge=least, le=most)
 
 
 class OwnDevice(Section):
@@ -29,8 +35,10 @@ class OwnDevice(Section):
 
     name: Name = key(..., "what plans and reports call it")
     kind: Literal["gpu", "tpu", "asic"] = key("gpu", "what it is; CPUs are measured, not described")
-    memory_gib_usable: PositiveFloat = key(..., "what an empty device reports as free")
-    memory_gb_per_s: PositiveFloat = key(..., "bandwidth of its memory")
+    memory_gib_usable: PositiveFloat = key(
+        ..., "what an empty device reports as free, GiB", most=_MOST_MEMORY_GIB
+    )
+    memory_gb_per_s: PositiveFloat = key(..., "bandwidth of its memory, GB/s", _LEAST_MEMORY_GB_PER_S)
     bf16_dense_tflops: PositiveFloat = key(..., "peak without sparsity")
     fp8_dense_tflops: PositiveFloat | None = key(None, "peak without sparsity; left out: no fp8")
     fp32_tflops: PositiveFloat | None = key(None, "peak of fp32 itself, not of tf32")
@@ -111,13 +119,20 @@ def _refuse_unknown(
     for name in values:
         if name in fields_of(section):
             continue
-        near = nearest_key(section, name)
         raise RecipeError(
             f"{places.of((*path, name))}: unknown key `{'.'.join((*path, name))}`",
             found=name,
             wanted="a key of a cluster file: " + ", ".join(fields_of(section)),
-            fix=f"did you mean `{near}`?" if near else "remove it",
+            fix=_instead_of(section, name),
         )
+
+
+def _instead_of(section: type[Section], name: str) -> str:
+    if name == "cluster":
+        return "write its keys at the top of the file, without [cluster]"
+    near = difflib.get_close_matches(name, list(fields_of(section)), n=1, cutoff=0.6)
+    bits = " (GB are bytes: 400 Gbit/s are 50)" if "bit" in name or "bps" in name else ""
+    return f"did you mean `{near[0]}`?{bits}" if near else "remove it"
 
 
 def _read(path: Path) -> str:

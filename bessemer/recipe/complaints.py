@@ -16,6 +16,8 @@ from bessemer.recipe.overrides import Override
 from bessemer.recipe.schema import Recipe, Section
 from bessemer.recipe.write import toml_value
 
+_MOST_SHOWN = 120  # characters of a line
+
 
 @dataclass(frozen=True)
 class Places:
@@ -39,7 +41,7 @@ def syntax_error(name: str, text: str, error: tomllib.TOMLDecodeError) -> Recipe
     number = min(int(match[1]), len(lines)) if match else len(lines)
     return RecipeError(
         f"{name}, line {number}: not valid TOML",
-        found=lines[number - 1].strip() or "an empty line",
+        found=lines[number - 1].strip()[:_MOST_SHOWN] or "an empty line",
         wanted=re.sub(r" \(at .*\)", "", str(error)),
         fix="write `key = value`; text goes in quotation marks, lists in [ ]",
     )

@@ -36,10 +36,24 @@ def load(reference: str, overrides: list[str]) -> LoadedRecipe:
     path = Path(reference)
     if path.is_file() or path.suffix == ".toml":
         text, name, base = _read(path), str(path), path.resolve().parent
+        if text.lstrip().startswith("{"):  # TOML never does
+            raise _no_recipe(path, "a JSON file")
+    elif (path / "config.json").is_file() and reference not in shipped_names():
+        raise _no_recipe(path, "a Hugging Face folder")
     else:
         text, name, base = shipped_text(reference), f"shipped recipe {reference}", Path.cwd()
     recipe = parse(text, name, overrides)
     return LoadedRecipe(recipe, base, recipe_text(recipe), reference, tuple(overrides))
+
+
+def _no_recipe(path: Path, found: str) -> RecipeError:
+    """The error of a model in a recipe's place."""
+    return RecipeError(
+        f"{path} is no recipe",
+        found=found,
+        wanted="a TOML file, or the name of a shipped recipe",
+        fix=f'write a recipe with [model] from = "{path}"; `bessemer recipes` lists some to begin with',
+    )
 
 
 def parse(text: str, name: str, overrides: list[str]) -> Recipe:

@@ -24,7 +24,11 @@ Name = Annotated[str, Field(pattern=r"^[\w][\w .+-]*$")]
 
 
 def key(default: Any, affects: Affects, text: str) -> Any:
-    """A recipe key. `...` as the default means that the key is required."""
+    """A recipe key. `...` as the default means that the key is required.
+
+    The default of a section is constructed unchecked: a checked one would build validators, and look through
+    all installed packages for plugins of theirs, at import (a tenth of the planner's).
+    """
     return Field(default, description=text, json_schema_extra={"affects": affects})
 
 
@@ -206,8 +210,8 @@ class Data(Section):
         None, "data", "render this machine's Python library first; source paths are then relative to that"
     )
     source: list[Source] = key([], "data", "what to read; repeat [[data.source]]")
-    clean: Clean = key(Clean(), "data", "cleaning")
-    mixture: Mixture = key(Mixture(), "mixture", "how much of each source is read, and when")
+    clean: Clean = key(Clean.model_construct(), "data", "cleaning")
+    mixture: Mixture = key(Mixture.model_construct(), "mixture", "how much of each source is read, and when")
     replay: Replay | None = key(
         None, "learning", "old data read beside the sources, so that it is not forgotten"
     )
@@ -281,7 +285,7 @@ class FinetuneData(Section):
     answer: str = key("answer", "data", "column or field of the answer: the loss is on this only")
     messages: str | None = key(None, "data", "column or field of chat messages instead")
     tools: str | None = key(
-        None, "data", "messages: column or field of the functions that a chat may call, for its template"
+        None, "data", "messages, preference: column or field of the functions that a chat may call"
     )
     instruction: str = key("instruction", "data", "instruction: column or field of what is asked")
     input: str = key("input", "data", "instruction: column or field of what it is asked about; may be empty")
@@ -294,6 +298,9 @@ class FinetuneData(Section):
         None, "data", "classification: the labels there are; left out: those of the training rows, sorted"
     )
     system: str | None = key(None, "data", "system message of rows that have none")
+    system_column: str | None = key(
+        None, "data", "column or field with a row's own system message; may be empty"
+    )
     template: str = key(
         "auto",
         "data",
@@ -326,7 +333,7 @@ class Finetune(Optimization):
     adapter: Literal["none", "lora", "qlora"] | Auto = key(
         "auto", "learning", "what is trained; auto: adapters for lora and qlora, else all weights"
     )
-    lora: Lora = key(Lora(), "learning", "settings of adapters")
+    lora: Lora = key(Lora.model_construct(), "learning", "settings of adapters")
     data: FinetuneData | None = key(None, "data", "the task's examples")
     epochs: PositiveInt = key(2, "learning", "times each example is seen")
     beta: PositiveFloat | Auto = key(
@@ -452,13 +459,13 @@ class Recipe(Section):
     name: Name = key(..., "nothing", "name of the run; never influences a number")
     seed: NonNegativeInt = key(0, "learning", "initial weights and order of samples")
     deterministic: bool = key(False, "learning", "bitwise resume: always so on a CPU, refused elsewhere yet")
-    model: Model = key(Model(), "model", "the network")
-    tokenizer: Tokenizer = key(Tokenizer(), "data", "text to tokens")
-    data: Data = key(Data(), "data", "what to train on")
-    pretrain: Pretrain = key(Pretrain(), "learning", "stage one")
+    model: Model = key(Model.model_construct(), "model", "the network")
+    tokenizer: Tokenizer = key(Tokenizer.model_construct(), "data", "text to tokens")
+    data: Data = key(Data.model_construct(), "data", "what to train on")
+    pretrain: Pretrain = key(Pretrain.model_construct(), "learning", "stage one")
     finetune: Finetune | None = key(None, "learning", "stage two; left out: no fine-tuning")
-    evaluate: Evaluate = key(Evaluate(), "execution", "measurements at the end")
-    parallel: Parallel = key(Parallel(), "execution", "how the work is split")
-    cluster: Cluster = key(Cluster(), "execution", "machines to plan for")
-    budget: Budget = key(Budget(), "execution", "what a run may take")
-    energy: Energy = key(Energy(), "execution", "account and preference")
+    evaluate: Evaluate = key(Evaluate.model_construct(), "execution", "measurements at the end")
+    parallel: Parallel = key(Parallel.model_construct(), "execution", "how the work is split")
+    cluster: Cluster = key(Cluster.model_construct(), "execution", "machines to plan for")
+    budget: Budget = key(Budget.model_construct(), "execution", "what a run may take")
+    energy: Energy = key(Energy.model_construct(), "execution", "account and preference")

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bessemer.energy.accounting.allowance import Allowance, allowance_of, counts_energy, limits_of
+from bessemer.energy.accounting.allowance import Allowance, allowance_of, counts_energy
+from bessemer.energy.accounting.limits import UNITS, limits_of
 from bessemer.energy.accounting.place import place_of
-from bessemer.energy.accounting.spending import UNITS
 from bessemer.energy.quantity import Quantity
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.log import Console
@@ -28,16 +28,17 @@ from bessemer.train.stop import Stop
 from bessemer.train.watch import Told
 
 
-def check_allowance(stage: Stage, recipe: Recipe, facts: Facts, console: Console) -> None:
+def check_allowance(stage: Stage, recipe: Recipe, facts: Facts, console: Console, *, made: int = 0) -> None:
     """RefusedError where the run does not fit its budget, or a limit cannot be watched. Writes nothing.
 
-    What is left of a stage is told by its own pace, once that is known, else by the planner.
+    What is left of a stage is told by its own pace, once that is known, else by the planner. made: steps that
+    another run has made, from which this one goes on: that one has paid for them.
     """
     if not limits_of(recipe):
         return
     allowance = _allowance(stage, recipe, facts)
     allowance.check_watchable()
-    steps = stage.plan.steps - stage.newest_step
+    steps = stage.plan.steps - max(stage.newest_step, made)
     allowance.check_goes_on(steps)
     predicted = predict(recipe, stage.shape, stage.plan, facts)
     left = {name: predicted[name].times(steps / stage.plan.steps) for name in UNITS}
@@ -49,7 +50,8 @@ def check_allowance(stage: Stage, recipe: Recipe, facts: Facts, console: Console
         later = comparison_after(recipe, predicted)
     spent = {name: allowance.spent(name).value or 0.0 for name in allowance.limits}
     found = uses(recipe, facts, left, spent=spent, later=later)
-    check_budget(found, 0 if stage.newest_step else steps)  # a stage that has begun cannot be made shorter
+    # A stage that has begun cannot be made shorter.
+    check_budget(found, 0 if stage.newest_step else steps, made=made)
     if (told := warning(found)) is not None:
         console.line(told)
 

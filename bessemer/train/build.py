@@ -36,7 +36,7 @@ from bessemer.parallel.engine import Engine, Loss, Ranks
 from bessemer.parallel.mesh import Mesh
 from bessemer.planner.facts import Facts
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.predict import peak_tflops
+from bessemer.planner.speed import peak_tflops
 from bessemer.rundir import read_rows
 from bessemer.train.budget import budget_watch, check_metered
 from bessemer.train.columns import check_columns, columns_of

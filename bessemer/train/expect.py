@@ -3,9 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bessemer.planner import calibrated
+from bessemer.planner.calibrated import threads_of
 from bessemer.planner.facts import Facts
-from bessemer.planner.predict import predict
+from bessemer.planner.predict import predict_step
 from bessemer.planner.taught import StepKey, step_key
 from bessemer.recipe.load import load
 from bessemer.recipe.schema import Cluster, Recipe
@@ -39,24 +39,24 @@ class Expected:
 def expected_of(stage: Stage, facts: Facts) -> Expected | None:
     """None: the planner knows no step time here, or the device was not measured.
 
-    Both times are those of `predict`, so that the run compares itself with what its plan says.
+    Both times are those of the plan, so that the run compares itself with what its plan says.
     """
     if facts.ceilings is None:
         return None
-    shape, plan, recipe = stage.shape, stage.plan, _asked(stage)
-    modelled = predict(recipe, shape, plan, calibrated.without_taught(facts))["step_time_s"]
-    found = predict(recipe, shape, plan, facts)["step_time_s"]
+    shape, plan = stage.shape, stage.plan
+    known, _ = predict_step(_asked(stage), shape, plan, facts)
+    found = known.best
     if found.value is None or found.low is None or found.high is None:
         return None
-    parts, threads = calibrated.step_seconds(shape, plan, facts), calibrated.threads_of(plan.layout, facts)
+    threads = threads_of(plan.layout, facts)
     return Expected(
         found.value,
         found.low,
         found.high,
         found.basis,
-        modelled.value,
-        calibrated.modelled_basis(parts, facts),
-        calibrated=parts is not None,
+        known.modelled.value,
+        known.basis,
+        calibrated=known.calibrated,
         calibrated_busy=facts.calibration.busy_share if facts.calibration else 0.0,
         device=facts.ceilings.device,
         threads=threads,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import checkpoint_folder, verify
-from bessemer.data.prepared import identity, told
+from bessemer.data.prepared import Prepared, PreparedTask, identity, told
 from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
@@ -37,7 +37,7 @@ def check_origin(stage: Stage, origin: Origin) -> None:
             wanted=f"the content of {origin.tokenizer}",
             fix=f"--set tokenizer.path={origin.tokenizer}",
         )
-    if _goes_on(stage, origin) and (origin.step or 0) >= stage.plan.steps:
+    if steps_made(origin, stage.data, stage.plan.context) >= stage.plan.steps:
         raise RecipeError(
             "the fork would begin at its end",
             found=f"step {origin.step}, and pretrain.steps = {stage.plan.steps}",
@@ -52,17 +52,19 @@ def _plain(shape: ModelShape) -> dict[str, Any]:
     return {key: value for key, value in shape.to_json().items() if key not in free}
 
 
-def _goes_on(stage: Stage, origin: Origin) -> bool:
-    """Whether the origin's optimizer, step and data order go on too: on the same rows they do."""
+def steps_made(origin: Origin | None, data: Prepared | PreparedTask, context: int) -> int:
+    """The origin's steps, where its optimizer and data order go on too: on the same rows they do. 0: its
+    weights alone begin a new run."""
+    if origin is None or origin.kind != "checkpoint" or origin.info.get("kind") != "pretrain":
+        return 0
     before = origin.info
-    same_rows = identity(before.get("data")) == identity(told(stage.data))
-    same_rows = same_rows and before.get("context") == stage.plan.context
-    return origin.kind == "checkpoint" and before.get("kind") == "pretrain" and same_rows
+    same_rows = identity(before.get("data")) == identity(told(data)) and before.get("context") == context
+    return (origin.step or 0) if same_rows else 0
 
 
 def fork(stage: Stage, origin: Origin, console: Console) -> None:
     """Put the origin's checkpoint into the new stage, which then resumes from it as from its own."""
-    if not _goes_on(stage, origin):
+    if not steps_made(origin, stage.data, stage.plan.context):
         console.line(f"pretrain: weights of {origin.folder}, a new optimizer, step 0")
         return
     assert origin.step is not None and origin.checkpoint is not None

@@ -4,6 +4,7 @@
 Machine). Each rank sets the limit of its own board, the first of each machine the governor of its CPUs.
 """
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ from bessemer.energy.levers.guard import Held, check, hold
 from bessemer.energy.readers.nvml import open_nvml
 from bessemer.energy.reading import Reader
 from bessemer.errors import RefusedError
-from bessemer.formulas.layout import Layout
+from bessemer.formulas.layout import ONE_PROCESS, Layout
+from bessemer.hardware import machine
 from bessemer.log import Console
+from bessemer.measure.ceiling import device_name
 from bessemer.measure.facts import meter_name
 from bessemer.model.device import this_device
-from bessemer.recipe.schema import Energy
+from bessemer.planner.facts import Facts
+from bessemer.planner.lever_rules import check_levers
+from bessemer.planner.resolve import check_recipe
+from bessemer.recipe.schema import Energy, Recipe
 from bessemer.rundir import read_rows
 from bessemer.train.job import Job
 from bessemer.train.ranks import Company
@@ -32,6 +38,20 @@ def asked_of(energy: Energy) -> Asked | None:
     asked = energy.model_dump(include={"power_limit", "slower_at_most", "governor", "threads"})
     alone = asked["power_limit"] == "off" and asked["governor"] is None and asked["threads"] is None
     return None if alone else asked
+
+
+def check_here(recipe: Recipe, stage: Path, world: int | None) -> None:
+    """Levers that this machine cannot have are refused before any data is prepared or file written.
+
+    Before there is a plan: one that leaves the layout open is taken to have one rank. A stage that has begun
+    has its data, and may be done: it is asked later. world: as in planner/limits.check_start.
+    """
+    if (stage / "stage.json").is_file():
+        return
+    device, layout = this_device(), check_recipe(recipe, world=world)
+    kind = "cpu" if device.type == "cpu" else "gpu"
+    check_levers(recipe, layout, Facts(device_name(device), kind, cores=machine().cores), world)
+    check_boards(recipe.energy, ONE_PROCESS, world)
 
 
 def check_boards(energy: Energy, layout: Layout, world: int | None) -> None:

@@ -23,8 +23,8 @@ from bessemer.rundir import read_object
 from bessemer.train.budget import check_allowance
 from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
-from bessemer.train.fork import check_origin, fork
-from bessemer.train.levers import asked_of, check_boards
+from bessemer.train.fork import check_origin, fork, steps_made
+from bessemer.train.levers import asked_of, check_boards, check_here
 from bessemer.train.origin import Origin, find_origin
 from bessemer.train.pause import pause_rule
 from bessemer.train.run import Ready, run_stage
@@ -77,6 +77,7 @@ def begin_pretrain(
     changes = allowed_changes(loaded, run)  # before the data: a key that changed it is told by its name
     command = power_command(loaded.recipe, place)
     pause = pause_rule(loaded.recipe.energy, loaded.base, allow_code=place.allow_code)
+    check_here(loaded.recipe, run / "pretrain", world)
     replayed = _replayed(loaded, run / "pretrain")
     prepared = prepare(loaded.recipe, loaded.base, place.store, console, around=around_data(console))
     check_data(run / "pretrain", prepared.hash)
@@ -84,16 +85,19 @@ def begin_pretrain(
         check_alike(replayed, prepared)
         prepared = replace(prepared, replayed=replayed)
     facts = pretrain_facts(loaded, prepared)
-    plan = settle_plan(loaded, run, facts, world)
+    origin = _origin(place, from_)
+    made = steps_made(origin, prepared, (facts.source_shape or loaded.recipe.model).context)
+    plan = settle_plan(loaded, run, facts, world, made)
     # plan.json decides, not the plan that stage.json was last trained with.
-    stage = replace(check_begun(_stage(place, plan, prepared, loaded.recipe.data, from_)), plan=plan.pretrain)
+    asked = _stage(place, plan, prepared, loaded.recipe.data, origin)
+    stage = replace(check_begun(asked), plan=plan.pretrain)
     if stage.is_done:
         take_over(changes, loaded, plan, run, console)
         note_done(stage)
         console.line(f"pretrain: done already, {stage.plan.steps} steps")
         return Ready(stage.folder, machine_of(stage, facts), done=True)
     check_start(loaded.recipe, stage.shape, stage.plan, facts, world)
-    check_allowance(stage, loaded.recipe, facts, console)
+    check_allowance(stage, loaded.recipe, facts, console, made=made)
     check_boards(loaded.recipe.energy, stage.plan.layout, world)
     check_compiled(stage.plan, facts)
     _check_enough(stage)
@@ -135,9 +139,13 @@ def _replayed(loaded: LoadedRecipe, stage: Path) -> Replayed | None:
     return kept.replayed
 
 
-def _stage(place: Place, plan: Plan, prepared: Prepared, data: Data, from_: str | None) -> Stage:
+def _origin(place: Place, from_: str | None) -> Origin | None:
+    begun = Origin.of_begun(place.run / "pretrain")
+    return find_origin(from_, place.console.line, begun) if from_ else begun
+
+
+def _stage(place: Place, plan: Plan, prepared: Prepared, data: Data, origin: Origin | None) -> Stage:
     folder = place.run / "pretrain"
-    begun = Origin.of_begun(folder)
     stages = tuple(prepared.stages(data, plan.pretrain.context))
     stage = Stage(
         folder=folder,
@@ -147,7 +155,7 @@ def _stage(place: Place, plan: Plan, prepared: Prepared, data: Data, from_: str 
         seed=plan.seed,
         data=prepared,
         tokenizer=prepared.tokenizer_path,
-        origin=find_origin(from_, place.console.line, begun) if from_ else begun,
+        origin=origin,
         mixture=Mixing(stages, stages),
     )
     if stage.origin is not None and not (folder / "stage.json").is_file():

@@ -48,14 +48,17 @@ _SECTIONS = ("pretrain", "finetune")  # whose keys concern their own stages only
 _BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 weight and AdamW's two moments
 
 
-def settle_plan(loaded: LoadedRecipe, run: Path, facts: Facts, world: int | None = None) -> Plan:
+def settle_plan(
+    loaded: LoadedRecipe, run: Path, facts: Facts, world: int | None = None, made: int = 0
+) -> Plan:
     """The plan of a new run, or that of the run with what the recipe says now. Writes nothing.
 
     world: processes that were started (torchrun); None: as many are started as the layout has ranks.
+    made: as in `resolve`.
     """
     recipe, stored = loaded.recipe, read_object(run / "plan.json")
     if stored is None or "pretrain" not in begun(run):
-        plan = resolve(recipe, facts, world=world)
+        plan = resolve(recipe, facts, world=world, made=made)
         check_trainable(recipe, plan.shape)
         return plan
     old = Plan.from_json(stored)

@@ -63,14 +63,19 @@ def check_begun(stage: Stage) -> Stage:
 
 
 def begin(stage: Stage) -> None:
-    """Write the tokenizer and stage.json where there are none; and tell whoever has what it reads again."""
+    """Write the stage's own files; and tell whoever has what it reads again."""
+    write_files(stage)
+    note_needs(stage.folder)
+
+
+def write_files(stage: Stage) -> None:
+    """The tokenizer and stage.json, where there are none."""
     if not (stage.folder / "stage.json").is_file():
         write_bytes(stage.folder / "tokenizer.json", stage.tokenizer.read_bytes())
         config = stage.data.folder / "tokenizer_config.json"  # special tokens, and the chat template
         if config.is_file():
             write_bytes(stage.folder / "tokenizer_config.json", config.read_bytes())
         write(stage)
-    note_needs(stage.folder)
 
 
 def has_started(folder: Path) -> bool:

@@ -64,7 +64,7 @@ def hosts() -> Iterator[list[str]]:
 
 @pytest.mark.slow
 def test_a_machine_dies_and_comes_back(tmp_path: Path, hosts: list[str]) -> None:
-    write_recipe(tmp_path, sizes=SMALL)
+    write_recipe(tmp_path, sizes=SMALL, ready=False)
     with own_cache(tmp_path / "cache"):
         agents = [_agent(tmp_path, hosts, number) for number in range(2)]
         _until(lambda: _steps(tmp_path, "shard=2") > 10, agents[0])

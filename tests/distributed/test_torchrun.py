@@ -12,7 +12,7 @@ from making_worlds import HELD, TWO_LAYERS, torchrun, trained, world
 
 
 def test_torchrun_trains_with_the_shard_filling_its_world_and_answers_once(tmp_path: Path) -> None:
-    write_recipe(tmp_path, sizes=TWO_LAYERS)
+    write_recipe(tmp_path, sizes=TWO_LAYERS, ready=False)
     words = ("pretrain", "tiny.toml", "--run", "run", "--json", "--set")
     code, out, err = finish(torchrun(tmp_path, 2, *words, "pretrain.steps=4"))
     assert code == 0, err

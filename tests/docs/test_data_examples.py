@@ -4,7 +4,6 @@ A block of a page is read as a session: a line after `$` is a command, the lines
 `…` stands for any lines, or for none. `<hash>` is the folder that the build printed.
 """
 
-import io
 import json
 import os
 import re
@@ -13,13 +12,12 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from making_processes import ran_here
 
-from bessemer.cli.main import main
 from bessemer.recipe.schema import SourceKind
 
 ROOT = Path(__file__).parents[2]
@@ -65,10 +63,7 @@ def run(command: str, folder: Path) -> tuple[int, str, str]:
             [sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
         return done.returncode, done.stdout, done.stderr
-    out, err = io.StringIO(), io.StringIO()
-    with chdir(folder), redirect_stdout(out), redirect_stderr(err):
-        code = main(words)
-    return code, out.getvalue(), err.getvalue()
+    return ran_here(folder, *words)
 
 
 def is_said(shown: list[str], said: list[str]) -> bool:

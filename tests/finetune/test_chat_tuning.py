@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers import AutoTokenizer
 from bessemer.cli import chat
 from bessemer.data.prepared import PreparedTask
 from bessemer.data.task.samples import Sample
+from bessemer.errors import DataError, RecipeError
 from bessemer.evaluate import answers
 from bessemer.evaluate.answers import Completer
 from bessemer.evaluate.run import evaluate
@@ -113,3 +115,58 @@ def test_answers_are_measured_up_to_the_token_that_closes_a_turn(run: Path) -> N
     results = evaluate(run, load(str(run.parent / "tiny.toml"), []).recipe, QUIET)
     result = results["stages"]["finetune"]
     assert result["examples"] > 0 and result["task_loss"] > 0
+
+
+WITH_TOOLS = "{{ tools | tojson if tools else '' }}" + TEMPLATE
+TOOL = {"type": "function", "function": {"name": "melt", "parameters": {}}}
+
+
+def asked_with(run: Path, *words: str) -> dict[str, Any]:
+    parser = argparse.ArgumentParser()
+    chat.arguments(parser)
+    args = parser.parse_args([str(run), *words])
+    args.console, args.json = QUIET, False
+    return chat.run(args)
+
+
+def test_a_model_is_asked_with_tools_and_its_call_is_printed_as_it_writes_it(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    config = copy / "finetune/tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": WITH_TOOLS}))
+    prompts: list[list[int]] = []
+    tokenizer = Completer.load(copy / "finetune", None, QUIET).tokenizer
+    call = tokenizer.encode("melt<|bos|>1", add_special_tokens=False).ids
+
+    def generate(_: object, asked: list[list[int]], **__: object) -> list[list[int]]:
+        prompts.extend(asked)
+        return [call]
+
+    monkeypatch.setattr(answers, "generate", generate)
+    (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
+    words = ("--prompt", "iron?", "--tools", str(tmp_path / "tools.json"))
+    assert asked_with(copy, *words)["text"] == "melt<|bos|>1"
+    assert asked_with(copy, *words[:2])["text"] == "melt1"
+    theirs = AutoTokenizer.from_pretrained(copy / "finetune")
+    messages = [{"role": "user", "content": "iron?"}]
+    wanted = [
+        theirs.apply_chat_template(messages, tools=tools, add_generation_prompt=True)["input_ids"]
+        for tools in ([TOOL], None)
+    ]
+    assert prompts == wanted and wanted[0] != wanted[1]
+    with pytest.raises(DataError, match="cannot write this") as caught:
+        asked_with(run, *words)
+    assert "tools, which the template" in caught.value.found and "--tools" in caught.value.fix
+    with pytest.raises(RecipeError, match="no chat template"):
+        asked_with(run / "pretrain", *words)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", "[1]", "[", "", None])
+def test_a_file_that_gives_no_tools_is_refused_with_its_name(
+    run: Path, tmp_path: Path, text: str | None
+) -> None:
+    if text is not None:
+        (tmp_path / "tools.json").write_text(text)
+    with pytest.raises(DataError, match=r"tools\.json gives no tools"):
+        asked_with(run, "--prompt", "iron?", "--tools", str(tmp_path / "tools.json"))

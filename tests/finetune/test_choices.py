@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from making_processes import finish, start, wait_for
+from making_processes import finish, ran_here, start, wait_for
 from making_runs import QUIET, assert_same_training, curve, place, pretrained, write_recipe
 
 from bessemer.checkpoint.folder import listed
@@ -47,7 +47,10 @@ def command(base: Path, recipe: str, run: str, *settings: str) -> list[str]:
 
 
 def by_command(base: Path, recipe: str, run: str, *settings: str) -> Path:
-    code, _, error = finish(start(base, *command(base, recipe, run, *settings)))
+    """In this process, unless it starts others."""
+    words = command(base, recipe, run, *settings)
+    has_ranks = any("parallel.layout" in setting for setting in settings)
+    code, _, error = finish(start(base, *words)) if has_ranks else ran_here(base, *words)
     assert code == 0, error
     return base / run / "finetune"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from making_processes import finish, start
+from making_processes import ran_here
 from making_runs import QUIET, curve, pretrained, tensors_of, write_recipe
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -37,12 +37,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def by_process(base: Path, *words: str) -> dict[str, Any]:
-    code, out, error = finish(start(base, *words, "--json"))
-    assert code == 0, error
-    return dict(json.loads(out))
-
-
 @pytest.fixture
 def here(base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """The command line in this process: what a command answers."""
@@ -59,7 +53,8 @@ def here(base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def finetuned(base: Path, recipe: str, from_: str, *settings: str) -> Path:
     given = [word for setting in (*SMALL, *settings) for word in ("--set", setting)]
     options = ["--from", from_, "--run", recipe, "--store", "data"]
-    by_process(base, "finetune", f"{recipe}.toml", *options, *given)
+    code, _, error = ran_here(base, "finetune", f"{recipe}.toml", *options, *given)
+    assert code == 0, error
     stage = base / recipe / "finetune"
     rows = curve(stage)
     assert rows[-1][1] < 0.9 * rows[0][1]

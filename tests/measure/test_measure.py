@@ -57,6 +57,13 @@ def test_measurement_on_busy_cores_is_repeated_and_the_better_one_kept(
         assert ceiling.ceilings(CPU).matmul_fp32_tflops == kept
 
 
+def test_calibrating_on_busy_cores_lowers_no_ceiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    for busy, tflops, kept in ((0.0, 9.0, 9.0), (0.5, 5.0, 9.0), (0.0, 6.0, 6.0)):
+        monkeypatch.setattr(ceiling, "_busy_share", lambda busy=busy: busy)
+        monkeypatch.setattr(ceiling, "_matmul_tflops", lambda *_, tflops=tflops: tflops)
+        assert ceiling.ceilings(CPU, fresh=True).matmul_fp32_tflops == kept
+
+
 def test_cache_that_cannot_be_written_leaves_the_measurement_unsaved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

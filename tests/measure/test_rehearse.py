@@ -11,7 +11,7 @@ from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, worklo
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory import Workload
 from bessemer.formulas.rank_memory import rank_memory
-from bessemer.formulas.shape import ModelShape
+from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.traffic import step_traffic
 from bessemer.hardware import process_bytes
 from bessemer.measure.rehearse import rehearse
@@ -24,6 +24,8 @@ MID_ROUTED = replace(
     MID, family="glm4-moe", router="sigmoid_bias", experts=8, experts_per_token=2, expert_ffn=352,
     shared_ffn=352, dense_layers=1,
 )  # fmt: skip
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+LORA = Adapter(16, 32.0, LINEAR)
 LARGE = ModelShape(
     "llama", 32, 4096, heads=32, kv_heads=8, head_dim=128, ffn=14336, vocab=128256, context=8192,
     tie_embeddings=False, qk_norm=False,
@@ -115,6 +117,34 @@ def test_predicted_memory_of_experts_and_of_recomputation_is_that_of_a_rehearsed
 ) -> None:
     shape = MID_ROUTED if recompute == "none" else MID
     assert _memory_error(shape, layout, rank, "bf16", recompute) == pytest.approx(0, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "layout", "rank", "dtype", "recompute"),
+    [
+        (replace(LORA, rslora=True), Layout(shard=4), 0, "bf16", "none"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (LORA, Layout(context=2), 0, "fp32", "none"),
+                (LORA, Layout(tensor=2, pipeline=2, shard=2), 7, "bf16", "none"),
+                (LORA, Layout(pipeline=2, schedule="interleaved", interleave=2), 0, "bf16", "none"),
+                (replace(LORA, dora=True), Layout(shard=4), 0, "fp32", "selective"),
+                (replace(LORA, dora=True), Layout(tensor=2), 0, "fp32", "none"),
+                (replace(LORA, dora=True), Layout(pipeline=2, schedule="zbv"), 0, "bf16", "none"),
+                (replace(LORA, base="nf4"), Layout(shard=4), 0, "bf16", "none"),
+                (replace(LORA, base="nf4", dora=True), Layout(tensor=2), 1, "bf16", "none"),
+                (replace(LORA, base="int8"), Layout(shard=2, tensor=2), 0, "fp32", "none"),
+                (replace(LORA, base="int8"), Layout(pipeline=2), 1, "bf16", "none"),
+            ]
+        ),
+    ],
+)
+def test_predicted_memory_beside_adapters_is_that_of_a_rehearsed_rank(
+    adapter: Adapter, layout: Layout, rank: int, dtype: str, recompute: str
+) -> None:
+    shape = replace(MID, adapter=adapter)
+    assert _memory_error(shape, layout, rank, dtype, recompute) == pytest.approx(0, abs=0.05)
 
 
 def _memory_error(shape: ModelShape, layout: Layout, rank: int, dtype: str, recompute: str = "none") -> float:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bessemer.model import loss as module
+from bessemer.formulas import memory
 from bessemer.model.loss import IGNORED, loss_chunk, next_token_loss
 
 HIDDEN = 24
@@ -51,7 +51,7 @@ def with_gradients(run: Callable[..., Tensor], inputs: Inputs, scale: float = 1.
 
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of the smallest size, 128 tokens."""
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(memory, "_LOSS_CHUNK_ELEMENTS", 1)
 
 
 @pytest.mark.parametrize("tokens", [1, 127, 128, 129, 256, 300])
@@ -75,7 +75,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
     inputs = make_inputs(1000)
     whole = with_gradients(next_token_loss, inputs)
     for elements in (1, 128 * VOCAB, 300 * VOCAB, 1000 * VOCAB):
-        monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(memory, "_LOSS_CHUNK_ELEMENTS", elements)
         torch.testing.assert_close(with_gradients(next_token_loss, inputs), whole, rtol=1e-5, atol=1e-5)
 
 
@@ -84,7 +84,7 @@ def test_chunks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch) -> No
 def test_chunks_cover_every_token_once_in_few_sizes(
     tokens: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(memory, "_LOSS_CHUNK_ELEMENTS", elements)
     seen: list[Tensor] = []
 
     def spy(hidden_CD: Tensor, weight_VD: Tensor, targets_C: Tensor, learns: bool) -> tuple[Any, ...]:
@@ -174,7 +174,7 @@ def test_no_tensor_has_tokens_times_vocabulary_elements(
     training: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokens, vocab, hidden = 2048, 512, 16
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 128 * vocab)
+    monkeypatch.setattr(memory, "_LOSS_CHUNK_ELEMENTS", 128 * vocab)
     inputs = make_inputs(tokens, vocab, hidden)
     largest: dict[Callable[..., Tensor], int] = {}
     for run in (next_token_loss, torchs):

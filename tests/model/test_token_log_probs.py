@@ -6,7 +6,7 @@ from test_next_token_loss import LargestTensor, make_inputs, small_chunks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bessemer.model import loss as loss_module
+from bessemer.formulas import memory
 from bessemer.model.loss import IGNORED
 from bessemer.model.token_log_probs import token_log_probs
 
@@ -64,7 +64,7 @@ def test_a_frozen_head_costs_one_matmul_less() -> None:
 
 
 def test_memory_is_a_chunk_of_logits_and_never_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(memory, "_LOSS_CHUNK_ELEMENTS", 1)
     hidden_ND, weight_VD, targets_N = make_inputs(2048, vocab=512)
     with LargestTensor() as largest:
         token_log_probs(hidden_ND, weight_VD, targets_N).sum().backward()

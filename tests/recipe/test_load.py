@@ -1,10 +1,15 @@
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic.fields import FieldInfo
 
 from bessemer.errors import RecipeError
+from bessemer.recipe.keys import fields_of, section_of
 from bessemer.recipe.load import load, parse, shipped_names
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import Recipe, Section
 from bessemer.recipe.write import recipe_text, toml_text
 
 SOURCES = """name = "a"
@@ -135,3 +140,27 @@ def test_file_that_is_not_utf8_is_refused_with_the_byte(tmp_path: Path) -> None:
     path.write_bytes(b'name = "caf\xe9"')
     with pytest.raises(RecipeError, match="0xe9 at offset 11"):
         load(str(path), [])
+
+
+def test_default_sections_are_what_checked_ones_would_be() -> None:
+    sections = dict(default_sections(Recipe, ""))
+    assert {"model", "pretrain", "data", "data.clean", "finetune.lora", "energy"} <= sections.keys()
+    for path, field in sections.items():
+        checked = type(field.default)()
+        assert field.default == checked and field.default.model_fields_set == set(), path
+        assert field.default.model_dump() == checked.model_dump(), path
+
+
+def default_sections(section: type[Section], path: str) -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in fields_of(section).items():
+        if isinstance(field.default, Section):
+            yield path + name, field
+        inner = section_of(field)
+        if inner is not None:
+            yield from default_sections(inner, f"{path}{name}.")
+
+
+def test_import_of_the_schema_builds_no_validator() -> None:
+    code = "from bessemer.recipe.schema import Section; import sys\n"
+    code += "sys.exit(any(each.__pydantic_complete__ for each in Section.__subclasses__()))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,12 @@ from making_runs import stage_plan
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
+from bessemer.hardware import Ceilings
+from bessemer.measure.compiler import compiler
 from bessemer.planner.facts import Facts
-from bessemer.train.compiling import check_compiler, compiler, settle_compile
+from bessemer.planner.predict import device_bytes, predict
+from bessemer.recipe.schema import Recipe
+from bessemer.train.compiling import check_compiler, settle_compile
 
 SHAPE = ModelShape("llama", 2, 128, 4, 2, 32, 320, 8192, 512, tie_embeddings=True, qk_norm=False)
 CPU, GPU = Facts("a CPU", "cpu"), Facts("a GPU", "gpu")
@@ -71,3 +75,27 @@ def test_auto_means_no_without_a_compiler_on_every_device(path: Path, facts: Fac
     assert not answer and "compiler" in reason
     put(path, "g++"), put(path, "gcc")
     assert settle_compile(stage_plan(), SHAPE, replace(facts))[0]
+
+
+@pytest.mark.parametrize(
+    ("steps", "has_compiler", "compiled"), [(20, True, False), (10**7, True, True), (10**7, False, False)]
+)
+def test_plan_speaks_of_the_step_and_the_memory_that_training_will_have(
+    path: Path, steps: int, has_compiler: bool, compiled: bool
+) -> None:
+    """`compile = "auto"` is decided in one place: what it comes to is what the plan has counted with."""
+    if has_compiler:
+        put(path, "g++")
+    facts = replace(
+        CPU, cores=2, has_compiler=has_compiler, ceilings=Ceilings("a CPU", 2.0, 0.4, 20.0, 2, "", "")
+    )
+    plan = replace(stage_plan(), steps=steps, batch_rows=16, micro_batch=8, dtype="bf16", compile="auto")
+    settled = replace(plan, compile=settle_compile(plan, SHAPE, facts)[0])
+    assert settled.compile is compiled
+    before, during, other = (
+        predict(Recipe(name="a"), SHAPE, one, facts)
+        for one in (plan, settled, replace(settled, compile=not compiled))
+    )
+    for name in ("step_time_s", "memory_gib"):
+        assert before[name] == during[name] != other[name]
+    assert device_bytes(SHAPE, plan, facts) == device_bytes(SHAPE, settled, facts)

@@ -33,7 +33,7 @@ def exported(run: Path) -> dict[str, Any]:
 
 
 def test_what_stands_beside_training_is_counted_once_and_in_one_run(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
+    write_recipe(tmp_path, ready=False)
     run = tmp_path / "run"
     for _ in range(2):
         pretrained(tmp_path, "pretrain.steps=4")
@@ -62,7 +62,7 @@ def test_what_stands_beside_training_is_counted_once_and_in_one_run(tmp_path: Pa
 
 
 def test_data_that_was_built_apart_counts_in_the_run_that_trains_on_it_first(tmp_path: Path) -> None:
-    write_recipe(tmp_path)
+    write_recipe(tmp_path, ready=False)
     words = ["--store", str(tmp_path / "data")]
     assert main(["data", "build", str(tmp_path / "tiny.toml"), *words]) == 0
     (told,) = (tmp_path / "data").glob("*/energy.json")
@@ -93,7 +93,7 @@ def test_work_is_metered_with_its_child_processes_and_other_machines_make_it_unk
 def test_account_that_cannot_be_kept_is_told_and_fails_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_recipe(tmp_path)
+    write_recipe(tmp_path, ready=False)
     (tmp_path / "run" / "energy.jsonl").mkdir(parents=True)  # no file can be there
     console = Console()
     assert pretrained(tmp_path, "pretrain.steps=1", console=console)["step"] == 1

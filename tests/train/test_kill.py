@@ -108,7 +108,7 @@ def test_killed_in_the_second_epoch_and_inside_a_save_it_ends_bit_for_bit_the_sa
 
 @pytest.mark.slow
 def test_killed_many_times_pretraining_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
-    write_recipe(tmp_path, sizes=WIDE)
+    write_recipe(tmp_path, sizes=WIDE, ready=False)
     command = Killed(tmp_path, tmp_path / "run/pretrain", *PRETRAIN, "--run", "run")
     finish(start(tmp_path, *PRETRAIN, "--run", "never"))
     moments = dice()

@@ -4,19 +4,21 @@ import argparse
 import importlib.util
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from making_boards import ONE, TWO, Boards, build_library
-from making_runs import QUIET, curve, events, place, pretrained, write_recipe
+from making_boards import ONE, STEP_S, TWO, Boards, build_library
+from making_runs import QUIET, SMALLEST, curve, events, place, pretrained, write_recipe
 
 from bessemer.cli import doctor
 from bessemer.energy.levers import governor as governors
 from bessemer.energy.levers.governor import Governor
 from bessemer.energy.levers.record import records, take
 from bessemer.errors import RecipeError, RefusedError, UserError
+from bessemer.finetune.run import prepare_finetune
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.hardware import machine, store_ceilings, stored_ceilings, usable_cores
 from bessemer.log import Console
@@ -31,6 +33,7 @@ from bessemer.train.run import run_stage
 from bessemer.train.state import TrainState
 
 TESTS = Path(__file__).parents[1]
+BATCH_TOKENS = SMALLEST["batch_tokens"]
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +75,28 @@ def test_power_limit_without_an_accelerator_is_an_error(folder: Path) -> None:
         error = refused(folder, f"energy.power_limit={value}")
         assert isinstance(error, RecipeError) and "has no effect" in error.problem
         assert 'energy.power_limit="off"' in error.fix
+
+
+def test_lever_that_this_machine_cannot_have_is_refused_before_any_data_is_prepared(
+    tmp_path: Path, governor: Path
+) -> None:
+    write_recipe(tmp_path, task=True)
+    files = sorted(tmp_path.rglob("*"))
+    for setting in ("power_limit=300", "governor=schedutil", f"threads={usable_cores() + 1}"):
+        loaded = load(str(tmp_path / "tiny.toml"), [f"energy.{setting}"])
+        for start in (
+            partial(begin_pretrain, loaded, place(tmp_path)),
+            partial(prepare_finetune, loaded, place(tmp_path), str(tmp_path), None),
+        ):
+            with pytest.raises(UserError, match=r"no effect|no such governor|more threads"):
+                start()
+    assert sorted(tmp_path.rglob("*")) == files
+
+
+def test_stage_that_is_done_is_not_asked_for_levers_again(folder: Path) -> None:
+    pretrained(folder, "pretrain.steps=1", run="done")
+    again = pretrained(folder, "pretrain.steps=1", "energy.power_limit=auto", run="done")
+    assert again["already_done"]
 
 
 def test_allowance_of_time_without_a_search_is_an_error(folder: Path) -> None:
@@ -272,8 +297,13 @@ def test_ranks_of_a_run_find_a_limit_together_and_train_the_same(
         tune = {"power_limit": asked, "slower_at_most": 0.9, "governor": None, "threads": 1}
         run_stage(replace(ready, machine=replace(ready.machine, tune=tune)), QUIET, "making_boards")
     (told,) = events(folder / "two-found/pretrain", "power_limit")
-    # Here a step takes no longer under a limit, so a lower one only saves.
+    # Here a step takes no longer under a limit (its clock goes on by hand), so the lowest saves most.
     assert told["found"] == "measured" and told["watts"] < 700 and len(told["windows"]) > 2
+    assert told["watts"] == min(window["limit_w"] for window in told["windows"])
+    for window in told["windows"]:
+        assert window["step_time_s"] == pytest.approx(STEP_S, rel=1e-6)
+        joules = 2 * window["limit_w"] * STEP_S  # of both boards
+        assert window["joules_per_token"] == pytest.approx(joules / BATCH_TOKENS, rel=0.01)
     assert curve(folder / "two-found/pretrain") == curve(folder / "two-plain/pretrain")
     assert (boards.limit_w(ONE), boards.limit_w(TWO)) == (700, 700) and not list(records())
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from making_processes import finish, start, wait_for
+from making_processes import finish, ran_here, start, wait_for
 from making_runs import SMALL, assert_same_training, curve, events, pretrained, write_recipe
 
 from bessemer.checkpoint.folder import listed, step_of
@@ -73,6 +73,6 @@ def test_signals_save_at_the_step_border_exit_with_75_and_the_same_command_goes_
         assert begun < last < STEPS and step_of(listed(stage)[0]) == last
         assert [row["step"] for row in events(stage, "stop")][-1] == last
         assert len(events(stage, "stop")) == attempt
-    code, _, error = finish(start(tmp_path, *words, "--run", "run"))
+    code, _, error = ran_here(tmp_path, *words, "--run", "run")
     assert code == 0, error
     assert_same_training(stage, tmp_path / "never/pretrain", STEPS)

@@ -191,21 +191,27 @@ def _encode(
                     split.lost.count.kept -= 1
                     split.lost.add(sample.place, why)
                     continue
-                rejected = sample.answer(1) if sample.is_pair else None
+                rejected = _told(work, sample, written, 1) if sample.is_pair else None
                 texts = _texts(work, sample, written)
                 writer.add(Written(sample.id, sample.group, *texts, written, label, rejected))
     return {**writer.total, **cuts.total}
 
 
 def _texts(work: TaskWork, sample: Sample, written: Documents) -> tuple[str, str]:
-    """Prompt and answer. A call of a tool is told as the template writes it: so a model answers."""
+    """Prompt and answer."""
     if work.reading.task_format == "text":
         return "", sample.texts[0]
-    if not sample.ends_in_call:
-        return sample.prompt, sample.answer()
-    tokens, spans = written[0]
+    return sample.prompt, _told(work, sample, written, 0)
+
+
+def _told(work: TaskWork, sample: Sample, written: Documents, number: int) -> str:
+    """An answer; of a pair, 1 is the rejected one. A call of a tool is told as the template writes it: so a
+    model answers."""
+    if not sample.ends_in_call(number):
+        return sample.answer(number)
+    tokens, spans = written[number]
     answer = work.tokenizer.engine.decode(list(tokens[spans[-1][0] :]), skip_special_tokens=True)
-    return sample.prompt, str(answer).strip()
+    return str(answer).strip()
 
 
 def _template(work: TaskWork, encoder: SampleEncoder) -> dict[str, Any] | None:

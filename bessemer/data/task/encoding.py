@@ -16,8 +16,8 @@ from bessemer.data.fitting import Spans
 from bessemer.data.sources.values import usable_text
 from bessemer.data.task.pieces import Piece, PieceEncoder, cut
 from bessemer.data.task.render import Asked, Rendered, Renderer, Span
-from bessemer.data.task.samples import Message, Sample
-from bessemer.data.task.spelt import Spellings
+from bessemer.data.task.samples import Message, Sample, Tool
+from bessemer.data.task.spelt import MOST_NESTED, Spellings
 from bessemer.data.task.templates import Template
 from bessemer.data.task.unusable import Unusable
 from bessemer.data.tokens.tokenizer import TextTokenizer
@@ -52,7 +52,7 @@ class SampleEncoder:
 
     def documents(self, samples: Sequence[Sample]) -> list[list[Document] | Unusable]:
         """Of each sample its documents, or why it has none."""
-        refused = [self._template.unwritten(sample) for sample in samples]
+        refused = [self._refused(sample) for sample in samples]
         texts = iter(self._texts([sample for sample in samples if sample.texts]))
         chats = iter(
             self._chats([one for one, why in zip(samples, refused, strict=True) if one.chats and why is None])
@@ -62,12 +62,22 @@ class SampleEncoder:
             for sample, why in zip(samples, refused, strict=True)
         ]
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """What a model is asked with. Raises Unusable."""
-        marked = self._spellings.marked(messages)
-        text, turns = self._renderer.prompt(marked.messages)
+        asked = Sample("", "", chats=(tuple(messages),), tools=tuple(tools))
+        if why := self._refused(asked):
+            raise why
+        marked = self._spellings.marked(messages, tools)
+        text, turns = self._renderer.prompt(marked.messages, marked.tools)
         pieces, _ = cut(text, self._borders(text, turns, []), marked.marks)
         return [token for ids in self._pieces.encode(pieces) for token in ids]
+
+    def _refused(self, sample: Sample) -> Unusable | None:
+        """Why a sample cannot be written, as far as that is seen beforehand."""
+        if any(self._spellings.is_too_deep(chat, sample.tools) for chat in sample.chats):
+            told = f"a special token is spelt in tools or calls nested deeper than {MOST_NESTED} levels"
+            return Unusable("not_tools", told, is_error=True)
+        return self._template.unwritten(sample)
 
     def close(self) -> None:
         self._renderer.close()

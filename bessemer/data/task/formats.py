@@ -7,20 +7,20 @@ from bessemer.recipe.schema import FinetuneData
 
 PREFERENCES = ("dpo", "ipo", "orpo", "simpo", "reward")
 _MESSAGE_COLUMNS = ("messages", "conversations", "conversation")
+_SAID = ("system", "system_column")
 # Which keys do something, by format; all have id and group.
 _KEYS = {
-    "prompt": {"prompt", "answer", "system", "template", "learn"},
-    "messages": {"messages", "tools", "system", "template", "learn"},
-    "instruction": {"instruction", "input", "output", "system", "template", "learn"},
-    "preference": {"prompt", "chosen", "rejected", "system", "template"},
+    "prompt": {"prompt", "answer", *_SAID, "template", "learn"},
+    "messages": {"messages", "tools", *_SAID, "template", "learn"},
+    "instruction": {"instruction", "input", "output", *_SAID, "template", "learn"},
+    "preference": {"prompt", "chosen", "rejected", "tools", *_SAID, "template"},
     "classification": {"text", "label", "labels"},
     "text": {"text"},
 }
 _ANYWHERE = {"kind", "path", "url_env", "table", "query", "format", "id", "group", "packing", "allow_masked"}
 
-
-# A column that rows may lack.
-_OPTIONAL = {"instruction": "input", "preference": "prompt", "messages": "tools"}
+# Columns that rows may lack.
+_OPTIONAL = {"instruction": {"input"}, "preference": {"prompt", "tools"}, "messages": {"tools"}}
 
 
 def wanted_format(method: str) -> str | None:
@@ -90,32 +90,41 @@ def check_keys(data: FinetuneData, method: str, found: str | None = None) -> Non
             wanted=f"of such keys: {', '.join(sorted(_KEYS[named]))}",
             fix=f"remove finetune.data.{key}, or set finetune.data.format",
         )
-    if named == "prompt" and data.template == "auto" and data.system is not None:
-        raise RecipeError(
-            "finetune.data.system has no effect on prompts that no template is around",
-            found="system beside prompt and answer",
-            wanted="a template that says what a system message looks like",
-            fix='set finetune.data.template = "chatml", or write it into the prompts',
-        )
+    if named == "prompt" and data.template == "auto":
+        check_untemplated(data, "prompt and answer")
+
+
+def check_untemplated(data: FinetuneData, beside: str) -> None:
+    """RecipeError for what only a template could write."""
+    for key in (*_SAID, "tools"):
+        if getattr(data, key) is not None:
+            raise RecipeError(
+                f"finetune.data.{key} has no effect on prompts that no template is around",
+                found=f"{key} beside {beside}",
+                wanted="a template that says how it is written",
+                fix='set finetune.data.template = "chatml", or write it into the prompts',
+            )
 
 
 def columns_of(data: FinetuneData, task_format: str, there: Sequence[str] | None) -> dict[str, str]:
     """The columns to read, by what they are for. What may be missing is read where it is there."""
+    tools = {} if data.tools is None else {"tools": data.tools}
     if task_format == "messages":
         named = data.messages or next((n for n in _MESSAGE_COLUMNS if n in (there or ())), "messages")
-        needed, optional = {"messages": named}, {} if data.tools is None else {"tools": data.tools}
+        needed, optional = {"messages": named}, tools
     elif task_format == "instruction":
         needed = {"instruction": data.instruction, "output": data.output}
         optional = {"input": data.input}
     elif task_format == "preference":
-        needed, optional = {"chosen": data.chosen, "rejected": data.rejected}, {"prompt": data.prompt}
+        needed = {"chosen": data.chosen, "rejected": data.rejected}
+        optional = {"prompt": data.prompt, **tools}
     elif task_format == "classification":
         needed, optional = {"text": data.text, "label": data.label}, {}
     elif task_format == "text":
         needed, optional = {"text": data.text}, {}
     else:
         needed, optional = {"prompt": data.prompt, "answer": _answer_column(data, there)}, {}
-    for key in ("id", "group"):
+    for key in ("id", "group", "system_column"):
         if (name := getattr(data, key)) is not None:
             needed[key] = name
     for key, name in optional.items():
@@ -127,8 +136,8 @@ def columns_of(data: FinetuneData, task_format: str, there: Sequence[str] | None
 
 def needed_columns(data: FinetuneData, task_format: str, columns: Mapping[str, str]) -> dict[str, str]:
     """Those that must be there: all but what rows may lack, and that too where the recipe names it."""
-    optional = _OPTIONAL.get(task_format)
-    return {key: name for key, name in columns.items() if key != optional or key in data.model_fields_set}
+    optional = _OPTIONAL.get(task_format, set())
+    return {key: name for key, name in columns.items() if key not in optional or key in data.model_fields_set}
 
 
 def _answer_column(data: FinetuneData, there: Sequence[str] | None) -> str:

@@ -25,7 +25,7 @@ _SHOWN = 20
 def wanted_of(data: FinetuneData, columns: Sequence[str]) -> Wanted:
     named = (data.prompt, data.answer, data.messages, data.instruction, data.input, data.output)
     others = (data.chosen, data.rejected, data.text, data.label, data.id, data.group, data.format)
-    tools = () if data.tools is None else (data.tools,)
+    optional = tuple(name for name in (data.tools, data.system_column) if name is not None)
     return Wanted(
         WHAT,
         data.kind,
@@ -33,7 +33,7 @@ def wanted_of(data: FinetuneData, columns: Sequence[str]) -> Wanted:
         data.table,
         data.query,
         url_env=data.url_env,
-        asked=(*named, *others, *tools),
+        asked=(*named, *others, *optional),
         any_type=True,
     )
 

@@ -18,7 +18,7 @@ from bessemer.data.ledger import SourceCount
 from bessemer.data.sources.parts import Input, Record
 from bessemer.data.sources.records import class_names, read_records
 from bessemer.data.sources.values import MISSING, usable_label, usable_text
-from bessemer.data.task.formats import check_keys, columns_of, format_of, needed_columns
+from bessemer.data.task.formats import check_keys, check_untemplated, columns_of, format_of, needed_columns
 from bessemer.data.task.inputs import check_columns, first_columns, wanted_of
 from bessemer.data.task.messages import checked_order, messages_of, tools_of, with_system, without_nulls
 from bessemer.data.task.samples import Message, Sample, common_beginning
@@ -75,11 +75,13 @@ class Reading:
         if task_format == "classification" and inputs:
             names = class_names(wanted_of(data, ()), inputs[0], columns["label"])
         reading = Reading(data, task_format, columns, None if names is None else tuple(names))
-        return replace(
-            reading,
-            of_messages=task_format == "preference" and reading._is_of_messages(inputs),
-            unread_tools=task_format == "messages" and data.tools is None and "tools" in (there or ()),
-        )
+        if task_format == "preference":
+            reading = replace(reading, of_messages=reading._is_of_messages(inputs))
+            if not reading.is_templated:
+                check_untemplated(data, "pairs of texts")
+        has_chats = task_format == "messages" or reading.of_messages
+        unread = has_chats and data.tools is None and "tools" in (there or ())
+        return replace(reading, unread_tools=unread)
 
     @property
     def is_templated(self) -> bool:
@@ -112,10 +114,12 @@ class Reading:
     def _prompt(self, fields: Fields) -> Fields:
         prompt, answer = _text(fields["prompt"]), _text(fields["answer"])
         _need(prompt, answer)
-        return {"chats": (self._chat(prompt, answer),)} if self.is_templated else {"texts": (prompt, answer)}
+        if self.is_templated:
+            return {"chats": (self._chat(fields, prompt, answer),)}
+        return {"texts": (prompt, answer)}
 
     def _messages(self, fields: Fields) -> Fields:
-        chat = checked_order(with_system(messages_of(fields["messages"]), self.data.system))
+        chat = checked_order(with_system(messages_of(fields["messages"]), self._system(fields)))
         return {"chats": (tuple(chat),), "tools": tools_of(fields.get("tools", MISSING))}
 
     def _instruction(self, fields: Fields) -> Fields:
@@ -123,7 +127,8 @@ class Reading:
         asked, answer = _text(fields["instruction"]), _text(fields["output"])
         more = "" if about is MISSING or about is None else _text(about)
         _need(asked, answer)
-        return {"chats": (self._chat(f"{asked}\n\n{more}" if more.strip() else asked, answer),)}
+        asked = f"{asked}\n\n{more}" if more.strip() else asked
+        return {"chats": (self._chat(fields, asked, answer),)}
 
     def _preference(self, fields: Fields) -> Fields:
         prompt, answers = fields.get("prompt", MISSING), (fields["chosen"], fields["rejected"])
@@ -135,13 +140,14 @@ class Reading:
             _differ(chosen, rejected)
             if not self.is_templated:
                 return {"texts": (asked, chosen, rejected)}
-            chats = [self._chat(asked, chosen), self._chat(asked, rejected)]
+            chats = [self._chat(fields, asked, answer) for answer in (chosen, rejected)]
         elif not self.is_templated:
             raise Unusable("not_text", "messages, where the first pair is one of texts", is_error=True)
         else:
-            chats = [self._side(prompt, answer) for answer in answers]
+            chats = [self._side(fields, prompt, answer) for answer in answers]
             _differ(*chats)
-        return {"chats": tuple(chats), "common": common_beginning(*chats)}
+        tools = tools_of(fields.get("tools", MISSING))
+        return {"chats": tuple(chats), "common": common_beginning(*chats), "tools": tools}
 
     def _is_of_messages(self, inputs: Sequence[Input]) -> bool:
         wanted = wanted_of(self.data, (self.columns["chosen"],))
@@ -153,14 +159,14 @@ class Reading:
                         return not isinstance(value, str) or _is_list(value)
         return False
 
-    def _side(self, prompt: Any, answer: Any) -> tuple[Message, ...]:
+    def _side(self, fields: Fields, prompt: Any, answer: Any) -> tuple[Message, ...]:
         """A conversation of a pair; its prompt may be told once, beside both answers."""
         said = messages_of(answer)
         if prompt is not MISSING and prompt is not None and said[0]["role"] == "assistant":
             is_text = isinstance(prompt, str) and not _is_list(prompt)
             asked = [{"role": "user", "content": prompt}] if is_text else prompt
             said = messages_of(asked) + said
-        return tuple(checked_order(with_system(said, self.data.system)))
+        return tuple(checked_order(with_system(said, self._system(fields))))
 
     def _classification(self, fields: Fields) -> Fields:
         number = fields["label"]
@@ -177,9 +183,15 @@ class Reading:
         _need(text)
         return {"texts": (text,)}
 
-    def _chat(self, asked: str, answer: str) -> tuple[Message, ...]:
+    def _system(self, fields: Fields) -> str | None:
+        """The row's own, else that of the recipe."""
+        value = fields.get("system_column", MISSING)
+        own = "" if value is MISSING or value is None else _text(value)
+        return own if own.strip() else self.data.system
+
+    def _chat(self, fields: Fields, asked: str, answer: str) -> tuple[Message, ...]:
         said = [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]
-        return tuple(with_system(said, self.data.system))
+        return tuple(with_system(said, self._system(fields)))
 
 
 def _text(value: Any) -> str:

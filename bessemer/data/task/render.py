@@ -52,9 +52,9 @@ class Renderer:
             for row, answer in zip(rows, self._ask(rows), strict=True)
         ]
 
-    def prompt(self, messages: Sequence[Message]) -> Rendered:
+    def prompt(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> Rendered:
         """The text behind which the assistant answers. Raises Unusable."""
-        row = _row(Asked(messages, []), prompt=True)
+        row = _row(Asked(messages, [], tools), prompt=True)
         (answer,) = self._ask([row])
         if isinstance(answer, Unusable):
             raise answer

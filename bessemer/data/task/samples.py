@@ -54,9 +54,8 @@ class Sample:
         keys = [_said(answer) + _thoughts(answer) for answer in answers]
         return [*keys, json.dumps(self.tools, sort_keys=True)] if self.tools else keys
 
-    @property
-    def ends_in_call(self) -> bool:
-        return bool(self.chats) and bool(self.chats[0][self._answer_at(0)].get("tool_calls"))
+    def ends_in_call(self, number: int) -> bool:
+        return bool(self.chats) and bool(self.chats[number][self._answer_at(number)].get("tool_calls"))
 
     @property
     def is_pair(self) -> bool:

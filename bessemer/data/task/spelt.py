@@ -13,6 +13,7 @@ from typing import Any
 from bessemer.data.task.samples import Message, Tool
 
 _PRIVATE = range(0xE000, 0xF8FF)
+MOST_NESTED = 100  # levels around a spelling: Python goes through them by calls, and gives up below 500
 _ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -58,6 +59,11 @@ class Spellings:
         ]
         return Marked(marks, said, [self._mark(tool, marks, "system") for tool in tools])
 
+    def is_too_deep(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> bool:
+        """Whether something is spelt in what is nested deeper than it can be marked."""
+        values = [*messages, *tools]
+        return _is_deep(values) and any(self._spelt.search(one) for one in _strings(values))
+
     def _mark(self, value: Any, marks: str, role: str) -> Any:
         if isinstance(value, str):
             tokens = self.closer if role == "assistant" else self._spelt
@@ -65,6 +71,17 @@ class Spellings:
         if isinstance(value, dict):
             return {self._mark(key, marks, role): self._mark(one, marks, role) for key, one in value.items()}
         return [self._mark(one, marks, role) for one in value] if isinstance(value, list) else value
+
+
+def _is_deep(level: list[Any]) -> bool:
+    for _ in range(MOST_NESTED):
+        inner = [
+            one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)
+        ]
+        level = [one for some in inner for one in some]
+        if not level:
+            return False
+    return True
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Sources in several parts, and builds of them by the command itself."""
+"""Sources in several parts, and builds of them, by the command itself or in this process."""
 
 import gzip
 import json
@@ -9,6 +9,9 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import pytest
+from making_processes import ran_here
 
 from bessemer.data.prepared import Prepared, open_prepared
 
@@ -67,6 +70,17 @@ def command(path: Path, store: Path, *words: str) -> list[str]:
 
 
 def build(path: Path, store: Path, *words: str, environment: Mapping[str, str] = {}) -> Prepared:
+    """What the command builds, in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        code, out, err = ran_here(Path.cwd(), *command(path, store, *words)[3:])
+    assert code == 0, err
+    return _built(out)
+
+
+def build_apart(path: Path, store: Path, *words: str, environment: Mapping[str, str] = {}) -> Prepared:
+    """By a process of its own, which starts its own workers."""
     done = subprocess.run(
         command(path, store, *words),
         env={**os.environ, **environment},
@@ -75,7 +89,11 @@ def build(path: Path, store: Path, *words: str, environment: Mapping[str, str] =
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    prepared = open_prepared(Path(json.loads(done.stdout)["manifest"]).parent)
+    return _built(done.stdout)
+
+
+def _built(answer: str) -> Prepared:
+    prepared = open_prepared(Path(json.loads(answer)["manifest"]).parent)
     assert isinstance(prepared, Prepared)
     return prepared
 

@@ -6,7 +6,6 @@ One build with everything on, over rows that are each made for one reason or for
 
 import json
 import random
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from typing import Any
 
 import pytest
 from making_archives import deflated, pdf, pdf_of_stream
-from making_factory import build, command
+from making_factory import build, build_apart, command
+from making_processes import ran_here
 from tokenizers import Tokenizer
 
 from bessemer.data.factory.columns import read_columns
@@ -156,7 +156,7 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("cleaned")
     _write(folder)
-    prepared = build(folder / "recipe.toml", folder / "store", "--allow-code")
+    prepared = build_apart(folder / "recipe.toml", folder / "store", "--allow-code")
     engine, kept = Tokenizer.from_file(str(prepared.tokenizer_path)), {}
     for split in ("train", "validation"):
         for stems, stream in zip(prepared.stems(split), prepared.streams(split), strict=True):
@@ -270,11 +270,11 @@ def test_samples_show_kept_and_dropped_rows_and_what_a_duplicate_is_the_same_as(
 
 
 def test_no_recipe_runs_code_unasked(built: Built) -> None:
-    done = _run(built.folder / "recipe.toml", built.folder / "other")
-    assert done.returncode == 2 and "--allow-code" in done.stderr
+    code, err = _run(built.folder / "recipe.toml", built.folder / "other")
+    assert code == 2 and "--allow-code" in err
     # What is there already runs no code: training with the same recipe needs no word for it.
-    again = _run(built.folder / "recipe.toml", built.folder / "store")
-    assert again.returncode == 0, again.stderr
+    code, err = _run(built.folder / "recipe.toml", built.folder / "store")
+    assert code == 0, err
 
 
 def test_rules_by_name_and_their_order_are_the_recipes(built: Built, tmp_path: Path) -> None:
@@ -296,10 +296,10 @@ def test_strict_names_the_rows_and_ends_with_65_also_when_the_data_is_there(tmp_
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE[: RECIPE.index('[[data.source]]\nname = "second"')])
     for _ in range(2):
-        done = _run(recipe, tmp_path / "store", "--strict")
-        assert done.returncode == 65 and "1 rows could not be read" in done.stderr
-        assert "first: b: missing" in done.stderr and "Traceback" not in done.stderr
-    assert _run(recipe, tmp_path / "store").returncode == 0
+        code, err = _run(recipe, tmp_path / "store", "--strict")
+        assert code == 65 and "1 rows could not be read" in err
+        assert "first: b: missing" in err and "Traceback" not in err
+    assert _run(recipe, tmp_path / "store")[0] == 0
     assert len(list((tmp_path / "store").glob("*/manifest.json"))) == 1
 
 
@@ -332,7 +332,7 @@ def test_document_that_holds_up_or_ends_its_worker_costs_that_document(
     source = f'[[data.source]]\nname = "traps"\nkind = "{kind}"\npath = "{FOLDERS[kind]}"\n'
     head = 'name = "traps"\n[tokenizer]\nvocab = 300\n[data]\nvalidation = 0\n'
     (tmp_path / "recipe.toml").write_text(head + source)
-    (told,) = build(tmp_path / "recipe.toml", tmp_path / "store", *words).manifest["sources"]
+    (told,) = build_apart(tmp_path / "recipe.toml", tmp_path / "store", *words).manifest["sources"]
     assert told["kept"] == 3 and not told["refused"]
     assert sum(told["errors"].values()) == 1 and told["errors"].keys() <= reasons
 
@@ -356,5 +356,7 @@ def test_worker_driven_for_ray_leaves_it_out_too(tmp_path: Path, kind: str, reas
     assert rows[2]["id"].startswith(f"{FOLDERS[kind]}/1a.") and rows[2]["error"] in reasons
 
 
-def _run(recipe: Path, store: Path, *words: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(command(recipe, store, *words), capture_output=True, text=True, check=False)
+def _run(recipe: Path, store: Path, *words: str) -> tuple[int, str]:
+    """(exit code, stderr)."""
+    code, _, err = ran_here(recipe.parent, *command(recipe, store, *words)[3:])
+    return code, err

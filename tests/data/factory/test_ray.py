@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from making_factory import build, content, recipe
+from making_factory import build_apart, content, recipe
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -45,10 +45,11 @@ def _run(words: list[str], environment: dict[str, str]) -> None:
 
 def test_two_nodes_of_ray_write_the_same_bytes_as_this_machine_alone(cluster: str, tmp_path: Path) -> None:
     path = recipe(tmp_path, "first", "second")
-    alone = build(path, tmp_path / "alone")
-    together = build(path, tmp_path / "together", "--engine", "ray", environment={"RAY_ADDRESS": cluster})
+    there = {"RAY_ADDRESS": cluster}
+    alone = build_apart(path, tmp_path / "alone")
+    together = build_apart(path, tmp_path / "together", "--engine", "ray", environment=there)
     assert content(together) == content(alone)
-    again = build(path, tmp_path / "together", "--engine", "ray", environment={"RAY_ADDRESS": cluster})
+    again = build_apart(path, tmp_path / "together", "--engine", "ray", environment=there)
     assert again.folder == together.folder
 
 

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from making_factory import RULES, build, command, content, recipe
+from making_factory import RULES, build, build_apart, command, content, recipe
+from making_processes import ran_here
 
 from bessemer.data.prepared import Prepared, open_prepared
 
@@ -39,7 +40,7 @@ SOURCES = ("first", "second", "third", "fourth", "fifth")  # each is a part of i
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
     folder = tmp_path_factory.mktemp("whole")
-    return folder, build(recipe(folder, *SOURCES), folder / "store")
+    return folder, build_apart(recipe(folder, *SOURCES), folder / "store")
 
 
 def test_every_row_ends_in_one_bucket(whole: tuple[Path, Prepared]) -> None:
@@ -111,10 +112,8 @@ def test_threshold_that_is_changed_reads_and_measures_nothing(tmp_path: Path) ->
     first = build(path, store)
     before = stage_files(store)
     stricter = RULES + 'thresholds = {"gopher.min_words" = 1000.0}\n'
-    again = subprocess.run(
-        command(recipe(tmp_path, "first", more=stricter), store), capture_output=True, check=False
-    )
-    assert again.returncode == 65  # nothing is left
+    words = command(recipe(tmp_path, "first", more=stricter), store)[3:]
+    assert ran_here(tmp_path, *words)[0] == 65  # nothing is left
     laxer = RULES + 'thresholds = {"gopher.min_words" = 3.0}\n'
     second = build(recipe(tmp_path, "first", more=laxer), store)
     new = written(before, stage_files(store))

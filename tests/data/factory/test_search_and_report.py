@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from making_factory import build
-from making_processes import finish, start
+from making_processes import ran_here
 from making_runs import own_cache, pretrained
 from making_sources import token_lines
 from tokenizers import Tokenizer
@@ -166,7 +166,7 @@ def training(folder: Path) -> Training:
 
 
 def command(folder: Path, *words: str) -> tuple[int, str, str]:
-    return finish(start(folder, "data", *words))
+    return ran_here(folder, "data", *words)
 
 
 def test_steps_of_a_passage_are_those_whose_batches_hold_it(training: Training) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from making_factory import build, command, content
+from making_factory import build, build_apart, command, content
 from making_postgres import Server
 from making_runs import QUIET, curve, own_cache
 from making_sources import VARIABLE, Known, s3_store, token_lines, write_sources
@@ -54,7 +54,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Iterato
             folder,
             environment,
             known,
-            build(folder / "recipe.toml", folder / "store", environment=environment),
+            build_apart(folder / "recipe.toml", folder / "store", environment=environment),
         )
 
 
