@@ -30,11 +30,11 @@ from workload import Workload, draw_documents
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Ceilings, machine
-from bessemer.planner.calibrated import step_seconds, step_time
-from bessemer.planner.calibration import stored_calibration
-from bessemer.planner.facts import Facts
+from bessemer.planner.calibrated.step_time import step_seconds, step_time
+from bessemer.planner.calibrated.tables import stored_calibration
+from bessemer.planner.calibrated.taught import stored_taught
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.taught import stored_taught
 from bessemer.rundir import read_object, read_rows, steady_median
 
 RESULT = Path(__file__).parent / "results" / "planner_cpu.json"

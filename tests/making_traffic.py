@@ -9,9 +9,9 @@ from making_ranks import Pool
 
 from bessemer.data.loader import MicroBatch
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory.parts import Workload
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.traffic import Collective
+from bessemer.formulas.traffic.step import Collective
 from bessemer.measure.rehearse import Rehearsal, make_adamw, summed_loss, watched
 from bessemer.parallel.apply import build_parts, joined, materialise
 from bessemer.parallel.engine import Ranks

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bessemer.formulas.huggingface import config_from_shape
+from bessemer.formulas.huggingface.config import config_from_shape
 from bessemer.planner.plan import Plan
 
 

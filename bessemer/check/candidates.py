@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.layout import parse_layout
-from bessemer.planner.layout_rules import first_complaint
+from bessemer.planner.rules.layout import first_complaint
 
 _ALONE = ("replicate", "shard", "tensor", "pipeline", "context")
 _COMPOSED = (

@@ -11,10 +11,10 @@ from typing import Any
 
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import allows
 from bessemer.planner.limits import check_start, check_trainable
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
+from bessemer.planner.rules.layout import allows
 from bessemer.recipe.schema import Optimization, Parallel, Recipe
 from bessemer.train.stage import Stage
 

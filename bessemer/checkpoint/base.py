@@ -26,7 +26,7 @@ from bessemer.checkpoint.tensors import CheckpointTensors
 from bessemer.checkpoint.weights import load_weights
 from bessemer.errors import CheckpointError, DataError
 from bessemer.formulas.adapters import MAGNITUDE, is_adapted
-from bessemer.formulas.huggingface_keys import config_path
+from bessemer.formulas.huggingface.keys import config_path
 from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
 from bessemer.formulas.tensors import tensor_table
 from bessemer.model.frozen import FrozenPart, row_norms

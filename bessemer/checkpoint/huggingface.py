@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from bessemer.checkpoint.grown import EMBEDDING, GROWN, grown
 from bessemer.errors import DataError, RecipeError
-from bessemer.formulas.huggingface import shape_from_config
-from bessemer.formulas.huggingface_keys import config_path, read_json
+from bessemer.formulas.huggingface.config import shape_from_config
+from bessemer.formulas.huggingface.keys import config_path, read_json
 from bessemer.formulas.shape import CLASS_HEAD, HEADS, WORD_HEAD, ModelShape
 from bessemer.formulas.stored import stored_table
 from bessemer.model.packed import places

@@ -20,7 +20,8 @@ from torch import Tensor
 from bessemer.formulas.adapters import is_adapted
 from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
 from bessemer.formulas.stored import StoredTensor, stored_table
-from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import tensor_table
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."

@@ -18,7 +18,7 @@ from torch import nn
 from bessemer.checkpoint.base import Base, base_hash
 from bessemer.checkpoint.peft import CONFIG, WEIGHTS, own_tensors, peft_config, peft_scales, peft_shapes
 from bessemer.errors import CheckpointError, DataError, RecipeError
-from bessemer.formulas.huggingface_keys import read_json
+from bessemer.formulas.huggingface.keys import read_json
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.packed import places
 from bessemer.model.pieces import Pieces

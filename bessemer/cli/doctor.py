@@ -137,10 +137,10 @@ def _devices(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
 
 
 def _calibrations(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
-    """Of each name: measured now, or what is stored. As planner/calibration.py has them."""
+    """Of each name: measured now, or what is stored. As planner/calibrated/tables.py has them."""
     from bessemer.measure import calibrate as measure
     from bessemer.measure.ceiling import device_name
-    from bessemer.planner.calibration import stored_calibration
+    from bessemer.planner.calibrated.tables import stored_calibration
 
     by_name = {device_name(device): device for device in reversed(devices)}
     found = [
@@ -152,7 +152,7 @@ def _calibrations(devices: list[Any], calibrate: bool) -> list[dict[str, Any]]:
 
 def _speeds(calibrations: list[dict[str, Any]]) -> list[str]:
     from bessemer.cli.doctor_speeds import calibration_text
-    from bessemer.planner.calibration import Calibration
+    from bessemer.planner.calibrated.tables import Calibration
 
     if not calibrations:
         return [

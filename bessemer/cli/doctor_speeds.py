@@ -1,7 +1,7 @@
 """The calibration as `bessemer doctor` shows it: speeds of a step's parts, and of exchanges."""
 
 from bessemer.cli.columns import text_table
-from bessemer.planner.calibration import Calibration, Speeds, Table
+from bessemer.planner.calibrated.tables import Calibration, Speeds, Table
 
 # Tokens, inputs and outputs of linear layers that are shown; forward and backward make 6 FLOPs of each.
 _LINEAR = {"small": (128, 256, 256), "medium": (512, 768, 768), "large": (512, 2048, 2048)}

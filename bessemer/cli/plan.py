@@ -44,8 +44,8 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.cli.plan_budget import budget_document
     from bessemer.cli.plan_data import KnownData
     from bessemer.cli.rehearsal import rehearsed
-    from bessemer.planner.cluster import cluster_of
     from bessemer.planner.layout import WHERE
+    from bessemer.planner.machine.planned import cluster_of
     from bessemer.planner.predict import devices_of
     from bessemer.planner.resolve import check_recipe, resolve_searched
     from bessemer.planner.task import only_finetunes, resolve_task
@@ -143,20 +143,13 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         )
     if args.top < 1:
         raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
-    if args.layout is not None and any(each.startswith("parallel.layout=") for each in args.set):
-        raise RecipeError(
-            "two layouts for one plan",
-            found=f'--layout "{args.layout}" and --set parallel.layout',
-            wanted="one of them",
-            fix="remove one",
-        )
     if args.rows and not _is_validation(args):
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
 
 
 def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> tuple[Any, Any]:
     """The recipe with what a cluster file says in [cluster], and the facts to plan with."""
-    from bessemer.planner.facts import planned_facts
+    from bessemer.planner.machine.facts import planned_facts
     from bessemer.planner.source import with_files
 
     recipe, planned = planned_facts(args.cluster, recipe, base)

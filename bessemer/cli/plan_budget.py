@@ -11,7 +11,7 @@ def budget_document(recipe: Any, plan: Any, facts: Any, *, only_finetunes: bool)
     which is left unplanned; null: none did) and `budget_warning`. None of it is known where no speed is."""
     from dataclasses import replace
 
-    from bessemer.planner.budget import comparison_after, finetuning_after, uses, warning
+    from bessemer.planner.sizing.budget import comparison_after, finetuning_after, uses, warning
 
     left = plan.predicted
     if only_finetunes:  # its rows are assumed: there may be one

@@ -6,11 +6,11 @@ from typing import Any
 
 from bessemer.cli.columns import text_table
 from bessemer.data.listing import Place, gathered_base, list_sources, remembered
-from bessemer.formulas.repeated_data import MANY_EPOCHS
+from bessemer.formulas.scaling.repeated import MANY_EPOCHS
 from bessemer.hardware import machine
-from bessemer.planner.enough import advice, enough_of_listed, enough_of_prepared
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Plan
+from bessemer.planner.sizing.enough import advice, enough_of_listed, enough_of_prepared
 from bessemer.recipe.schema import Recipe
 from bessemer.units import format_count, format_seconds
 

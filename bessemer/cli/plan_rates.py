@@ -15,7 +15,7 @@ from bessemer.energy.accounting.facility import (
 
 def rates_document(recipe: Any, facts: Any, devices: int) -> dict[str, Any]:
     """`counted_with`. devices: of the job."""
-    from bessemer.planner.cluster import listed_device
+    from bessemer.planner.machine.planned import listed_device
 
     device, code = listed_device(facts), grid_region(recipe)
     bill, grid = prices(recipe, device), kg_per_kwh(code)

@@ -33,7 +33,7 @@ def step_document(plan: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:
 def reliability_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
     """Failures to expect, and how often to save. None where hours are not known, and on a CPU."""
     from bessemer.formulas.goodput import daly_interval_s
-    from bessemer.planner.cluster import reliability_of
+    from bessemer.planner.machine.cluster import reliability_of
     from bessemer.planner.plan import Estimate
 
     hours = plan.predicted["hours"]
@@ -139,7 +139,7 @@ def caveats(plan: Any, cluster: Any) -> list[str]:
 def remarks(cluster: Any) -> list[str]:
     """What of the cluster its reader may have meant otherwise."""
     from bessemer.hardware import catalogue
-    from bessemer.planner.cluster import nominal_gib
+    from bessemer.planner.machine.cluster import nominal_gib
 
     device, notes = cluster.device, []
     if device.memory_gib_usable is not None and device.memory_gib_usable == nominal_gib(device):

@@ -54,7 +54,7 @@ def show(document: dict[str, Any]) -> str:
 
 def _all() -> list[dict[str, Any]]:
     from bessemer.formulas.parameters import active_params, total_params
-    from bessemer.planner.facts import Facts
+    from bessemer.planner.machine.facts import Facts
     from bessemer.planner.shape import resolve_shape
     from bessemer.recipe.load import parse, shipped_names, shipped_text
 

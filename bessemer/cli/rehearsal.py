@@ -11,7 +11,7 @@ from bessemer.units import format_bytes, format_count
 
 def rehearsed(plan: Any, facts: Any, rank: int) -> dict[str, Any]:
     """One rank's step, run with fake tensors in a fake process group."""
-    from bessemer.formulas.traffic import step_traffic
+    from bessemer.formulas.traffic.step import step_traffic
     from bessemer.measure.rehearse import rehearse
     from bessemer.planner.limits import untrainable_shape
     from bessemer.planner.predict import workload

@@ -21,8 +21,8 @@ from bessemer.export.parity import parity
 from bessemer.export.publish import earlier_receipt, file_hash, is_done, publish
 from bessemer.export.tokenizer import write_tokenizer
 from bessemer.export.weights import dtype_name, parse_dtype, stored_dtype, write_weights
-from bessemer.formulas.huggingface import config_from_shape
-from bessemer.formulas.huggingface_labels import label_keys
+from bessemer.formulas.huggingface.config import config_from_shape
+from bessemer.formulas.huggingface.labels import label_keys
 from bessemer.formulas.objective import Objective
 from bessemer.formulas.shape import ModelShape
 from bessemer.log import Console

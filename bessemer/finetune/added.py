@@ -7,8 +7,8 @@ from bessemer.data.prepared import PreparedTask
 from bessemer.data.tokens import added
 from bessemer.data.tokens.tokenizer import load
 from bessemer.errors import RecipeError
+from bessemer.formulas.scaling.sizing import pad_vocab
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.sizing import pad_vocab
 from bessemer.rundir import read_object
 
 

@@ -13,20 +13,17 @@ Not done: adapters on routed experts (stacked in one parameter), the router, emb
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import CLASS_HEAD, Adapter, ModelShape
-
-if TYPE_CHECKING:  # which lists adapters too
-    from bessemer.formulas.tensors import TensorSpec
+from bessemer.formulas.tensor_spec import TensorSpec
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 MAGNITUDE = "lora_magnitude_vector.weight"
 
 
-def with_adapters(table: "Iterable[TensorSpec]", adapter: Adapter) -> "Iterator[TensorSpec]":
+def with_adapters(table: Iterable[TensorSpec], adapter: Adapter) -> Iterator[TensorSpec]:
     """The table with each adapter behind its matrix, and everything else frozen."""
     for spec in table:
         # A head of classes is new with the task, so it learns, as PEFT's `modules_to_save`.
@@ -80,7 +77,7 @@ def _layers(shape: ModelShape) -> list[tuple[bool, int]]:
     return [(False, dense), (True, shape.layers - dense)]
 
 
-def _specs(spec: "TensorSpec", adapter: Adapter) -> "Iterator[TensorSpec]":
+def _specs(spec: TensorSpec, adapter: Adapter) -> Iterator[TensorSpec]:
     module, (out, inputs) = spec.name.removesuffix("weight"), spec.shape
     by_rows, by_columns = spec.tensor_dim == 0, spec.tensor_dim == 1
     yield replace(

@@ -63,7 +63,7 @@ def reliability(
 ) -> Reliability:
     """The best interval and what it leaves.
 
-    rank_bytes: of a checkpoint, that one device writes: STATE_BYTES (formulas/memory.py) a parameter.
+    rank_bytes: of a checkpoint, that one device writes: STATE_BYTES (formulas/memory/parts.py) a parameter.
     asynchronous: training goes on while storage is written; else it waits.
     network_gb_per_s: of a device; None: no limit beside storage's own.
     """

@@ -15,7 +15,8 @@ from math import ceil
 
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import tensor_table
 
 NF4_BLOCK = 64
 SCALE_BYTES = 4

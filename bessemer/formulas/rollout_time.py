@@ -15,7 +15,7 @@ Measured: docs/log.md.
 from dataclasses import dataclass
 
 from bessemer.formulas.flops import adapter_matrices, attention_flops_per_token
-from bessemer.formulas.memory import weight_bytes
+from bessemer.formulas.memory.parts import weight_bytes
 from bessemer.formulas.objective import CHUNK_ANSWERS, Objective
 from bessemer.formulas.parameters import head_rows, matmul_params, total_params
 from bessemer.formulas.quantized import packed_model

@@ -11,7 +11,8 @@ from itertools import groupby
 
 from bessemer.formulas.families import traits_of
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import tensor_table
 
 _JOINED = {
     "q_proj": "qkv_proj",

@@ -14,28 +14,11 @@ the residual stream are divided by sqrt(2 layers) so that its variance does not 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from bessemer.formulas.adapters import with_adapters
 from bessemer.formulas.families import traits_of
 from bessemer.formulas.shape import CLASS_HEAD, WORD_HEAD, ModelShape
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One weight. `tensor_dim`: the dim that the tensor axis splits, None: replicated."""
-
-    name: str
-    shape: tuple[int, ...]
-    init_std: float | None  # None: ones (a norm); 0.0: zeros
-    decay: bool  # weight decay applies: matrices yes, vectors no
-    tensor_dim: int | None = None
-    expert: int | None = None  # index of the routed expert that it belongs to
-    trained: bool = True  # False: a state that is stored with the weights but has no gradient
-
-    @property
-    def numel(self) -> int:
-        return math.prod(self.shape)
+from bessemer.formulas.tensor_spec import TensorSpec
 
 
 def tensor_table(shape: ModelShape) -> list[TensorSpec]:

@@ -4,7 +4,7 @@ A CPU is measured in three ways, as layouts use it: one process with all threads
 two processes at the same time that share the cores, between which the exchanges (gloo) are timed too. An
 accelerator is measured by itself, and where there are several, the exchanges between two of them. Both
 compute types, each part at a few sizes (measure/probes.py). Stored beside the ceilings
-(planner/calibration.py); the planner reads it without torch.
+(planner/calibrated/tables.py); the planner reads it without torch.
 Other work on the machine makes a calibration slower than the machine is: how busy others kept it meanwhile is
 stored with it and told, and of a disturbed one and the one before the better times are kept.
 """
@@ -26,7 +26,7 @@ from bessemer.launch.local import run_workers
 from bessemer.measure.ceiling import core_ticks, device_name
 from bessemer.measure.probes import COMPUTE, Probes
 from bessemer.measure.threads import using_threads
-from bessemer.planner.calibration import (
+from bessemer.planner.calibrated.tables import (
     Calibration,
     Speeds,
     Table,

@@ -27,7 +27,7 @@ from bessemer.parallel.collectives import all_gather, reduce_scatter
 from bessemer.parallel.engine import Ranks, summed_loss
 from bessemer.parallel.mesh import Mesh
 from bessemer.parallel.vocabulary import split_head
-from bessemer.planner.calibration import ANCHOR_LAYOUTS, EXCHANGES, Anchor, Table
+from bessemer.planner.calibrated.tables import ANCHOR_LAYOUTS, EXCHANGES, Anchor, Table
 from bessemer.planner.layout import parse_layout
 
 _BYTES = {"cpu": (2**8, 2**14, 2**18, 2**21, 2**24)}
@@ -77,7 +77,8 @@ def layout_anchor(layout: str, hidden: int, dtype: str) -> Anchor:
 
 
 def exchange_table(kind: str, device: torch.device, rank: int) -> Table:
-    """Seconds by bytes, as formulas/traffic.py counts them: of the whole that is gathered or scattered."""
+    """Seconds by bytes, as formulas/traffic/step.py counts them: of the whole that is gathered or
+    scattered."""
     sizes = _BYTES.get(device.type, _BYTES_ACCELERATOR)
     times = []
     for size in sizes:

@@ -10,10 +10,10 @@ from bessemer.hardware import find, machine, process_bytes
 from bessemer.measure.ceiling import ceilings, device_name
 from bessemer.measure.compiler import compiler
 from bessemer.measure.threads import using_threads
-from bessemer.planner.calibration import stored_calibration
-from bessemer.planner.facts import Facts
-from bessemer.planner.own_runs import law_for
-from bessemer.planner.taught import stored_taught
+from bessemer.planner.calibrated.tables import stored_calibration
+from bessemer.planner.calibrated.taught import stored_taught
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.sizing.own_runs import law_for
 from bessemer.recipe.schema import Recipe
 
 

@@ -27,7 +27,7 @@ from bessemer.model.rotary import rotary_angles, rotate
 from bessemer.parallel.engine import Engine, summed_loss
 from bessemer.parallel.gradients import clip_gradients
 from bessemer.parallel.shard import sharded_over
-from bessemer.planner.calibration import PARTS, Anchor, Speeds, Table
+from bessemer.planner.calibrated.tables import PARTS, Anchor, Speeds, Table
 
 COMPUTE = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _GRIDS: dict[str, tuple[tuple[int, ...], ...]] = {

@@ -28,10 +28,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from bessemer.data.loader import MicroBatch
 from bessemer.formulas.layout import Layout, split_evenly
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory.parts import Workload
 from bessemer.formulas.objective import Objective
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.traffic import Collective
+from bessemer.formulas.traffic.step import Collective
 from bessemer.model import moe
 from bessemer.model.attention import Mask
 from bessemer.model.decoder import Block, Decoder
@@ -55,7 +55,7 @@ _CPU = torch.device("cpu")
 class Rehearsal:
     """What one optimizer step does on one rank."""
 
-    exchanges: dict[str, Collective]  # by kind: formulas/traffic.py
+    exchanges: dict[str, Collective]  # by kind: formulas/traffic/step.py
     peak_bytes: int  # of tensors: weights, gradients, optimizer, activations, buffers of exchanges
     parameters: dict[str, tuple[int, ...]]  # local shapes, by name
 

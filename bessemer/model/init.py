@@ -14,7 +14,8 @@ import xxhash
 from torch import nn
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import tensor_table
 from bessemer.model.packed import Sizes, places
 from bessemer.model.pieces import Pieces, whole_pieces
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bessemer.formulas.memory import loss_rows
+from bessemer.formulas.memory.parts import loss_rows
 
 IGNORED = -100  # target of a token that has no loss
 

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor, Shard
 
 from bessemer.formulas.layout import split_evenly
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import TensorSpec, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import tensor_table
 from bessemer.model.decoder import Decoder
 from bessemer.model.packed import pack_bases
 from bessemer.model.pieces import Piece, Pieces, stored, stored_names

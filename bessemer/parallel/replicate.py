@@ -81,7 +81,7 @@ class ReplicaSums:
 
 
 def _units(model: Decoder) -> Iterator[list[nn.Parameter]]:
-    """As formulas/weight_traffic.py counts them, in the order in which a backward pass ends them."""
+    """As formulas/traffic/weights.py counts them, in the order in which a backward pass ends them."""
     blocks = [_trained(block) for block in model.model.layers.values()]
     embedding = _trained(model.model.embed_tokens)
     inside = {id(weight) for weights in [*blocks, embedding] for weight in weights}

@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import _resolve_process_group  # type: i
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from bessemer.formulas.traffic import Collective, add
+from bessemer.formulas.traffic.step import Collective, add
 from bessemer.model.pieces import local
 
 # By operator: the kind, and which argument has the logical bytes (-1: the result).

@@ -7,7 +7,7 @@ the same step and the same memory. Where nobody can tell (a cluster that is only
 from dataclasses import replace
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Estimate, StagePlan
 from bessemer.planner.speed import step_time, training_speed
 from bessemer.units import format_seconds

@@ -5,7 +5,7 @@
     reshard=yes|no   of shards                context_kind=gather|ulysses   of the context axis
 
 `parse_layout` knows the grammar and the number of processes, `check_layout` the model; which layouts a
-model and a batch allow is planner/layout_rules.py. A word that would change nothing is an error, as is
+model and a batch allow is planner/rules/layout.py. A word that would change nothing is an error, as is
 one that stands twice. "auto" is one process, or under torchrun every process with its shard.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import replace
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import AXES, CONTEXT_KINDS, ONE_PROCESS, SCHEDULES, Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import first_complaint, nearest_layout
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.rules.layout import first_complaint, nearest_layout
 from bessemer.recipe.schema import Recipe
 
 WHERE = "parallel.layout"

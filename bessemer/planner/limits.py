@@ -7,16 +7,16 @@
 from dataclasses import replace
 
 from bessemer.errors import RecipeError, RefusedError
-from bessemer.formulas import huggingface_rope, huggingface_window
 from bessemer.formulas.families import FAMILIES, TRAINABLE, model_type_of
+from bessemer.formulas.huggingface import rope, window
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.adapter_rules import adapter_kind
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import allows
-from bessemer.planner.lever_rules import check_levers
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import device_bytes
+from bessemer.planner.rules.adapter import adapter_kind
+from bessemer.planner.rules.layout import allows
+from bessemer.planner.rules.lever import check_levers
 from bessemer.recipe.schema import Optimization, Recipe
 from bessemer.units import format_bytes
 
@@ -171,7 +171,7 @@ def _shape_refusals(shape: ModelShape) -> list[Refusal]:
         (known and not _has_windows(shape),
          f'model.sliding_window = {shape.sliding_window} with family = "{shape.family}"',
          "a family that has windows in these layers, such as llama", "remove model.sliding_window"),
-        (known and not huggingface_rope.is_written(shape),
+        (known and not rope.is_written(shape),
          f'rope_scaling of type "{scaling}" with family = "{shape.family}"',
          "none, or one that the family has", "change model.rope_scaling"),
     ]  # fmt: skip
@@ -180,7 +180,7 @@ def _shape_refusals(shape: ModelShape) -> list[Refusal]:
 
 def _has_windows(shape: ModelShape) -> bool:
     kind = model_type_of(shape.family, windowed=shape.sliding_window is not None)
-    return huggingface_window.is_written(shape, FAMILIES[kind])
+    return window.is_written(shape, FAMILIES[kind])
 
 
 def _nearest_family(shape: ModelShape) -> str:

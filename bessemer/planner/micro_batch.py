@@ -4,10 +4,10 @@ from dataclasses import replace
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import allows
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.recompute import fits
+from bessemer.planner.rules.layout import allows
 from bessemer.recipe.schema import Optimization
 
 CPU_MICRO_BATCH_TOKENS = 4096  # larger ones no longer gain on a CPU and fall out of its caches

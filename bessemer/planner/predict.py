@@ -20,16 +20,17 @@ from bessemer.energy.quantity import Quantity, exactly
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import STATE_BYTES, Memory, Workload
+from bessemer.formulas.memory.parts import STATE_BYTES, Memory, Workload
+from bessemer.formulas.memory.rank import layout_memory
+from bessemer.formulas.memory.rollout import teacher_memory, with_rounds
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.rank_memory import layout_memory
-from bessemer.formulas.rollout_memory import teacher_memory, with_rounds
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB
-from bessemer.planner import calibrated
-from bessemer.planner.cluster import check_devices, cluster_of, listed_device, reliability_of
+from bessemer.planner.calibrated import step_time as calibrated
 from bessemer.planner.compiling import as_run, eager, runs_compiled
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.cluster import check_devices, reliability_of
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.machine.planned import cluster_of, listed_device
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.sampling import round_time, sampling_hours
 from bessemer.planner.speed import peak_tflops, recomputed_share, step_time, training_speed

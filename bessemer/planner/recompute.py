@@ -8,13 +8,13 @@ longest.
 from dataclasses import dataclass, replace
 
 from bessemer.errors import RecipeError
-from bessemer.formulas.rank_memory import rank_activation_bytes
+from bessemer.formulas.memory.rank import rank_activation_bytes
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.compiling import runs_compiled
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import allows
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import device_bytes, workload
+from bessemer.planner.rules.layout import allows
 from bessemer.recipe.schema import Optimization
 from bessemer.units import format_bytes
 

@@ -6,14 +6,14 @@ What the recipe leaves to us stays as it was decided, unless the new layout does
 from dataclasses import replace
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
 from bessemer.planner.layout import check_cluster, stage_layout
-from bessemer.planner.layout_rules import allows, check_micro_batches
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.micro_batch import choose_micro_batch
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import devices_of
 from bessemer.planner.recompute import settle_recompute
-from bessemer.planner.stage_rules import check_micro_batch, compile_for, eager_only
+from bessemer.planner.rules.layout import allows, check_micro_batches
+from bessemer.planner.rules.stage import check_micro_batch, compile_for, eager_only
 from bessemer.recipe.schema import Optimization, Recipe
 
 

@@ -12,14 +12,24 @@ from functools import partial
 
 from bessemer.energy.grid.pausing import check_pausing
 from bessemer.errors import RecipeError, UserError
-from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import active_params, total_params
+from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.adapter_rules import adapter_lr, check_adapter_stages
-from bessemer.planner.budget import (
+from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
+from bessemer.planner.limits import fits
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
+from bessemer.planner.predict import devices_of, goodput_of, predict
+from bessemer.planner.rules.adapter import adapter_lr, check_adapter_stages
+from bessemer.planner.rules.objective import preference_lr
+from bessemer.planner.rules.rollout import is_sampled, rollouts_of
+from bessemer.planner.search.choose import Chosen
+from bessemer.planner.searched import Place, choose, is_searched, with_devices
+from bessemer.planner.shape import resolve_shape, sized_shape
+from bessemer.planner.sizing.budget import (
     MOST_RESERVE,
     Use,
     check_budget,
@@ -31,17 +41,7 @@ from bessemer.planner.budget import (
     reserve_of,
     uses,
 )
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
-from bessemer.planner.limits import fits
-from bessemer.planner.objective_rules import preference_lr
-from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
-from bessemer.planner.predict import devices_of, goodput_of, predict
-from bessemer.planner.rollout_rules import is_sampled, rollouts_of
-from bessemer.planner.search.choose import Chosen
-from bessemer.planner.searched import Place, choose, is_searched, with_devices
-from bessemer.planner.shape import resolve_shape, sized_shape
-from bessemer.planner.sized import check_size_keys, size_for_budget, wants_size
+from bessemer.planner.sizing.sized import check_size_keys, size_for_budget, wants_size
 from bessemer.planner.speed import training_speed
 from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, rows_of, stage_plan
 from bessemer.recipe.schema import Finetune, Optimization, Recipe
@@ -304,7 +304,7 @@ def resolve_finetune(
 
     pretrain: the stage that made the weights, where it is known; rate and batch follow from it.
     world, layout_from: as in `resolve`; the layout is that of [parallel] too.
-    objective: planner/objective_rules.py.
+    objective: planner/rules/objective.py.
     prompts: tokens of each, where the answers are to be the model's own.
     """
     section = recipe.finetune

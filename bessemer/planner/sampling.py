@@ -8,7 +8,7 @@ is wide, as nothing of sampling was calibrated.
 
 from bessemer.formulas.rollout_time import chunk_work, chunks
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.speed import memory_gb_per_s
 

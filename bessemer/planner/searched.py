@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import cluster_of, listed_device
-from bessemer.planner.facts import Facts
 from bessemer.planner.layout import WHERE
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.machine.planned import cluster_of, listed_device
 from bessemer.planner.search.choose import Chosen, choose_layout
 from bessemer.planner.stage import Decided
 from bessemer.recipe.schema import Optimization, Recipe

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 from bessemer.errors import RecipeError
-from bessemer.formulas import sizing
 from bessemer.formulas.families import BIASED, GEMMA_LOCAL_THETA, GEMMA_PATTERN, NORMED_QUERIES
-from bessemer.formulas.huggingface_plan import unlisted_params
+from bessemer.formulas.huggingface.plan import unlisted_params
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Estimate
-from bessemer.planner.sized import ShapeOf, Sized
+from bessemer.planner.sizing.sized import ShapeOf, Sized
 from bessemer.recipe.schema import Model, Recipe
 from bessemer.units import format_count, parse_count
 

@@ -1,8 +1,8 @@
 """What a recipe names beside itself, read without torch: `model.from`, the runs of `budget.runs`, and
 for training the price and place of `[cluster] file`.
 
-What can be trained is read exactly (formulas/huggingface.py). What cannot is read as far as a plan needs
-it (formulas/huggingface_plan.py), and the reason why training would refuse it goes along.
+What can be trained is read exactly (formulas/huggingface/config.py). What cannot is read as far as a plan
+needs it (formulas/huggingface/plan.py), and the reason why training would refuse it goes along.
 """
 
 from dataclasses import replace
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from bessemer.energy.grid.regions import region
 from bessemer.errors import RecipeError
-from bessemer.formulas.huggingface import shape_from_config
-from bessemer.formulas.huggingface_keys import config_path, read_json
-from bessemer.formulas.huggingface_plan import planned_shape
+from bessemer.formulas.huggingface.config import shape_from_config
+from bessemer.formulas.huggingface.keys import config_path, read_json
+from bessemer.formulas.huggingface.plan import planned_shape
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts, planned_facts
-from bessemer.planner.own_runs import law_for
+from bessemer.planner.machine.facts import Facts, planned_facts
+from bessemer.planner.sizing.own_runs import law_for
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Recipe
 from bessemer.recipe.write import recipe_text

@@ -1,8 +1,8 @@
 """How fast one device trains a model by one share of its peak: what is known where nothing was calibrated.
 
-The share of the peak that a step reaches, by the width of the model (the curves of planner/facts.py), and the
-optimizer's update by the memory's speed. A device that the cost model knows has planner/step.py instead, a
-calibrated one planner/calibrated.py.
+The share of the peak that a step reaches, by the width of the model (the curves of planner/machine/facts.py),
+and the optimizer's update by the memory's speed. A device that the cost model knows has planner/step.py
+instead, a calibrated one planner/calibrated/step_time.py.
 """
 
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.calibrated import between_widths
-from bessemer.planner.cluster import listed_device
-from bessemer.planner.facts import Facts
+from bessemer.planner.calibrated.step_time import between_widths
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.machine.planned import listed_device
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 
 # Bytes that AdamW moves per parameter: reads weight, gradient, two moments; writes all but the gradient.

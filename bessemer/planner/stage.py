@@ -8,21 +8,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bessemer.errors import RecipeError
-from bessemer.formulas import sizing
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.scaling_law import BESIROGLU
+from bessemer.formulas.scaling import sizing
+from bessemer.formulas.scaling.law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import Facts
-from bessemer.planner.layout_rules import check_micro_batches
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.micro_batch import CPU_MICRO_BATCH_TOKENS, choose_micro_batch
 from bessemer.planner.plan import Derived, StagePlan
 from bessemer.planner.predict import copy_fits
 from bessemer.planner.recompute import Recompute, settle_recompute
+from bessemer.planner.rules.layout import check_micro_batches
+from bessemer.planner.rules.stage import check_balance, check_micro_batch, check_schedule, compile_for
 from bessemer.planner.speed import recomputed_share, step_time, training_speed
-from bessemer.planner.stage_rules import check_balance, check_micro_batch, check_schedule, compile_for
 from bessemer.recipe.schema import Optimization, Pretrain
 from bessemer.units import format_bytes, format_count, format_seconds
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.profile import profile_of
+from bessemer.planner.machine.cluster import Cluster
 from bessemer.planner.plan import Estimate, StagePlan
 from bessemer.planner.search.costed import Room, memory_of, room_of
 from bessemer.planner.search.exact import played
@@ -54,8 +54,8 @@ def stage_question(
 
 
 def stage_step(shape: ModelShape, stage: StagePlan, cluster: Cluster) -> Step | None:
-    """None: a CPU, whose parts are measured (planner/calibrated.py), a device without a known peak, or
-    several devices whose layout is not known."""
+    """None: a CPU, whose parts are measured (planner/calibrated/step_time.py), a device without a known peak,
+    or several devices whose layout is not known."""
     if not costed_by_profile(cluster, stage.dtype) or not _known(stage.layout, cluster):
         return None
     question = stage_question(shape, stage, cluster)

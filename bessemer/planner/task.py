@@ -10,15 +10,15 @@ from dataclasses import replace
 from typing import Any
 
 from bessemer.formulas.parameters import total_params
-from bessemer.planner.adapter_rules import adapter_of
-from bessemer.planner.budget import TASK_ROWS
-from bessemer.planner.facts import Facts
-from bessemer.planner.objective_rules import objective_of, with_head
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Plan
 from bessemer.planner.predict import devices_of
 from bessemer.planner.resolve import finetune_context, plan_of, resolve_finetune
-from bessemer.planner.rollout_rules import is_sampled
+from bessemer.planner.rules.adapter import adapter_of
+from bessemer.planner.rules.objective import objective_of, with_head
+from bessemer.planner.rules.rollout import is_sampled
 from bessemer.planner.shape import resolve_shape
+from bessemer.planner.sizing.budget import TASK_ROWS
 from bessemer.recipe.schema import Finetune, Recipe
 
 _LABELS = ("0", "1")

@@ -17,10 +17,10 @@ from bessemer.energy.accounting.place import place_of
 from bessemer.energy.quantity import Quantity
 from bessemer.errors import RefusedError, StoppedError
 from bessemer.log import Console
-from bessemer.planner.budget import check_budget, comparison_after, finetuning_after, uses, warning
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Estimate, StagePlan
 from bessemer.planner.predict import predict
+from bessemer.planner.sizing.budget import check_budget, comparison_after, finetuning_after, uses, warning
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import Row
 from bessemer.train.stage import Stage

@@ -34,7 +34,7 @@ from bessemer.model.loss import loss_chunk
 from bessemer.parallel.apply import build_parts, joined, materialise
 from bessemer.parallel.engine import Engine, Loss, Ranks
 from bessemer.parallel.mesh import Mesh
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.speed import peak_tflops
 from bessemer.rundir import read_rows

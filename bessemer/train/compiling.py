@@ -15,7 +15,7 @@ from bessemer.measure.compiler import candidates, compiler, variable
 from bessemer.model.decoder import Block, Decoder
 from bessemer.model.moe import MoE
 from bessemer.planner.compiling import compiler_language, will_compile
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
 from bessemer.train.stage import Stage, write
 

@@ -3,10 +3,10 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bessemer.planner.calibrated import threads_of
-from bessemer.planner.facts import Facts
+from bessemer.planner.calibrated.step_time import threads_of
+from bessemer.planner.calibrated.taught import StepKey, step_key
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.predict import predict_step
-from bessemer.planner.taught import StepKey, step_key
 from bessemer.recipe.load import load
 from bessemer.recipe.schema import Cluster, Recipe
 from bessemer.train.stage import Stage

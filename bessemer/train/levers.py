@@ -21,9 +21,9 @@ from bessemer.log import Console
 from bessemer.measure.ceiling import device_name
 from bessemer.measure.facts import meter_name
 from bessemer.model.device import this_device
-from bessemer.planner.facts import Facts
-from bessemer.planner.lever_rules import check_levers
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.resolve import check_recipe
+from bessemer.planner.rules.lever import check_levers
 from bessemer.recipe.schema import Energy, Recipe
 from bessemer.rundir import read_rows
 from bessemer.train.job import Job

@@ -14,8 +14,8 @@ from bessemer.errors import RecipeError, RefusedError
 from bessemer.log import Console
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
-from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_start
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Plan
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Data, Recipe

@@ -29,8 +29,8 @@ from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import disk_free_bytes
 from bessemer.log import Console
-from bessemer.planner.facts import Facts
 from bessemer.planner.limits import check_trainable
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Plan, StagePlan
 from bessemer.planner.predict import predict
 from bessemer.planner.relaid import relaid

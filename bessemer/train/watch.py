@@ -3,8 +3,8 @@
 The first rank watches: the median of the last steps, without an attempt's first ones, against the prediction.
 More than _DEVIATION apart for a whole window is an event, with the causes for which there is evidence
 (train/evidence.py, the machine's /proc/stat, saves in flight); it is told again when it changes as much once
-more, and when it is over. Without evidence the cause is "not known": nothing is guessed.
-What a run measured is kept for the next prediction (planner/taught.py), unless others disturbed it.
+more, and when it is over. Without evidence the cause is "not known": nothing is guessed. What a run measured
+is kept for the next prediction (planner/calibrated/taught.py), unless others disturbed it.
 """
 
 import os
@@ -16,7 +16,7 @@ from typing import Any
 
 from bessemer.errors import WriteError
 from bessemer.measure.ceiling import core_ticks
-from bessemer.planner.taught import note_run
+from bessemer.planner.calibrated.taught import note_run
 from bessemer.rundir import WARMUP_STEPS
 from bessemer.train.evidence import Totals
 from bessemer.train.expect import Expected

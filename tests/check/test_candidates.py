@@ -8,7 +8,7 @@ from making_runs import SHAPE
 from bessemer.check.candidates import default_layouts
 from bessemer.formulas.layout import AXES, SCHEDULES
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.layout_rules import first_complaint
+from bessemer.planner.rules.layout import first_complaint
 
 DENSE = replace(SHAPE, layers=4, kv_heads=4)
 MOE = replace(DENSE, family="qwen3-moe", experts=4, experts_per_token=2, expert_ffn=24)

@@ -11,7 +11,7 @@ from making_layouts import SHAPES
 
 from bessemer.checkpoint.huggingface import load_into, read_shape
 from bessemer.errors import DataError, RecipeError
-from bessemer.formulas.huggingface import config_from_shape
+from bessemer.formulas.huggingface.config import config_from_shape
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise
 

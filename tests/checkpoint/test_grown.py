@@ -12,7 +12,7 @@ from bessemer.checkpoint.grown import GROWN, grown
 from bessemer.checkpoint.huggingface import load_into
 from bessemer.checkpoint.weights import load_weights
 from bessemer.durable import write_json
-from bessemer.formulas.huggingface import config_from_shape
+from bessemer.formulas.huggingface.config import config_from_shape
 from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise

@@ -15,7 +15,7 @@ from bessemer.errors import RecipeError, WriteError
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import cluster_facts
+from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.predict import devices_of, kw_per_device, usd_per_device_hour
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import read_rows

@@ -19,7 +19,7 @@ from bessemer.energy.draw import PRETRAINING, mean_draw
 from bessemer.energy.power import around_each
 from bessemer.formulas.layout import ONE_PROCESS
 from bessemer.hardware import lookup
-from bessemer.planner.facts import cluster_facts, planned_facts
+from bessemer.planner.machine.facts import cluster_facts, planned_facts
 from bessemer.planner.predict import devices_of, kw_per_device
 from bessemer.planner.source import with_cluster_file
 from bessemer.recipe.load import load

@@ -18,8 +18,8 @@ from bessemer.checkpoint.base import merged_weights
 from bessemer.checkpoint.folder import listed
 from bessemer.checkpoint.load import COMPUTE, load_model
 from bessemer.finetune.run import finetune
-from bessemer.formulas.huggingface import config_from_shape
-from bessemer.formulas.memory import Workload, device_memory
+from bessemer.formulas.huggingface.config import config_from_shape
+from bessemer.formulas.memory.parts import Workload, device_memory
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params, tensor_table
 from bessemer.model.decoder import Decoder

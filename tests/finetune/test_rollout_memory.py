@@ -14,12 +14,12 @@ from bessemer.finetune import distill
 from bessemer.finetune.rollouts import RolloutFeed
 from bessemer.finetune.run import finetune
 from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.formulas.memory import Memory, device_memory, weight_bytes
-from bessemer.formulas.rollout_memory import teacher_memory, with_rounds
+from bessemer.formulas.memory.parts import Memory, device_memory, weight_bytes
+from bessemer.formulas.memory.rollout import teacher_memory, with_rounds
 from bessemer.formulas.shape import ModelShape
 from bessemer.parallel.traffic import TensorMemory
-from bessemer.planner.facts import Facts
 from bessemer.planner.limits import fits
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.predict import device_bytes, rank_memories, workload
 from bessemer.recipe.load import load
 from bessemer.train import build, loop

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from bessemer.formulas.adapters import adapter_params, trained_params
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import ONE_PROCESS
-from bessemer.formulas.memory import Workload, activation_bytes, device_memory
+from bessemer.formulas.memory.parts import Workload, activation_bytes, device_memory
+from bessemer.formulas.memory.rank import rank_memory
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.rank_memory import rank_memory
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
-from bessemer.formulas.traffic import step_traffic
+from bessemer.formulas.traffic.step import step_traffic
 from bessemer.measure.rehearse import rehearse
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initialise

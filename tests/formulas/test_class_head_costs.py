@@ -6,12 +6,12 @@ import pytest
 
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Workload, head_gradient_bytes, loss_bytes
-from bessemer.formulas.rank_memory import rank_memory
-from bessemer.formulas.rank_weights import held_weights, kept_copies
+from bessemer.formulas.memory.parts import Workload, head_gradient_bytes, loss_bytes
+from bessemer.formulas.memory.rank import rank_memory
+from bessemer.formulas.memory.rank_weights import held_weights, kept_copies
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.formulas.tensors import count_params
-from bessemer.formulas.traffic import step_traffic
+from bessemer.formulas.traffic.step import step_traffic
 from bessemer.measure.rehearse import rehearse
 
 WORDS = ModelShape("llama", 4, 64, 4, 2, 16, 160, 4096, 64, tie_embeddings=False, qk_norm=False)

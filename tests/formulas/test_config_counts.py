@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from bessemer.errors import RecipeError
 from bessemer.formulas.families import FAMILIES
 from bessemer.formulas.flops import full_attention_layers
-from bessemer.formulas.huggingface import config_from_shape, shape_from_config
-from bessemer.formulas.huggingface_plan import planned_shape
+from bessemer.formulas.huggingface.config import config_from_shape, shape_from_config
+from bessemer.formulas.huggingface.plan import planned_shape
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.tensors import count_params
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.shape import resolve_shape
 from bessemer.recipe.load import load, parse, shipped_names
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bessemer.errors import RecipeError
-from bessemer.formulas.huggingface import shape_from_config
-from bessemer.formulas.huggingface_plan import planned_shape
+from bessemer.formulas.huggingface.config import shape_from_config
+from bessemer.formulas.huggingface.plan import planned_shape
 
 ODD = ("x", "", [], {}, [None], ["x"], [1], {"a": 1}, -1, 0, 1.5, True, None, float("nan"), 10**30)
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,

@@ -4,10 +4,10 @@ import pytest
 
 from bessemer.formulas import flops
 from bessemer.formulas.parameters import active_params, matmul_params, total_params
+from bessemer.formulas.scaling.sizing import pad_vocab
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.sizing import pad_vocab
 from bessemer.formulas.tensors import count_active_params, count_params, tensor_table
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.published.models import catalogue
 from bessemer.planner.shape import resolve_shape
 from bessemer.recipe.load import load, shipped_names

@@ -7,7 +7,7 @@ from transformers import AutoConfig, Glm4MoeConfig, MixtralConfig, Qwen3MoeConfi
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.families import BIASED, NORMED_QUERIES, TRAINABLE
-from bessemer.formulas.huggingface import config_from_shape, shape_from_config
+from bessemer.formulas.huggingface.config import config_from_shape, shape_from_config
 from bessemer.formulas.shape import ModelShape
 
 LLAMA3 = {

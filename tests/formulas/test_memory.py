@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.formulas.memory import (
+from bessemer.formulas.memory.parts import (
     Workload,
     activation_bytes,
     all_matrices,

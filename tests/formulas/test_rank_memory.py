@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bessemer.formulas.layout import ONE_PROCESS, Layout, layers_of_stages
-from bessemer.formulas.memory import (
+from bessemer.formulas.memory.parts import (
     Memory,
     Workload,
     activation_bytes,
@@ -13,8 +13,8 @@ from bessemer.formulas.memory import (
     device_memory,
     ends_per_token,
 )
+from bessemer.formulas.memory.rank import layout_memory, rank_activation_bytes, rank_memory
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.rank_memory import layout_memory, rank_activation_bytes, rank_memory
 from bessemer.formulas.shape import ModelShape
 
 SHAPE = ModelShape("llama", 8, 64, 4, 4, 16, 160, 256, 64, tie_embeddings=False, qk_norm=False)

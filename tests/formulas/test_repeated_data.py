@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from bessemer.formulas.repeated_data import (
+from bessemer.formulas.scaling.repeated import (
     EXCESS,
     REPEATS,
     added_loss,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from bessemer.errors import DataError
-from bessemer.formulas.scaling_law import BESIROGLU, Law, Point, fit
+from bessemer.formulas.scaling.law import BESIROGLU, Law, Point, fit
 
 # Hoffmann et al., arXiv:2203.15556, as Sardana et al. use it (their section 2).
 HOFFMANN = Law("Hoffmann", (1.69, math.log(406.4), math.log(410.7), 0.336, 0.283), BESIROGLU.covariance, 1e22)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.rank_moments import rank_moments
+from bessemer.formulas.memory.rank_moments import rank_moments
 from bessemer.formulas.schedule import (
     Action,
     Order,

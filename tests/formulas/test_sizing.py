@@ -1,8 +1,8 @@
 import pytest
 
-from bessemer.formulas import sizing
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.scaling_law import BESIROGLU
+from bessemer.formulas.scaling import sizing
+from bessemer.formulas.scaling.law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 
 BASE = ModelShape("llama", 1, 1, 1, 1, 1, 1, 8192, 1024, tie_embeddings=True, qk_norm=False)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory.parts import Workload
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.traffic import Collective, step_exchanges, step_traffic
+from bessemer.formulas.traffic.step import Collective, step_exchanges, step_traffic
 
 SHAPE = ModelShape("llama", 4, 64, 4, 4, 16, 160, 256, 32, tie_embeddings=False, qk_norm=False)
 WORK = Workload(2 * 32, "fp32", "none", compiled=False, micro_batches=3)

@@ -16,7 +16,13 @@ from bessemer.measure import calibrate_pair, probes
 from bessemer.measure.calibrate import calibrate
 from bessemer.measure.calibrate_pair import exchange_table
 from bessemer.measure.probes import Probes, best_s
-from bessemer.planner.calibration import EXCHANGES, PARTS, Calibration, stored_calibration, table_of_json
+from bessemer.planner.calibrated.tables import (
+    EXCHANGES,
+    PARTS,
+    Calibration,
+    stored_calibration,
+    table_of_json,
+)
 
 CPU = torch.device("cpu")
 SMALL: dict[str, tuple[tuple[int, ...], ...]] = {

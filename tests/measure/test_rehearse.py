@@ -9,10 +9,10 @@ from making_ranks import Pool
 from making_traffic import BIASED, CONTEXT, DENSE, ROUTED, Case, measure, workload
 
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Workload
-from bessemer.formulas.rank_memory import rank_memory
+from bessemer.formulas.memory.parts import Workload
+from bessemer.formulas.memory.rank import rank_memory
 from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.formulas.traffic import step_traffic
+from bessemer.formulas.traffic.step import step_traffic
 from bessemer.hardware import process_bytes
 from bessemer.measure.rehearse import rehearse
 

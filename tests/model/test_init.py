@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.tensors import TensorSpec, count_params, tensor_table
+from bessemer.formulas.tensor_spec import TensorSpec
+from bessemer.formulas.tensors import count_params, tensor_table
 from bessemer.model import init
 from bessemer.model.decoder import Decoder
 from bessemer.model.init import initial_values, initialise

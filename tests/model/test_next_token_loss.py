@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bessemer.formulas import memory
+from bessemer.formulas.memory import parts as memory
 from bessemer.model.loss import IGNORED, loss_chunk, next_token_loss
 
 HIDDEN = 24

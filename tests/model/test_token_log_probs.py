@@ -6,7 +6,7 @@ from test_next_token_loss import LargestTensor, make_inputs, small_chunks
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bessemer.formulas import memory
+from bessemer.formulas.memory import parts as memory
 from bessemer.model.loss import IGNORED
 from bessemer.model.token_log_probs import token_log_probs
 

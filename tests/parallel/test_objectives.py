@@ -17,7 +17,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.model.decoder import Decoder
 from bessemer.parallel.documents import Neighbours
 from bessemer.parallel.objectives import ClassLoss, PairLoss
-from bessemer.planner.objective_rules import objective_of
+from bessemer.planner.rules.objective import objective_of
 from bessemer.recipe.schema import Finetune
 
 SHAPE = SHAPES["dense"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.traffic import step_traffic
+from bessemer.formulas.traffic.step import step_traffic
 from bessemer.parallel.traffic import TensorMemory
 
 TIED = replace(DENSE, tie_embeddings=True)

@@ -9,7 +9,7 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.adapters import ATTENTION, FEED_FORWARD
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.planner.adapter_rules import (
+from bessemer.planner.rules.adapter import (
     adapter_kind,
     adapter_lr,
     adapter_of,

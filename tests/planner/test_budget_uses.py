@@ -14,11 +14,11 @@ from bessemer.finetune import compare_scratch
 from bessemer.finetune.run import Task
 from bessemer.hardware import GIB, Ceilings
 from bessemer.log import Console
-from bessemer.planner.budget import Use, check_budget, finetuning_after, times_compared, uses, warning
-from bessemer.planner.facts import Facts, cluster_facts
+from bessemer.planner.calibrated.taught import Row, Taught, step_key
+from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Estimate, Plan
 from bessemer.planner.resolve import resolve
-from bessemer.planner.taught import Row, Taught, step_key
+from bessemer.planner.sizing.budget import Use, check_budget, finetuning_after, times_compared, uses, warning
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
 
@@ -52,11 +52,11 @@ def test_a_likely_excess_is_a_warning_and_a_sure_one_a_refusal_that_counts_what_
     assert "budget.kwh = 9 is likely to be reached: 10 kWh (8 to 13)" in (warning([likely]) or "")
     with pytest.raises(RefusedError) as caught:
         check_budget([sure], 100)
-    assert "set fewer steps (87 would do), or raise it with --set budget.kwh=10.1" in caught.value.fix
+    assert "set fewer steps (70 would do), or raise it with --set budget.kwh=10.1" in caught.value.fix
     with pytest.raises(RefusedError) as caught:
         check_budget([use(9.0, (10.0, 8.0, 13.0), spent=5.0)], 100)
     assert caught.value.found == "13 kWh at the least, 15 likely, 5 of them spent already"
-    assert "(50 would do)" in caught.value.fix
+    assert "(40 would do)" in caught.value.fix
 
 
 def test_fewer_devices_are_offered_where_they_waste_so_little_that_it_fits() -> None:

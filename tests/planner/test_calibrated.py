@@ -12,9 +12,11 @@ import pytest
 from bessemer.formulas.adapters import ATTENTION, adapter_params
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.hardware import Ceilings, cache_folder
-from bessemer.planner import calibrated, calibration
-from bessemer.planner.calibrated import _MEDIAN_OVER_BEST, step_seconds, step_time
-from bessemer.planner.calibration import (
+from bessemer.planner.calibrated import step_time as calibrated
+from bessemer.planner.calibrated import tables as calibration
+from bessemer.planner.calibrated.rank_parts import Rank, local_params, stage_times
+from bessemer.planner.calibrated.step_time import _MEDIAN_OVER_BEST, step_seconds, step_time
+from bessemer.planner.calibrated.tables import (
     EXCHANGES,
     PARTS,
     Anchor,
@@ -24,10 +26,9 @@ from bessemer.planner.calibration import (
     store_calibration,
     stored_calibration,
 )
-from bessemer.planner.facts import Facts
 from bessemer.planner.layout import parse_layout
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Estimate, StagePlan
-from bessemer.planner.rank_parts import Rank, local_params, stage_times
 
 SHAPE = ModelShape(
     family="llama", layers=4, hidden=256, heads=4, kv_heads=4, head_dim=64, ffn=704, vocab=2048, context=256,

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from test_calibrated import FORMULA, PLAN, SHAPE, facts, laid
 
-from bessemer.planner import taught
-from bessemer.planner.calibrated import modelled_basis, step_seconds, step_time
-from bessemer.planner.facts import Facts
+from bessemer.planner.calibrated import taught
+from bessemer.planner.calibrated.step_time import modelled_basis, step_seconds, step_time
+from bessemer.planner.calibrated.taught import note_run, step_key, stored_taught
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Estimate, StagePlan
-from bessemer.planner.taught import note_run, step_key, stored_taught
 
 
 @pytest.fixture(autouse=True)

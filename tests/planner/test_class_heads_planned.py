@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory.parts import Workload
 from bessemer.formulas.shape import CLASS_HEAD, ModelShape
 from bessemer.formulas.tensors import tensor_table
+from bessemer.planner.calibrated.rank_parts import Rank, local_params
 from bessemer.planner.cost.work import dims_of
-from bessemer.planner.rank_parts import Rank, local_params
 
 WORDS = ModelShape("llama", 4, 64, 4, 2, 16, 160, 4096, 64, tie_embeddings=False, qk_norm=False)
 CLASSES = replace(WORDS, labels=3)

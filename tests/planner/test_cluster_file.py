@@ -8,8 +8,9 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import Cluster, catalogue_cluster, cluster_of, known_device, listed_device
-from bessemer.planner.facts import Facts, cluster_facts, planned_facts
+from bessemer.planner.machine.cluster import Cluster, catalogue_cluster
+from bessemer.planner.machine.facts import Facts, cluster_facts, planned_facts
+from bessemer.planner.machine.planned import cluster_of, known_device, listed_device
 from bessemer.planner.predict import devices_of, goodput_of, kg_per_kwh, kw_per_device, usd_per_device_hour
 from bessemer.planner.search.question import Question
 from bessemer.recipe.load import parse

@@ -20,11 +20,11 @@ from bessemer.data.listing import (
     remembered,
 )
 from bessemer.data.prepared import FORMAT
-from bessemer.formulas.repeated_data import effective_tokens
-from bessemer.planner.data_estimate import source_estimate
-from bessemer.planner.enough import advice, enough_of_listed, enough_of_prepared
-from bessemer.planner.facts import cluster_facts
+from bessemer.formulas.scaling.repeated import effective_tokens
+from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.resolve import resolve
+from bessemer.planner.sizing.data_estimate import source_estimate
+from bessemer.planner.sizing.enough import advice, enough_of_listed, enough_of_prepared
 from bessemer.recipe.load import load
 from bessemer.recipe.schema import Recipe
 

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from bessemer.errors import RecipeError
-from bessemer.formulas.huggingface import config_from_shape, shape_from_config
-from bessemer.planner.facts import cluster_facts
+from bessemer.formulas.huggingface.config import config_from_shape, shape_from_config
 from bessemer.planner.limits import untrainable
+from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import load, parse
 from bessemer.recipe.schema import Recipe

@@ -9,11 +9,11 @@ from making_plans import run_plan
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.formulas.memory import STATE_BYTES
+from bessemer.formulas.memory.parts import STATE_BYTES
+from bessemer.formulas.memory.rank import rank_activation_bytes
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.rank_memory import rank_activation_bytes
 from bessemer.hardware import GIB, Ceilings
-from bessemer.planner.facts import Facts, cluster_facts
+from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan, StagePlan
 from bessemer.planner.predict import device_bytes, rank_memories, workload
 from bessemer.planner.relaid import relaid

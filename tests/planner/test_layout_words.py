@@ -9,9 +9,9 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.schedule import pipeline_order
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.facts import cluster_facts
 from bessemer.planner.layout import check_cluster, parse_layout, resolve_layout, stage_layout
-from bessemer.planner.layout_rules import allows, check_micro_batches
+from bessemer.planner.machine.facts import cluster_facts
+from bessemer.planner.rules.layout import allows, check_micro_batches
 from bessemer.recipe.load import parse
 
 SHAPE = ModelShape("llama", 4, 32, 4, 2, 8, 80, 256, 64, tie_embeddings=True, qk_norm=False)

@@ -9,7 +9,7 @@ from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.tensors import count_params
-from bessemer.planner.objective_rules import check_method, objective_of, preference_lr, with_head
+from bessemer.planner.rules.objective import check_method, objective_of, preference_lr, with_head
 from bessemer.recipe.schema import Finetune
 
 

@@ -18,9 +18,9 @@ from bessemer.cli.main import main
 from bessemer.cli.plan_search import remarks
 from bessemer.errors import RecipeError
 from bessemer.hardware import GIB, catalogue, lookup
-from bessemer.planner.cluster import catalogue_cluster
-from bessemer.planner.facts import parse_cluster
 from bessemer.planner.layout import parse_layout
+from bessemer.planner.machine.cluster import catalogue_cluster
+from bessemer.planner.machine.facts import parse_cluster
 from bessemer.recipe.load import load
 
 CLUSTER = """
@@ -138,11 +138,6 @@ def test_model_in_a_recipes_place_is_told_where_it_belongs(
         assert main(["plan", word]) == 2
         assert f'[model] from = "{word}"' in capsys.readouterr().err
     assert load("llama-8b", []).recipe.name == "llama-8b"
-
-
-def test_two_layouts_for_one_plan_are_refused() -> None:
-    with pytest.raises(RecipeError, match="two layouts"):
-        run_plan("llama-1b", "--layout", "shard=8", settings=('parallel.layout="tensor=8"',))
 
 
 def test_table_with_another_column_is_told_what_was_not_read(

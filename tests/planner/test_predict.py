@@ -4,8 +4,8 @@ import pytest
 
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.hardware import Ceilings
-from bessemer.planner.calibrated import between_widths
-from bessemer.planner.facts import Facts, cluster_facts
+from bessemer.planner.calibrated.step_time import between_widths
+from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import UNKNOWN, Estimate
 from bessemer.planner.resolve import resolve
 from bessemer.planner.speed import cpu_share

@@ -11,14 +11,15 @@ from bessemer.energy.quantity import exactly
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.budget import limits
-from bessemer.planner.cluster import catalogue_cluster, cluster_of
-from bessemer.planner.facts import cluster_facts
+from bessemer.planner.machine.cluster import catalogue_cluster
+from bessemer.planner.machine.facts import cluster_facts
+from bessemer.planner.machine.planned import cluster_of
 from bessemer.planner.predict import kw_per_device, usd_per_device_hour
 from bessemer.planner.resolve import resolve
 from bessemer.planner.search.choose import search
 from bessemer.planner.search.pareto import front
 from bessemer.planner.search.question import Question
+from bessemer.planner.sizing.budget import limits
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
 

@@ -8,7 +8,7 @@ import pytest
 from bessemer.data.packed_rows import pack
 from bessemer.errors import RecipeError
 from bessemer.formulas.objective import Objective, Rollouts
-from bessemer.planner.rollout_rules import is_sampled, rollouts_of
+from bessemer.planner.rules.rollout import is_sampled, rollouts_of
 from bessemer.planner.stage import Rules
 from bessemer.recipe.schema import Finetune
 

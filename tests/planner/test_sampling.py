@@ -18,11 +18,11 @@ from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.model.decoder import Decoder, KeyValueCache
 from bessemer.model.generate import sample
 from bessemer.model.init import initialise
-from bessemer.planner.budget import later_tokens
-from bessemer.planner.facts import cluster_facts
 from bessemer.planner.layout import parse_layout
+from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.plan import Estimate, StagePlan
 from bessemer.planner.sampling import round_time
+from bessemer.planner.sizing.budget import later_tokens
 from bessemer.recipe.schema import Finetune, Model, Recipe
 
 SHAPE = ModelShape("llama", 2, 64, 4, 2, 16, 128, 96, 64, tie_embeddings=False, qk_norm=False)

@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from bessemer.errors import RecipeError, RefusedError
-from bessemer.formulas.scaling_law import BESIROGLU
+from bessemer.formulas.scaling.law import BESIROGLU
 from bessemer.hardware import GIB, Ceilings
-from bessemer.planner.budget import binding_rule, limits
-from bessemer.planner.facts import Facts, cluster_facts, planned_facts
+from bessemer.planner.machine.facts import Facts, cluster_facts, planned_facts
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve, resolve_searched
+from bessemer.planner.sizing.budget import binding_rule, limits
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
 

@@ -13,13 +13,13 @@ import pytest
 from bessemer.cli.main import main
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.parameters import total_params
-from bessemer.formulas.scaling_law import BESIROGLU
+from bessemer.formulas.scaling.law import BESIROGLU
+from bessemer.formulas.scaling.sizing import shape_of_size
 from bessemer.formulas.shape import ModelShape
-from bessemer.formulas.sizing import shape_of_size
-from bessemer.planner.facts import cluster_facts
 from bessemer.planner.limits import check_start
-from bessemer.planner.own_runs import law_for, law_from_runs
+from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.resolve import resolve
+from bessemer.planner.sizing.own_runs import law_for, law_from_runs
 from bessemer.planner.source import with_cluster_file, with_files
 from bessemer.recipe.load import load, parse
 from bessemer.recipe.schema import Recipe

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from bessemer.errors import RefusedError
-from bessemer.formulas.memory import STATE_BYTES
+from bessemer.formulas.memory.parts import STATE_BYTES
 from bessemer.formulas.parameters import total_params
 from bessemer.hardware import GIB, Ceilings
-from bessemer.planner.facts import Facts, cluster_facts
 from bessemer.planner.limits import check_start
+from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan
 from bessemer.planner.predict import copy_fits, device_bytes, rank_memories
 from bessemer.planner.relaid import relaid

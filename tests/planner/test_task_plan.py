@@ -7,7 +7,7 @@ import pytest
 from making_plans import run_plan
 
 from bessemer.errors import RecipeError
-from bessemer.planner.rollout_rules import rollouts_of
+from bessemer.planner.rules.rollout import rollouts_of
 from bessemer.planner.stage import Rules
 from bessemer.recipe.schema import Finetune
 

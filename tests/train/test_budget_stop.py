@@ -36,8 +36,8 @@ from bessemer.errors import RefusedError, StoppedError
 from bessemer.finetune.run import _check, finetune, prepare_finetune
 from bessemer.hardware import Ceilings, machine, store_ceilings
 from bessemer.log import Console
-from bessemer.planner.budget import Use
-from bessemer.planner.taught import note_run, step_key
+from bessemer.planner.calibrated.taught import note_run, step_key
+from bessemer.planner.sizing.budget import Use
 from bessemer.recipe.load import load
 from bessemer.rundir import read_rows
 from bessemer.train import loop

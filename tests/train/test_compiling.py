@@ -10,7 +10,7 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Ceilings
 from bessemer.measure.compiler import compiler
-from bessemer.planner.facts import Facts
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.predict import device_bytes, predict
 from bessemer.recipe.schema import Recipe
 from bessemer.train.compiling import check_compiler, settle_compile

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from making_runs import pretrained, write_recipe
 
-from bessemer.planner.own_runs import law_from_runs
+from bessemer.planner.sizing.own_runs import law_from_runs
 from bessemer.rundir import read_object
 
 

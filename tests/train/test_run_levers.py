@@ -23,7 +23,7 @@ from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.hardware import machine, store_ceilings, stored_ceilings, usable_cores
 from bessemer.log import Console
 from bessemer.measure.facts import gather
-from bessemer.planner.calibrated import threads_of
+from bessemer.planner.calibrated.step_time import threads_of
 from bessemer.recipe.load import load
 from bessemer.train import run as running
 from bessemer.train.job import Job

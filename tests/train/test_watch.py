@@ -27,9 +27,9 @@ from making_runs import (
 from bessemer.data.rows import Row
 from bessemer.hardware import GIB, Ceilings, machine
 from bessemer.log import Console
-from bessemer.planner.facts import Facts
+from bessemer.planner.calibrated.taught import StepKey, Taught, stored_taught
+from bessemer.planner.machine.facts import Facts
 from bessemer.planner.resolve import resolve
-from bessemer.planner.taught import StepKey, Taught, stored_taught
 from bessemer.recipe.load import load
 from bessemer.report.grades import grades
 from bessemer.report.record import read_run

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.planner.cluster import Cluster
+from bessemer.planner.machine.cluster import Cluster
 
 Column = Any
 

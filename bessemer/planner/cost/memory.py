@@ -1,7 +1,7 @@
 """Memory of a device, for many layouts at once: bytes at the peak of a step, part by part.
 
 Of every stack the same parts, from other formulas: how Megatron-Core holds its weights and gradients is not
-how FSDP does (cost/memory_megatron.py, cost/memory_fsdp.py), and ours is formulas/rank_memory.py as columns
+how FSDP does (cost/memory_megatron.py, cost/memory_fsdp.py), and ours is formulas/memory/rank.py as columns
 (cost/memory_bessemer.py). Allocated are the bytes of tensors; reserved is what the allocator takes from the
 device for them; `device` adds what the driver and the exchanges take, as nvidia-smi shows it.
 

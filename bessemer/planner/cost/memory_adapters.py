@@ -1,15 +1,15 @@
 """What adapters and a base in 4 or 8 bits change in the columns of our trainer's memory.
 
-As formulas/rank_weights.py has it of one layout: the base is frozen, in the compute type or packed, without
-gradients and moments; what learns is the adapters alone.
+As formulas/memory/rank_weights.py has it of one layout: the base is frozen, in the compute type or packed,
+without gradients and moments; what learns is the adapters alone.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
+from bessemer.formulas.memory.rank_weights import adapter_elements
 from bessemer.formulas.quantized import Packed, packed_block, unpacked_bytes
-from bessemer.formulas.rank_weights import adapter_elements
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import Candidates, Floats
 from bessemer.planner.cost.memory_lookups import by_degree

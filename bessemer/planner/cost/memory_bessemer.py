@@ -1,4 +1,4 @@
-"""Memory of a rank of our own trainer: formulas/rank_memory.py as columns, for a search.
+"""Memory of a rank of our own trainer: formulas/memory/rank.py as columns, for a search.
 
 What does not depend on the layout (bytes of a layer and token, elements of a layer on a tensor rank, layers
 of stages: cost/memory_lookups.py) is taken from there, once for each value that is met; the rest is its
@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 
-from bessemer.formulas.memory import (
+from bessemer.formulas.memory.parts import (
     Memory,
     Workload,
     all_matrices,
@@ -282,7 +282,7 @@ def _one_copy(columns: _Columns) -> Floats:
 
 
 def _received(shape: ModelShape, candidates: Candidates, size: Floats) -> Floats:
-    """Of a layer and token that keeps anything: what other ranks sent (formulas/rank_memory.py)."""
+    """Of a layer and token that keeps anything: what other ranks sent (formulas/memory/rank.py)."""
     kept = 2 * (candidates.tensor - 1) * size * shape.hidden
     width, own = 2 * shape.kv_heads * shape.head_dim, (shape.heads + 3 * shape.kv_heads) * shape.head_dim
     if shape.mla_kv_rank:
@@ -297,7 +297,7 @@ def _received(shape: ModelShape, candidates: Candidates, size: Floats) -> Floats
 def _with_single(
     parts: Parts, shape: ModelShape, context: int, candidates: Candidates, work: Workload
 ) -> Parts:
-    """In place of layouts of one process what formulas/memory.py says of that."""
+    """In place of layouts of one process what formulas/memory/parts.py says of that."""
     columns = {field.name: getattr(parts, field.name) for field in fields(parts)}
     for index in np.flatnonzero(candidates.world == 1):
         tokens = int(candidates.micro_batch[index]) * context

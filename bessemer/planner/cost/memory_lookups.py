@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory import Workload, loss_bytes
+from bessemer.formulas.memory.parts import Workload, loss_bytes
+from bessemer.formulas.memory.rank_weights import block_elements
 from bessemer.formulas.parameters import num_dense_layers
-from bessemer.formulas.rank_weights import block_elements
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats, Ints
 

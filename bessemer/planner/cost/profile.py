@@ -19,8 +19,8 @@ from statistics import median
 from typing import Any
 
 from bessemer.hardware import Device
-from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import PRECISIONS
+from bessemer.planner.machine.cluster import Cluster
 
 EIGHT_BIT = ("fp8", "mxfp8")
 ASSUMED_BAND = 0.45  # of the logarithm: -36 % to +57 %

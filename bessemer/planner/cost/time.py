@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.exchange import Links, all_to_all_s, gather_s, links_of, send_s
 from bessemer.planner.cost.pipeline import DUALPIPEV, ZBV, bubble_s, stage_layers
 from bessemer.planner.cost.profile import Profile, columns_of
 from bessemer.planner.cost.work import Dims, Work, dims_of, expert_ways, layer_work, whole_rows
+from bessemer.planner.machine.cluster import Cluster
 
 Column = Any
 NARROW = (PRECISIONS.index("fp8"), PRECISIONS.index("mxfp8"), PRECISIONS.index("nvfp4"))

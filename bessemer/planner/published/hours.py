@@ -19,10 +19,10 @@ import numpy as np
 from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import SCHEDULES
 from bessemer.formulas.parameters import total_params
-from bessemer.planner.cluster import Cluster, catalogue_cluster, reliability_of
 from bessemer.planner.cost import memory
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates
 from bessemer.planner.cost.time import step_times
+from bessemer.planner.machine.cluster import Cluster, catalogue_cluster, reliability_of
 from bessemer.planner.published.conventions import memory_stack_of
 from bessemer.planner.published.jobs import Asked, asked_of
 from bessemer.planner.published.runs import PublishedRun

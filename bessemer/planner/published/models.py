@@ -1,10 +1,10 @@
 """From what a published row says of its model to a shape: by name, by dimensions, by size.
 
-Dimensions in the row win over the named model's; what is left out follows by the usual rules (head size
-128, keys for every query head, feed-forward of 4 hidden). Where the row tells the number of parameters
-too, it decides between SwiGLU and GELU and whether the embedding is tied: the variant whose count is
-nearest. A row with nothing but a size gets a shape of that size by formulas/sizing.py, marked as assumed.
-Source of the named shapes: models.toml.
+Dimensions in the row win over the named model's; what is left out follows by the usual rules (head size 128,
+keys for every query head, feed-forward of 4 hidden). Where the row tells the number of parameters too, it
+decides between SwiGLU and GELU and whether the embedding is tied: the variant whose count is nearest. A row
+with nothing but a size gets a shape of that size by formulas/scaling/sizing.py, marked as assumed. Source of
+the named shapes: models.toml.
 """
 
 import math
@@ -15,8 +15,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from bessemer.formulas import sizing
 from bessemer.formulas.parameters import total_params
+from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
 
 DIMS = ("layers", "hidden", "heads", "kv_heads", "ffn", "vocab")

@@ -13,9 +13,9 @@ from typing import Any
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import Device
-from bessemer.planner.cluster import Cluster, catalogue_cluster
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates
 from bessemer.planner.cost.profile import peak_tflops
+from bessemer.planner.machine.cluster import Cluster, catalogue_cluster
 from bessemer.planner.published import conventions
 from bessemer.planner.published.columns import read_cells
 from bessemer.planner.published.layouts import misfit, read_layout, step_rows, with_script

@@ -15,8 +15,8 @@ import numpy as np
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import Cluster
 from bessemer.planner.cost.candidates import Candidates, Floats, Ints
+from bessemer.planner.machine.cluster import Cluster
 from bessemer.planner.search.costed import Field, run_hours
 from bessemer.planner.search.exact import Exact, exact
 from bessemer.planner.search.nowhere import fits_nowhere

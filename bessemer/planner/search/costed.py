@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from bessemer.formulas.layout import SCHEDULES, V_SHAPED
-from bessemer.formulas.memory import Memory, Workload, kept_per_token
+from bessemer.formulas.memory.parts import Memory, Workload, kept_per_token
+from bessemer.formulas.memory.rollout import asked_bytes
 from bessemer.formulas.parameters import num_dense_layers
-from bessemer.formulas.rollout_memory import asked_bytes
 from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats, Ints
 from bessemer.planner.cost.memory import MOST_RESERVED, USUALLY_RESERVED, MemoryColumns, stage_bytes
@@ -118,7 +118,7 @@ class Room:
 
     def named(self, memory: Memory) -> dict[str, float]:
         """Bytes in the words of the plan. buffers: casts, gathered weights, and what a block works on;
-        asked and sampling: models beside the one that is trained (formulas/rollout_memory.py)."""
+        asked and sampling: models beside the one that is trained (formulas/memory/rollout.py)."""
         beside = {"asked": memory.asked, "sampling": memory.sampling}
         return {
             "weights": memory.weights,
@@ -198,7 +198,7 @@ def own_times(question: Question, candidates: Candidates, sends_heads: np.ndarra
 
 
 def eager(question: Question, candidates: Candidates) -> np.ndarray:
-    """What is not compiled: planner/stage_rules.py."""
+    """What is not compiled: planner/rules/stage.py."""
     if not question.compiles:
         return np.ones(len(candidates), bool)
     shaped = np.isin(candidates.schedule, _V_SHAPED) & (candidates.pipeline > 1)

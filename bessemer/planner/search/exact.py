@@ -2,7 +2,7 @@
 
 Columns round what a pipeline does: they know the mean stage, and a bubble in closed form. Here each stage has
 the layers that the trainer gives it, and every rank's work runs in its order (formulas/schedule.py); memory
-is formulas/rank_memory.py, which rehearsals of the trainer hold to.
+is formulas/memory/rank.py, which rehearsals of the trainer hold to.
 Cost: 10 to 100 ms a candidate, so only the finalists. Long steps repeat themselves: of many micro-batches
 only the first are played, the rest are as long as the busiest rank's work.
 """
@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory import Memory, Workload
+from bessemer.formulas.memory.parts import Memory, Workload
+from bessemer.formulas.memory.rank import rank_memory
+from bessemer.formulas.memory.rollout import with_rounds
 from bessemer.formulas.parameters import num_dense_layers
-from bessemer.formulas.rank_memory import rank_memory
-from bessemer.formulas.rollout_memory import with_rounds
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import simulate
 from bessemer.planner.cost.time import StepTimes
+from bessemer.planner.rules.stage import eager_only
 from bessemer.planner.search.costed import Field, Room, eager, own_times, run_hours, run_kwh
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import layout_of
-from bessemer.planner.stage_rules import eager_only
 
 
 @dataclass(frozen=True)

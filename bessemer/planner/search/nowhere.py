@@ -7,7 +7,7 @@ import numpy as np
 
 from bessemer.errors import RecipeError, RefusedError, UserError
 from bessemer.hardware import GIB, Device, catalogue
-from bessemer.planner.cluster import catalogue_cluster
+from bessemer.planner.machine.cluster import catalogue_cluster
 from bessemer.planner.search.costed import Field
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import Impossible, layout_of, least, structures

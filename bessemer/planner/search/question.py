@@ -11,7 +11,7 @@ from bessemer.formulas.goodput import Reliability
 from bessemer.formulas.objective import NEXT_TOKEN, Objective
 from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cluster import Cluster, reliability_of
+from bessemer.planner.machine.cluster import Cluster, reliability_of
 
 Column = Any  # of candidates: numbers, or arrays of them
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from bessemer.formulas.layout import AXES, SCHEDULES, Layout, num_micro_batches
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Ints
-from bessemer.planner.layout_rules import first_complaint
+from bessemer.planner.rules.layout import first_complaint
+from bessemer.planner.rules.stage import eager_only
 from bessemer.planner.search.question import Question
-from bessemer.planner.stage_rules import eager_only
 
 _INTERLEAVES = (2, 3, 4, 6, 8)
 _MOST_UNEVEN = 1.10  # layers of the fullest stage over the mean
@@ -124,7 +124,7 @@ def layout_of(question: Question, candidates: Candidates, place: int) -> Layout:
         **degrees,
         schedule=schedule,
         interleave=int(candidates.interleave[place]) if schedule == "interleaved" else 1,
-        # A pipeline keeps gathered weights for the whole step in any case (formulas/rank_weights.py).
+        # A pipeline keeps gathered weights for the whole step in any case (formulas/memory/rank_weights.py).
         reshard=degrees["pipeline"] > 1 or int(candidates.zero[place]) != 2,
         context_kind=kind,
     )

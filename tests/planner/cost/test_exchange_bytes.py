@@ -1,18 +1,18 @@
-"""What the cost model sends, in bytes, against the exchanges of our trainer (formulas/traffic.py)."""
+"""What the cost model sends, in bytes, against the exchanges of our trainer (formulas/traffic/step.py)."""
 
 from dataclasses import replace
 
 import pytest
 
 from bessemer.formulas.flops import train_flops_per_token
-from bessemer.formulas.memory import Workload
+from bessemer.formulas.memory.parts import Workload
 from bessemer.formulas.shape import Adapter, ModelShape
-from bessemer.formulas.traffic import Collective, step_exchanges
+from bessemer.formulas.traffic.step import Collective, step_exchanges
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import Cluster, catalogue_cluster
 from bessemer.planner.cost.profile import Profile, profile_of
 from bessemer.planner.cost.time import step_times
 from bessemer.planner.layout import parse_layout
+from bessemer.planner.machine.cluster import Cluster, catalogue_cluster
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import candidate_of

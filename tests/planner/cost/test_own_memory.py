@@ -10,9 +10,9 @@ import pytest
 from making_memory import candidate, llama
 
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory import Workload, device_memory
-from bessemer.formulas.rank_memory import layout_memory
-from bessemer.formulas.rank_moments import rank_moments
+from bessemer.formulas.memory.parts import Workload, device_memory
+from bessemer.formulas.memory.rank import layout_memory
+from bessemer.formulas.memory.rank_moments import rank_moments
 from bessemer.formulas.shape import Adapter, ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.memory import stage_bytes

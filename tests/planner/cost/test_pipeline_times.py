@@ -8,8 +8,8 @@ import pytest
 from bessemer.formulas.layout import SCHEDULES, Layout, layers_of_stages
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost.pipeline import bubble_s, simulate, stage_layers
+from bessemer.planner.machine.cluster import catalogue_cluster
 from bessemer.planner.search.costed import own_times
 from bessemer.planner.search.exact import played
 from bessemer.planner.search.question import Question

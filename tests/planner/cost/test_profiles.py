@@ -6,8 +6,8 @@ from importlib import resources
 import pytest
 
 from bessemer.hardware import catalogue, lookup
-from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost.profile import Profile, peak_tflops, profile_of, stacks
+from bessemer.planner.machine.cluster import catalogue_cluster
 
 
 def found(stack: str, device: str, precision: str = "bf16") -> Profile:

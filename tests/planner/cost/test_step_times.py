@@ -10,10 +10,10 @@ from bessemer.formulas.flops import train_flops_per_token
 from bessemer.formulas.layout import SCHEDULES
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import Cluster, catalogue_cluster
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates
 from bessemer.planner.cost.profile import profile_of
 from bessemer.planner.cost.time import StepTimes, step_times
+from bessemer.planner.machine.cluster import Cluster, catalogue_cluster
 
 SMALL = ModelShape("llama", 32, 4096, 32, 8, 128, 14336, 128256, 8192, False, False)
 LARGE = replace(SMALL, layers=80, hidden=8192, heads=64, ffn=28672)

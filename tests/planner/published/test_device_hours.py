@@ -11,8 +11,8 @@ import pytest
 from bessemer.cli import plan
 from bessemer.formulas.flops import attention_flops_per_token, train_flops_per_token
 from bessemer.formulas.parameters import matmul_params
-from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost import memory
+from bessemer.planner.machine.cluster import catalogue_cluster
 from bessemer.planner.programme import NUM_PUBLISHED, OVER_TRAINING
 from bessemer.planner.published.hours import DeviceHours, device_hours
 from bessemer.planner.published.jobs import asked_of, tokens_in

@@ -11,8 +11,8 @@ from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.layout import SCHEDULES, Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import catalogue_cluster
-from bessemer.planner.layout_rules import allows, first_complaint
+from bessemer.planner.machine.cluster import catalogue_cluster
+from bessemer.planner.rules.layout import allows, first_complaint
 from bessemer.planner.search.choose import Search, search
 from bessemer.planner.search.costed import Field, memory_of, own_times, room_of
 from bessemer.planner.search.exact import (

@@ -8,8 +8,8 @@ import pytest
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
-from bessemer.planner.cluster import catalogue_cluster
 from bessemer.planner.cost.pipeline import simulate
+from bessemer.planner.machine.cluster import catalogue_cluster
 from bessemer.planner.search.costed import Field, activations_at_least, memory_of, own_times, room_of
 from bessemer.planner.search.exact import Exact, exact, gone_over, memories_of, played_s
 from bessemer.planner.search.pareto import on_fewer

@@ -1,0 +1,1 @@
+"""How large a model and how many tokens: laws of the loss, sizes, data read again and again."""

@@ -1,0 +1,1 @@
+"""What the ranks of a layout exchange in a step, exchange by exchange."""

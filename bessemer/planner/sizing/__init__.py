@@ -1,0 +1,1 @@
+"""Models and lengths that a budget decides, and whether the data is enough for them."""
