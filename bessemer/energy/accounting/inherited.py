@@ -22,7 +22,8 @@ def inherited(stage: Path) -> list[Row]:
         if folder.resolve() in seen or folder.resolve().parent == stage.resolve().parent:
             break
         seen.add(folder.resolve())
-        found.append({"from": str(folder), "step": origin["step"], **_until(folder, origin["step"])})
+        step = origin.get("step")  # a folder of no run of ours has none
+        found.append({"from": str(folder), "step": step, **_until(folder, step)})
     return found
 
 
@@ -31,5 +32,6 @@ def _until(folder: Path, step: int | None) -> dict[str, Any]:
     rows = [row for row in counting_rows(read_rows(folder / "metrics.jsonl")) if row["step"] <= (step or 0)]
     ledger = StageLedger(rows, [])
     energy: Quantity = ledger.energy if rows else UNKNOWN
-    own = None if step is None else step - begins_at(read_rows(folder / "events.jsonl"))
+    events = read_rows(folder / "events.jsonl")
+    own = step - begins_at(events) if step is not None and events else None
     return {"steps": own, "tokens": ledger.tokens, "energy_j": energy.to_json()}
