@@ -2,7 +2,8 @@
 
 Beginning takes a worker 0.5 CPU-s (two for two cores), its part of a small build 0.2. All else is as when
 the build starts it: a process of its own with the build's folder, environment, pipes and limits, killed at
-its end. Builds by a process of their own (build_apart, `command`) start their workers as users' do.
+its end. But all of them order their sets alike, as they inherit one seed of hashes. Builds by a process of
+their own (build_apart, `command`) start their workers as users' do: compared with those, seeds differ.
 """
 
 import importlib

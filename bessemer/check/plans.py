@@ -97,7 +97,7 @@ def _plan(subject: Subject, layout: Layout) -> StagePlan:
     plan = plan if given else _several(plan)
     shape = subject.stage.shape
     check_trainable(subject.recipe, shape)
-    check_start(subject.recipe, shape, plan, subject.facts)
+    check_start(under(subject.recipe, layout), shape, plan, subject.facts)
     return plan
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bessemer.checkpoint.grown import EMBEDDING, GROWN, grown
 from bessemer.errors import DataError, RecipeError
 from bessemer.formulas.huggingface.config import shape_from_config
-from bessemer.formulas.huggingface.keys import config_path, read_json
+from bessemer.formulas.huggingface.keys import check_heads, config_path, read_json
 from bessemer.formulas.shape import CLASS_HEAD, HEADS, WORD_HEAD, ModelShape
 from bessemer.formulas.stored import stored_table
 from bessemer.model.packed import places
@@ -46,6 +46,7 @@ def read_shape(folder: Path, *, context: int | None = None) -> ModelShape:
     context: tokens in a training row; None: 1024, or all positions where the model has fewer.
     """
     shape = shape_from_config(read_json(config_path(folder)), context=context)
+    check_heads(shape.heads, shape.kv_heads)
     return shape if context is not None else replace(shape, context=min(_DEFAULT_CONTEXT, shape.context))
 
 

@@ -4,7 +4,8 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 _LEAST_WIDTH = 40  # of a terminal; in a narrower one nothing is gained
 
@@ -20,6 +21,12 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int
         ).rstrip()
         for line in lines
     ]
+
+
+def skipped_lines(reasons: Iterable[str | None]) -> list[str]:
+    """Why rows of a table were skipped, the most frequent reason first. None: that row was not."""
+    counts = Counter(reason for reason in reasons if reason)
+    return [f"Skipped: {reason} ({count} row{'s' * (count != 1)})" for reason, count in counts.most_common()]
 
 
 def for_terminal(text: str) -> str:

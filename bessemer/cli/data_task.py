@@ -8,8 +8,8 @@ from bessemer.data.preparing import check_no_errors
 from bessemer.data.store import prepare_task
 from bessemer.energy.metering.beside import around_data
 from bessemer.errors import RecipeError
+from bessemer.planner.finetuning import finetune_context
 from bessemer.planner.machine.facts import Facts
-from bessemer.planner.resolve import finetune_context
 from bessemer.planner.source import with_files
 from bessemer.recipe.load import LoadedRecipe
 

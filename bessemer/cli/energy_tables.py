@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from bessemer.cli.columns import text_table
+from bessemer.cli.columns import skipped_lines, text_table
 from bessemer.energy.accounting.savings import pause_words
 from bessemer.energy.quantity import banded
 from bessemer.units import (
@@ -168,13 +168,14 @@ def validation(document: dict[str, Any]) -> str:
         [
             str(row["row"]),
             row["model"][:36],
-            row["how"] or "skipped",
+            row["how"],
             _kwh(row["predicted_kwh"]["value"]),
             _kwh(row["actual_kwh"]),
             _percent(row["kwh_error"]),
             _percent(row["tco2e_error"]),
         ]
         for row in document["rows"]
+        if row["how"]
     ]
     headings = ["Row", "model", "", "kWh here", "published", "off", "carbon off"]
     summary = document["summary"]
@@ -185,10 +186,9 @@ def validation(document: dict[str, Any]) -> str:
         f"{_percent(summary['measured_mape'])} off on average, {_percent(summary['measured_inside_band'])} "
         f"inside the band of {_percent(summary['widest_band'])}.",
     ]
-    skipped = [
-        f"Row {row['row']} skipped: {row['skipped_because']}" for row in document["rows"] if not row["how"]
-    ]
-    return "\n".join([*text_table(headings, rows, left=3), "", *lines, *skipped])
+    skipped = skipped_lines(row["skipped_because"] for row in document["rows"])
+    table = [*text_table(headings, rows, left=3), ""] if rows else []
+    return "\n".join([*table, *lines, *skipped])
 
 
 def _kwh(value: float | None) -> str:

@@ -9,28 +9,32 @@ seconds). Data goes to stdout, all else to stderr; of many processes only the fi
 Global options stand before or after the verb: one parser reads both, with the verb taken out.
 """
 
-import argparse
-import importlib
-import io
-import json
-import os
-import select
-import shlex
-import shutil
-import sys
-import textwrap
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
-from types import ModuleType
-from typing import Any, NoReturn
+try:
+    import argparse
+    import importlib
+    import io
+    import json
+    import os
+    import select
+    import shlex
+    import shutil
+    import signal
+    import sys
+    import textwrap
+    import traceback
+    from collections.abc import Sequence
+    from contextlib import suppress
+    from pathlib import Path
+    from types import ModuleType
+    from typing import Any, NoReturn
 
-from bessemer import __version__
-from bessemer.cli.alone import check_alone, is_first
-from bessemer.cli.unbuilt import UNBUILT, refusal
-from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
-from bessemer.log import Console
+    from bessemer import __version__
+    from bessemer.cli.alone import check_alone, is_first
+    from bessemer.cli.unbuilt import UNBUILT, refusal
+    from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
+    from bessemer.log import Console
+except KeyboardInterrupt:  # before `main` can meet it
+    raise SystemExit(130) from None
 
 VERBS = ("demo", "run", "doctor", "recipes", "schema", "plan", "data", "pretrain", "finetune", "evaluate",
          "compare", "export", "chat", "report", "check", "energy")  # fmt: skip
@@ -45,10 +49,12 @@ _STDOUT = 1  # file descriptor
 
 def main(argv: list[str] | None = None) -> int:
     """The exit code. argv None: called as a process, which may arrange its environment."""
-    if argv is None:
-        _make_streams_usable()
     words = sys.argv[1:] if argv is None else argv
+    interrupts: list[int] = []
     try:
+        if argv is None:
+            _note_interrupts(interrupts)
+            _make_streams_usable()
         return _command(words, as_process=argv is None)
     except UserError as error:
         return _user_error(error, words)
@@ -58,7 +64,26 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError as error:  # of a verb that prints as it goes, or of a worker's pipe
         return _cut_short() if _reader_has_left() else _internal_error(error)
     except Exception as error:
+        if interrupts and isinstance(
+            error, ImportError
+        ):  # what numpy makes of one that comes while it begins
+            _complain("interrupted")
+            return _INTERRUPTED
         return _internal_error(error)
+    finally:
+        if argv is None:  # the work is done: Python's own end would show an interrupt as a traceback
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _note_interrupts(seen: list[int]) -> None:
+    """Python's own answer to Ctrl-C, and a note that it came."""
+
+    def noted(number: int, frame: Any) -> NoReturn:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+        signal.signal(signal.SIGINT, noted)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,6 +11,7 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.layout import Layout
 from bessemer.units import format_count, format_seconds
 
+_TOP = 5  # candidates
 HELP = "predict memory, time, energy and money of a recipe, with the rule behind each derived value"
 
 
@@ -19,7 +20,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("rows", nargs="?", metavar="ROWS.csv", help=argparse.SUPPRESS)
     parser.add_argument("--cluster", metavar="64xH100", help="plan for these devices; default: the recipe's")
     parser.add_argument("--layout", help='degrees, e.g. "shard=2,tensor=2"; default: the recipe\'s')
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="candidates to list")
+    parser.add_argument("--top", type=int, metavar="K", help=f"candidates to list; default: {_TOP}")
     parser.add_argument(
         "--rehearse",
         action="store_true",
@@ -72,7 +73,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
         plan, chosen = resolve_searched(recipe, facts, layout_from=layout_from)
     cluster = cluster_of(recipe, devices_of(plan.pretrain.layout, facts))
     document = {**_document(recipe, plan, facts, cluster), "data": data.told(plan)}
-    document |= _layouts(recipe, plan, facts, cluster, chosen, args.top)
+    document |= _layouts(recipe, plan, facts, cluster, chosen, args.top or _TOP)
     document |= budget_document(recipe, plan, facts, only_finetunes=only_finetunes(recipe))
     if only_finetunes(recipe):  # both are of pre-training
         document |= {"place": None, "programme": None}
@@ -141,7 +142,7 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise RecipeError(
             "--rank has no effect", found=f"--rank {args.rank}", wanted="--rehearse", fix="add it"
         )
-    if args.top < 1:
+    if args.top is not None and args.top < 1:
         raise RecipeError("--top lists nothing", found=f"--top {args.top}", wanted="1 or more", fix="--top 5")
     if args.rows and not _is_validation(args):
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
@@ -197,7 +198,7 @@ def _document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any
         "memory_by_pipeline_rank": memories,
         "derived": values["derived"],
         "caveats": caveats(plan, cluster),
-        "remarks": remarks(cluster),
+        "remarks": remarks(cluster, plan.pretrain.dtype),
         "refused_because": _refusal(recipe, plan, facts),
     }
 

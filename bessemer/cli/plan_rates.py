@@ -6,6 +6,8 @@ The table of predictions has the sums alone; a reader who cannot see the price o
 from typing import Any
 
 from bessemer.energy.accounting.facility import (
+    CHEAPEST,
+    DEAREST,
     grid_region,
     kg_per_kwh,
     power_usage_effectiveness,
@@ -35,9 +37,8 @@ def rates_document(recipe: Any, facts: Any, devices: int) -> dict[str, Any]:
 def show_rates(rates: dict[str, Any]) -> str:
     money = f"money: {rates['price']}"
     if rates["price_source"]:
-        money += (
-            f" ({rates['price_source']}), 0.8 to 3 times that elsewhere: cluster.usd_per_device_hour is yours"
-        )
+        elsewhere = f"{CHEAPEST:g} to {DEAREST:g} times that elsewhere"
+        money += f" ({rates['price_source']}), {elsewhere}: cluster.usd_per_device_hour is yours"
     servers = "with the servers around the devices, and " if rates["servers"] else ""
     energy = f"energy: {servers}PUE {rates['pue']:g} ({rates['pue_from']})"
     carbon = 'carbon: no region is named: cluster.region, such as "DEU"'

@@ -48,6 +48,7 @@ def reliability_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
     return {
         "expected_failures": _vars(hours.times(found.expected_failures(1.0))),
         "checkpoint_interval_s": _vars(interval),
+        "saved_every_s": plan.predicted["step_time_s"].times(plan.pretrain.save_every).value,
         "hours_between_failures": between_s / 3600.0,
     }
 
@@ -136,12 +137,18 @@ def caveats(plan: Any, cluster: Any) -> list[str]:
     return notes
 
 
-def remarks(cluster: Any) -> list[str]:
-    """What of the cluster its reader may have meant otherwise."""
+def remarks(cluster: Any, dtype: str = "bf16") -> list[str]:
+    """What of the cluster its reader may have meant otherwise. dtype: that the plan computes in."""
     from bessemer.hardware import catalogue
     from bessemer.planner.machine.cluster import nominal_gib
 
     device, notes = cluster.device, []
+    if device.kind != "cpu" and device.peak_tflops(dtype) is None:
+        note = f"{device.name} has no {dtype} in the catalogue, so that MFU is not known"
+        if dtype == "bf16" and device.fp32_tflops:
+            note += f"; it computes fp32 at up to {device.fp32_tflops:g} TFLOP/s (dtype=fp32), "
+            note += "and fp16 is not trained"
+        notes.append(note)
     if device.memory_gib_usable is not None and device.memory_gib_usable == nominal_gib(device):
         notes.append(
             f"what an empty {device.name} reports is not in the catalogue: its nominal "
@@ -220,7 +227,8 @@ def show_reliability(document: dict[str, Any]) -> str:
     best = f"{ends[0]} ({ends[1]} to {ends[2]})"
     if interval["value"] > 3600.0 * failures["value"] * between_h:
         best = "longer than the run"
-    return f"Failures to expect: {expected}, one in {between_h:,.1f} hours. Best checkpoint interval: {best}"
+    text = f"Failures to expect: {expected}, one in {between_h:,.1f} hours. Best checkpoint interval: {best}"
+    return f"{text}; this run saves every {format_seconds(document['saved_every_s'])}"
 
 
 def show_candidates(rows: list[dict[str, Any]]) -> str:

@@ -1,11 +1,10 @@
 """`bessemer plan validate ROWS.csv`: how well the planner predicts published runs, row by row."""
 
 import argparse
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bessemer.cli.columns import text_table
+from bessemer.cli.columns import skipped_lines, text_table
 from bessemer.errors import RecipeError
 
 _WORST = 5
@@ -49,7 +48,7 @@ def _refuse_others(args: argparse.Namespace) -> None:
             fix="name a CSV file with columns such as model, seq, gpus, gpu_type, tp, pp, dp, step_time_s",
         )
     given = {"--cluster": args.cluster, "--layout": args.layout, "--rehearse": args.rehearse}
-    given["--set"] = getattr(args, "set", None)
+    given |= {"--set": getattr(args, "set", None), "--top": args.top}
     useless = [option for option, value in given.items() if value]
     if useless:
         raise RecipeError(
@@ -157,10 +156,7 @@ def _by_text(rows: list[dict[str, Any]], key: str) -> dict[str, str]:
 
 
 def _skipped(rows: list[dict[str, Any]]) -> str:
-    reasons = Counter(row["skipped_because"] for row in rows if row["skipped_because"])
-    return "\n".join(
-        f"Skipped: {reason} ({count} row{'s' * (count != 1)})" for reason, count in reasons.most_common()
-    )
+    return "\n".join(skipped_lines(row["skipped_because"] for row in rows))
 
 
 def _unread(columns: dict[str, str | None]) -> str:
@@ -175,7 +171,7 @@ def _within(summary: dict[str, Any], which: str) -> str:
 def _times(summary: dict[str, Any]) -> str:
     low, middle, high = (summary[f"device_hours_finished_over_{end}"] for end in ("low", "median", "high"))
     if middle is None:
-        return "none given"
+        return _NONE_GIVEN
     return f"{middle:.2f} (the middle eight tenths: {low:.2f} to {high:.2f})"
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from bessemer.errors import RecipeError
 from bessemer.finetune.run import Task, check_section, origin_of, plan_before, task_from, with_hash
 from bessemer.formulas.layout import ONE_PROCESS
+from bessemer.planner.finetuning import finetune_context, resolve_finetune
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.resolve import finetune_context, resolve_finetune
 from bessemer.planner.rules.objective import objective_of
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Parallel, Recipe

@@ -31,10 +31,11 @@ from bessemer.formulas.parameters import total_params
 from bessemer.formulas.shape import ModelShape
 from bessemer.measure.facts import gather
 from bessemer.model.device import this_device
+from bessemer.planner.finetuning import finetune_context, resolve_finetune
 from bessemer.planner.limits import check_start, check_trainable
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, StagePlan
-from bessemer.planner.resolve import check_recipe, finetune_context, resolve_finetune
+from bessemer.planner.resolve import check_recipe
 from bessemer.planner.rules.adapter import adapter_of, check_adapter_keys, full_lr
 from bessemer.planner.rules.objective import check_method, objective_of, with_head
 from bessemer.planner.rules.rollout import check_sampling, is_sampled

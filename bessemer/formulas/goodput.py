@@ -45,7 +45,7 @@ class Reliability:
     between_failures_s: float
     save_s: Range  # blocking
     restart_s: Range
-    interval_s: float  # from one checkpoint to the next, best for `save_s.value`
+    interval_s: float  # from one checkpoint to the next: as asked, or the best for `save_s.value`
     goodput: Range
 
     def expected_failures(self, hours: float) -> float:
@@ -60,12 +60,14 @@ def reliability(
     asynchronous: bool = True,
     network_gb_per_s: float | None = None,
     device_hours_per_failure: float = DEVICE_HOURS_PER_FAILURE,
+    interval_s: float | None = None,
 ) -> Reliability:
-    """The best interval and what it leaves.
+    """An interval and what it leaves.
 
     rank_bytes: of a checkpoint, that one device writes: STATE_BYTES (formulas/memory/parts.py) a parameter.
     asynchronous: training goes on while storage is written; else it waits.
     network_gb_per_s: of a device; None: no limit beside storage's own.
+    interval_s: of work between two checkpoints; None: the best.
     """
     between_s = between_failures_s(devices, device_hours_per_failure)
     save_s = save_seconds(rank_bytes, asynchronous=asynchronous)
@@ -73,15 +75,19 @@ def reliability(
     # Even when training does not wait, one checkpoint must be stored before the next begins.
     stored_s = _seconds(rank_bytes, _STORAGE_GB_PER_S)
 
-    def best(save: float, restart: float, stored: float) -> tuple[float, float]:
-        interval_s = max(daly_interval_s(save, between_s), stored if asynchronous else 0.0)
-        return interval_s, goodput(interval_s, save, restart, between_s)
+    def kept(save: float, restart: float, stored: float) -> tuple[float, float]:
+        wait_s = stored if asynchronous else 0.0
+        work_s = max(daly_interval_s(save, between_s), wait_s) if interval_s is None else interval_s
+        return work_s, goodput(work_s, max(save, wait_s - work_s), restart, between_s)
 
-    interval_s, value = best(save_s.value, restart_s.value, stored_s.value)
+    work_s, value = kept(save_s.value, restart_s.value, stored_s.value)
     # Chosen for the likely cost, kept where saving and restarting cost more: what a job really meets.
-    low = first_order_goodput(interval_s, save_s.high, restart_s.high, between_s)
-    high = best(save_s.low, restart_s.low, stored_s.low)[1]
-    return Reliability(between_s, save_s, restart_s, interval_s, Range(value, max(0.0, low), high))
+    if interval_s is None:
+        low = first_order_goodput(work_s, save_s.high, restart_s.high, between_s)
+    else:  # as short as one asks for, where the first order would be below 0
+        low = kept(save_s.high, restart_s.high, stored_s.high)[1]
+    high = kept(save_s.low, restart_s.low, stored_s.low)[1]
+    return Reliability(between_s, save_s, restart_s, work_s, Range(value, max(0.0, min(low, value)), high))
 
 
 def between_failures_s(devices: int, device_hours_per_failure: float = DEVICE_HOURS_PER_FAILURE) -> float:

@@ -38,7 +38,8 @@ def ceilings(device: torch.device, *, fresh: bool = False) -> Ceilings:
         return same
     found = _measure(device, name, threads)
     if same is not None and (not fresh or found.busy_share > _QUIET_SHARE):
-        found = replace(found, **{key: max(getattr(found, key), getattr(same, key)) for key in _SPEEDS})
+        better = {key: max(getattr(found, key), getattr(same, key)) for key in _SPEEDS}
+        found = replace(found, busy_share=min(found.busy_share, same.busy_share), **better)
     with suppress(WriteError):  # no home to write to, as in containers: then each command measures anew
         store_ceilings(found)
     return found

@@ -16,7 +16,7 @@ from bessemer.errors import RecipeError
 from bessemer.formulas.layout import AXES, CONTEXT_KINDS, ONE_PROCESS, SCHEDULES, Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts
-from bessemer.planner.rules.layout import first_complaint, nearest_layout
+from bessemer.planner.rules.layout import filling_layout, first_complaint, nearest_layout
 from bessemer.recipe.schema import Recipe
 
 WHERE = "parallel.layout"
@@ -97,17 +97,26 @@ def check_layout(
     )
 
 
-def check_cluster(layout: Layout, facts: Facts, where: str = WHERE) -> None:
-    """RecipeError when a layout is planned for a cluster of another size."""
+def check_cluster(
+    layout: Layout, facts: Facts, where: str = WHERE, shape: ModelShape | None = None, tokens: int = 0
+) -> None:
+    """RecipeError when a layout is planned for a cluster of another size, with the nearest that fills it.
+
+    shape, tokens: the model and the tokens in its rows, where they are known: what it does not allow is not
+    told as a fix.
+    """
     if facts.devices == 1 or layout.world == facts.devices:
         return
     rest = layout.world // layout.shard
-    fill = _fix(where, replace(layout, shard=facts.devices // rest)) if facts.devices % rest == 0 else ""
+    whole = facts.devices % rest == 0
+    near = replace(layout, shard=facts.devices // rest) if whole else filling_layout(layout, facts.devices)
+    near = near if shape is None else nearest_layout(near, shape, tokens)
+    fill = _fix(where, near) if near.world == facts.devices else "choose degrees that divide it"
     raise RecipeError(
         f"{where} does not fill the cluster",
         found=f'"{layout}": {layout.world} rank(s), on {facts.devices} x {facts.device}',
         wanted=f"a product of {facts.devices}",
-        fix=f"{fill or 'choose degrees that divide it'}, or plan {layout.world} devices",
+        fix=f"{fill}, or plan {layout.world} devices",
     )
 
 

@@ -143,13 +143,21 @@ def _for_ranks(stage: StagePlan, facts: Facts) -> str:
 
 
 def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int) -> str:
-    """The first of these that fits: smaller micro-batches cost little, recomputation a third more time."""
+    """The first of these that fits: smaller micro-batches cost little, shards in place of whole copies some
+    exchanges, recomputation a third more time."""
     sizes = [rows for rows in (2**power for power in range(12, -1, -1)) if rows < stage.micro_batch]
     options = [("async_save=false", replace(stage, async_save=False))] if stage.async_save else []
     options += [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
+    layout, words = stage.layout, ""
+    if layout.replicate > 1:
+        layout = replace(layout, replicate=1, shard=layout.replicate * layout.shard)
+        stage, words = replace(stage, layout=layout), f'parallel.layout="{layout}"'
+        options.append((words, stage))
+        words += " and "
+        options += [(f"{words}micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
     for rows in [stage.micro_batch, *sizes]:
         changed = replace(stage, recompute="full", recompute_layers=None, micro_batch=rows)
-        options.append((f"recompute=full and micro_batch={rows}", changed))
+        options.append((f"{words}recompute=full and micro_batch={rows}", changed))
     for text, option in options:
         if not allows(option.layout, option.micro_batches):
             continue

@@ -19,6 +19,7 @@ from bessemer.energy.power import assumed_accelerator_board, assumed_cpu_power
 from bessemer.energy.quantity import Quantity, exactly
 from bessemer.formulas.adapters import trained_params
 from bessemer.formulas.flops import train_flops_per_token
+from bessemer.formulas.goodput import Reliability
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory.parts import STATE_BYTES, Memory, Workload
 from bessemer.formulas.memory.rank import layout_memory
@@ -52,12 +53,18 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     """All predicted quantities of one stage, under the names of the `plan` document."""
     facts = devices_of(stage.layout, facts)
     known, step = predict_step(recipe, shape, stage, facts)
+    flops, peak = train_flops_per_token(shape, stage.context), peak_tflops(facts, stage.dtype)
     step_s = known.best
+    if peak and facts.kind != "cpu":  # whose peak is a measurement, which a quieter hour may beat
+        step_s = _not_below(step_s, flops * stage.batch_tokens / facts.devices / peak / 1e12)
     tokens_per_s = step_s.inverse(stage.batch_tokens)
-    flops = train_flops_per_token(shape, stage.context)
     tflops = tokens_per_s.times(flops / facts.devices / 1e12)
-    peak = peak_tflops(facts, stage.dtype)
-    goodput = goodput_of(recipe, shape, facts, stage.async_save)
+    saved_s = step_s.times(stage.save_every).value
+    if stage.save_every == longest_interval(stage.steps):
+        # Five saves of a run that is shorter than that take seconds, whatever share of it they are.
+        best = failures_of(recipe, shape, facts, stage.async_save)
+        saved_s = None if best is None or saved_s is None else max(saved_s, best.interval_s)
+    goodput = goodput_of(recipe, shape, facts, stage.async_save, saved_s)
     hours, sampled = step_s.times(stage.steps / 3600.0), dict[str, Estimate]()
     if stage.objective.rollouts is not None:
         sampled["sampling_time_s"] = round_time(shape, stage, facts, tflops)
@@ -93,6 +100,13 @@ def predict_step(
     step = stage_step(shape, stage, cluster_of(recipe, facts))
     formula = step.estimate if step else _by_share(shape, stage, facts)
     return calibrated.step_time(shape, stage, facts, formula), step
+
+
+def _not_below(step_s: Estimate, least_s: float) -> Estimate:
+    """A band whose low end is what the hardware can do at its peak: no step is faster."""
+    if step_s.value is None or step_s.low is None or step_s.low >= least_s:
+        return step_s
+    return replace(step_s, low=min(least_s, step_s.value))
 
 
 def _by_share(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
@@ -205,18 +219,39 @@ def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
 
 
-def goodput_of(recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bool | None = None) -> Estimate:
-    """Share of the time that failures and saving leave, on accelerators, saved as often as is best.
+def goodput_of(
+    recipe: Recipe,
+    shape: ModelShape,
+    facts: Facts,
+    asynchronous: bool | None = None,
+    interval_s: float | None = None,
+) -> Estimate:
+    """Share of the time that failures and saving leave, on accelerators.
 
     asynchronous: `async_save` of the stage; None: what the recipe asks, before there is a stage.
+    interval_s: from one checkpoint to the next; None: as often as is best.
     """
-    if facts.kind == "cpu":
-        return UNKNOWN
     if asynchronous is None:
         asynchronous = recipe.pretrain.async_save is not False  # "auto": yes, where the host has the copy
+    found = failures_of(recipe, shape, facts, asynchronous, interval_s)
+    if found is None:
+        return UNKNOWN
+    return Estimate(found.goodput.value, found.goodput.low, found.goodput.high, "assumed")
+
+
+def longest_interval(steps: int) -> int:
+    """Steps from one save to the next, so that a run saves five times."""
+    return max(1, steps // 5)
+
+
+def failures_of(
+    recipe: Recipe, shape: ModelShape, facts: Facts, asynchronous: bool, interval_s: float | None = None
+) -> Reliability | None:
+    """None: a CPU, of which no failures are published."""
+    if facts.kind == "cpu":
+        return None
     cluster = cluster_of(recipe, facts)
-    found = reliability_of(total_params(shape), cluster, asynchronous=asynchronous).goodput
-    return Estimate(found.value, found.low, found.high, "assumed")
+    return reliability_of(total_params(shape), cluster, asynchronous=asynchronous, interval_s=interval_s)
 
 
 def _quantity(estimate: Estimate) -> Quantity:

@@ -5,7 +5,7 @@ away, now and then another training. So the likely value stays that of the steps
 finished programmes reported over what `bessemer plan validate` predicts of them (published/hours.py), which
 has the prediction's own error in it. Of 14, sorted: 0.97 (Llama 3.1 405B), 1.00 (DeepSeek-V3), 1.06, 1.08,
 1.10, 1.28, 1.34, 1.49, 1.53, 1.63, 2.99, 3.36 (Llama 3 and 3.1 8B), 3.92, 7.31 (Llama 3.2, with distilling).
-The smallest of them is GPT-2 124M with 768 device-hours: for less, nothing is said.
+The smallest of them is GPT-2 124M with 768 device-hours: below 500 nothing is said.
 """
 
 from collections.abc import Mapping

@@ -13,21 +13,17 @@ from functools import partial
 from bessemer.energy.grid.pausing import check_pausing
 from bessemer.errors import RecipeError, UserError
 from bessemer.formulas.flops import train_flops_per_token
-from bessemer.formulas.layout import ONE_PROCESS, Layout
-from bessemer.formulas.objective import NEXT_TOKEN, Objective
+from bessemer.formulas.layout import Layout
 from bessemer.formulas.parameters import active_params, total_params
 from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.layout import WHERE, check_cluster, parse_layout, stage_layout
+from bessemer.planner.layout import WHERE, parse_layout
 from bessemer.planner.limits import fits
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
-from bessemer.planner.predict import devices_of, goodput_of, predict
-from bessemer.planner.rules.adapter import adapter_lr, check_adapter_stages
-from bessemer.planner.rules.objective import preference_lr
-from bessemer.planner.rules.rollout import is_sampled, rollouts_of
+from bessemer.planner.predict import goodput_of, predict
 from bessemer.planner.search.choose import Chosen
-from bessemer.planner.searched import Place, choose, is_searched, with_devices
+from bessemer.planner.searched import Place, choose, given_layout, with_chosen, with_devices
 from bessemer.planner.shape import resolve_shape, sized_shape
 from bessemer.planner.sizing.budget import (
     MOST_RESERVE,
@@ -43,17 +39,13 @@ from bessemer.planner.sizing.budget import (
 )
 from bessemer.planner.sizing.sized import check_size_keys, size_for_budget, wants_size
 from bessemer.planner.speed import training_speed
-from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, rows_of, stage_plan
-from bessemer.recipe.schema import Finetune, Optimization, Recipe
+from bessemer.planner.stage import Decided, Rules, choose_dtype, pretrain_length, stage_plan
+from bessemer.recipe.schema import Optimization, Recipe
 
 _ROUNDS = 3
 _PARTS = (2, 4, 8, 16)  # of the devices, tried where all together take too much
 _STILL = 0.02  # relative change of the speed from which on another round would change nothing
 _STILL_RESERVE = 0.005
-_FINETUNE_LR_SHARE = 0.1
-_FINETUNE_LR_ALONE = 3e-5
-_FINETUNE_ROWS_ALONE = 16
-_FINETUNE_MIN_STEPS = 100
 
 
 def resolve(
@@ -156,7 +148,7 @@ def _draft(
     facts = with_devices(recipe, facts, place)
     shape, derived, loss = _shape(recipe, facts, flops_per_s, reserve)
     _check_data(shape, facts)
-    layout, facts = _given_layout(recipe, shape, shape.context, facts, place)
+    layout, facts = given_layout(recipe, shape, shape.context, facts, place)
     dtype = choose_dtype(section.dtype, facts, rules)
     decides = section.steps == "auto" and section.tokens is None
     found = limits(recipe, facts, decide=decides, reserve=reserve)
@@ -176,17 +168,9 @@ def _draft(
     lr = rules.settle("lr", section.lr, sizing.learning_rate_for(flops), rule)
     decided = Decided(shape.context, steps, rows, lr, dtype, layout)
     decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
-    settled = _settled(section, chosen, rules)
+    settled = with_chosen(section, chosen, rules)
     by_hours = by_hours or loss is not None
     return _Draft(shape, derived, facts, decided, settled, rules, loss, chosen, by_hours, reserve)
-
-
-def _settled(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
-    """The section with what the search has chosen beside the layout."""
-    if chosen is None:
-        return section
-    rules.derived.append(Derived("parallel.layout", str(chosen.layout), chosen.rule))
-    return chosen.section(section)
 
 
 def _shape(
@@ -209,18 +193,6 @@ def _shape(
 
     found = limits(recipe, facts, reserve=reserve)
     return sized_shape(recipe, facts, lambda shape_of: size_for_budget(recipe, facts, found, shape_of, speed))
-
-
-def _given_layout(
-    recipe: Recipe, shape: ModelShape, context: int, facts: Facts, place: Place
-) -> tuple[Layout, Facts]:
-    """The recipe's layout, checked, with the facts of as many devices; one process where it is searched."""
-    if is_searched(recipe, facts, place):
-        return ONE_PROCESS, facts
-    layout = stage_layout(recipe, shape, context=context, world=place.world, where=place.layout_from)
-    if recipe.parallel.layout != "auto":
-        check_cluster(layout, facts, place.layout_from)
-    return layout, devices_of(layout, facts)
 
 
 def _with_steps(derived: Sequence[Derived], steps: int) -> list[Derived]:
@@ -248,7 +220,7 @@ def _plan(recipe: Recipe, draft: _Draft) -> Plan:
     shape, facts = draft.shape, draft.facts
     rules = Rules(draft.rules.section)
     rules.derived.extend(draft.rules.derived)
-    stage = stage_plan(draft.section, shape, draft.decided, facts, rules)
+    stage = stage_plan(recipe, draft.section, shape, draft.decided, facts, rules)
     plan = plan_of(recipe, shape, stage, facts, [*draft.derived, *rules.derived])
     return plan if draft.loss is None else replace(plan, predicted={**plan.predicted, "loss": draft.loss})
 
@@ -286,90 +258,6 @@ def check_recipe(recipe: Recipe, *, world: int | None = None, layout_from: str =
     _refuse_contradictions(recipe)
     check_pausing(recipe.energy)
     return layout
-
-
-def resolve_finetune(
-    recipe: Recipe,
-    shape: ModelShape,
-    num_rows: int,
-    facts: Facts,
-    pretrain: StagePlan | None = None,
-    *,
-    world: int | None = None,
-    objective: Objective = NEXT_TOKEN,
-    prompts: Sequence[int] = (),
-    layout_from: str = WHERE,
-) -> tuple[StagePlan, list[Derived]]:
-    """The fine-tuning stage for `num_rows` packed rows of examples.
-
-    pretrain: the stage that made the weights, where it is known; rate and batch follow from it.
-    world, layout_from: as in `resolve`; the layout is that of [parallel] too.
-    objective: planner/rules/objective.py.
-    prompts: tokens of each, where the answers are to be the model's own.
-    """
-    section = recipe.finetune
-    if section is None:
-        raise RecipeError(
-            "the recipe has no [finetune] section",
-            found=f"recipe {recipe.name} with pre-training only",
-            wanted="[finetune] with the task's data",
-            fix='add [finetune] and data = { path = "train.jsonl" }',
-        )
-    rules = Rules("finetune")
-    context, place = finetune_context(section, shape), Place(world, layout_from)
-    layout, facts = _given_layout(recipe, shape, context, with_devices(recipe, facts, place), place)
-    dtype = pretrain.dtype if pretrain and section.dtype == "auto" else section.dtype
-    dtype = choose_dtype(dtype, facts, rules)
-    if is_sampled(section):
-        rollouts, rows = rollouts_of(section, prompts, context, rules)
-        steps = rollouts.rounds * rollouts.steps
-        objective = replace(objective, temperature=section.temperature, rollouts=rollouts)
-    else:
-        rows = _finetune_rows(section, context, num_rows, pretrain, rules)
-        steps = max(1, -(-section.epochs * num_rows // rows))
-        rules.settle(
-            "steps", "auto", steps, f"{section.epochs} epochs of {num_rows} rows, {rows} rows a step"
-        )
-    lr, rule = _FINETUNE_LR_ALONE, "usual for full fine-tuning of a model that was made elsewhere"
-    if pretrain is not None:
-        lr = float(f"{_FINETUNE_LR_SHARE * pretrain.lr:.1e}")
-        rule = "a tenth of the peak in pre-training: the weights are to be moved, not replaced"
-    lr, rule = preference_lr(section.method, None if pretrain is None else pretrain.lr) or (lr, rule)
-    if shape.adapter is not None:
-        lr, rule = adapter_lr(lr, alone=pretrain is None and objective == NEXT_TOKEN)
-    lr = rules.settle("lr", section.lr, lr, rule)
-    decided = Decided(context, steps, rows, lr, dtype, layout, objective)
-    decided, chosen, facts = choose(recipe, section, shape, decided, facts, place)
-    check_adapter_stages(shape, decided.layout)
-    return stage_plan(_settled(section, chosen, rules), shape, decided, facts, rules), rules.derived
-
-
-def finetune_context(section: Finetune, shape: ModelShape) -> int:
-    """Tokens in a row of the task. Longer rows than the model has seen are refused."""
-    if section.context == "auto":
-        return shape.context
-    longest = shape.longest_row
-    if section.context > longest:
-        raise RecipeError(
-            "finetune.context is longer than the model has seen",
-            found=f"finetune.context = {section.context}, model.context = {longest}",
-            wanted=f"at most {longest}",
-            fix=f"set finetune.context={longest}, or pre-train with a longer model.context",
-        )
-    return section.context
-
-
-def _finetune_rows(
-    section: Finetune, context: int, num_rows: int, pretrain: StagePlan | None, rules: Rules
-) -> int:
-    given = rows_of(section, "finetune", context)
-    if given is not None:
-        return given
-    largest = pretrain.batch_rows if pretrain else _FINETUNE_ROWS_ALONE
-    rows = max(1, min(largest, section.epochs * num_rows // _FINETUNE_MIN_STEPS))
-    rule = f"{_FINETUNE_MIN_STEPS} steps or more, at most {largest} rows"
-    rules.settle("batch_tokens", "auto", rows * context, rule)
-    return rows
 
 
 def _refuse_contradictions(recipe: Recipe) -> None:

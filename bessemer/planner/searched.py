@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from bessemer.errors import RecipeError
+from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.layout import WHERE
+from bessemer.planner.layout import WHERE, check_cluster, stage_layout
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.machine.planned import cluster_of, listed_device
+from bessemer.planner.plan import Derived
+from bessemer.planner.predict import devices_of
 from bessemer.planner.search.choose import Chosen, choose_layout
-from bessemer.planner.stage import Decided
+from bessemer.planner.stage import Decided, Rules
 from bessemer.recipe.schema import Optimization, Recipe
 
 
@@ -79,6 +82,26 @@ def choose(
             continue
         return replace(decided, layout=chosen.layout), chosen, less
     raise AssertionError(f"no count of devices was tried on {facts.devices}")
+
+
+def given_layout(
+    recipe: Recipe, shape: ModelShape, context: int, facts: Facts, place: Place
+) -> tuple[Layout, Facts]:
+    """The recipe's layout, checked, with the facts of as many devices; one process where it is searched."""
+    if is_searched(recipe, facts, place):
+        return ONE_PROCESS, facts
+    layout = stage_layout(recipe, shape, context=context, world=place.world, where=place.layout_from)
+    if recipe.parallel.layout != "auto":
+        check_cluster(layout, facts, place.layout_from, shape, context)
+    return layout, devices_of(layout, facts)
+
+
+def with_chosen(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
+    """The section with what the search has chosen beside the layout."""
+    if chosen is None:
+        return section
+    rules.derived.append(Derived("parallel.layout", str(chosen.layout), chosen.rule))
+    return chosen.section(section)
 
 
 def _devices(facts: Facts, place: Place) -> int:

@@ -146,7 +146,8 @@ def _sized(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]]:
             wanted="a size that leaves room for the blocks",
             fix=f"set model.size={format_count(count)}, or a smaller tokenizer.vocab",
         )
-    rule = (
+    rule = f"{text}, as there is no limit in [budget] that could size it: " if model.size == "auto" else ""
+    rule += (
         f"the nearest to {text} ({format_count(count)} with embeddings): head_dim 64, width over depth near "
     )
     rule += f"{sizing.usual_ratio(shape.hidden):.0f}, ffn 8/3 hidden"

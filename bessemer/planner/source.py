@@ -11,7 +11,7 @@ from pathlib import Path
 from bessemer.energy.grid.regions import region
 from bessemer.errors import RecipeError
 from bessemer.formulas.huggingface.config import shape_from_config
-from bessemer.formulas.huggingface.keys import config_path, read_json
+from bessemer.formulas.huggingface.keys import check_heads, config_path, read_json
 from bessemer.formulas.huggingface.plan import planned_shape
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts, planned_facts
@@ -40,6 +40,8 @@ def with_files(facts: Facts, recipe: Recipe, base: Path) -> Facts:
     except RecipeError as error:
         shape = planned_shape(config, context=context)
         refused = f"{error.found} (wanted: {error.wanted})"
+    if not shape.mla_kv_rank:
+        check_heads(shape.heads, shape.kv_heads)
     return replace(facts, source_shape=_shortened(shape, context), source_refused=refused)
 
 

@@ -18,12 +18,12 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.micro_batch import CPU_MICRO_BATCH_TOKENS, choose_micro_batch
 from bessemer.planner.plan import Derived, StagePlan
-from bessemer.planner.predict import copy_fits
+from bessemer.planner.predict import copy_fits, devices_of, failures_of, longest_interval, predict_step
 from bessemer.planner.recompute import Recompute, settle_recompute
 from bessemer.planner.rules.layout import check_micro_batches
 from bessemer.planner.rules.stage import check_balance, check_micro_batch, check_schedule, compile_for
-from bessemer.planner.speed import recomputed_share, step_time, training_speed
-from bessemer.recipe.schema import Optimization, Pretrain
+from bessemer.planner.speed import step_time, training_speed
+from bessemer.recipe.schema import Optimization, Pretrain, Recipe
 from bessemer.units import format_bytes, format_count, format_seconds
 
 _MIN_STEPS = 50  # a batch rule fitted on large runs must not leave a short one with a handful of updates
@@ -114,9 +114,9 @@ def pretrain_length(
 
 
 def stage_plan(
-    section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
+    recipe: Recipe, section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
 ) -> StagePlan:
-    """Everything else of a stage, once its length is known."""
+    """Everything else of a stage, once its length is known. section: with what a search has settled."""
     steps, layout = decided.steps, decided.layout
     compiles = compile_for(section, layout, rules.section)
     batch = StagePlan(
@@ -143,8 +143,8 @@ def stage_plan(
     check_schedule(section, steps, warmup, decay_steps)
     check_balance(section, shape, rules.section)
     batch = replace(batch, recompute=recompute.kind, recompute_layers=recompute.layers)
-    speed = training_speed(shape, facts, batch.dtype, batch.recompute, recomputed_share(shape, batch))
-    step_s = step_time(shape, decided.batch_tokens, speed, facts).value
+    saves = section.async_save if section.async_save != "auto" else copy_fits(shape, batch, facts)
+    batch = replace(batch, async_save=saves)
     return replace(
         batch,
         schedule=section.schedule,
@@ -161,10 +161,9 @@ def stage_plan(
             max(1, min(_VALIDATE_STEPS, round(steps / 10))),
             f"a tenth of the steps, at most {_VALIDATE_STEPS}",
         ),
-        save_every=_save_every(section, steps, step_s, rules),
+        save_every=_save_every(recipe, section, shape, batch, facts, rules),
         log_every=section.log_every,
         keep=section.keep,
-        async_save=section.async_save if section.async_save != "auto" else copy_fits(shape, batch, facts),
         optimizer=section.optimizer,
         router_balance=section.router_balance,
     )
@@ -248,13 +247,28 @@ def _tell_recompute(section: Optimization, chosen: Recompute, rules: Rules) -> N
     )
 
 
-def _save_every(section: Optimization, steps: int, step_s: float | None, rules: Rules) -> int:
-    """A minute's work is at risk, or in a long run a two-hundredth of it, up to half an hour."""
-    fifth = max(1, steps // 5)
+def _save_every(
+    recipe: Recipe, section: Optimization, shape: ModelShape, batch: StagePlan, facts: Facts, rules: Rules
+) -> int:
+    """On accelerators the best interval for their failures, up to half an hour. On a CPU a minute's work is
+    at risk, or in a long run a two-hundredth of it, up to the same."""
+    if section.save_every != "auto":
+        return section.save_every
+    fifth = longest_interval(batch.steps)
+    step_s = predict_step(recipe, shape, batch, facts)[0].best.value
     if step_s is None:
-        return int(rules.settle("save_every", section.save_every, fifth, "a fifth of the steps"))
+        return int(rules.settle("save_every", "auto", fifth, "a fifth of the steps"))
     shortest_s, longest_s = _SAVE_INTERVAL_S
-    interval_s = min(longest_s, max(shortest_s, steps * step_s / 200.0))
-    every = min(fifth, max(1, round(interval_s / step_s)))
-    rule = f"about every {format_seconds(every * step_s)} as predicted, five times at least"
-    return int(rules.settle("save_every", section.save_every, every, rule))
+    failures = failures_of(recipe, shape, devices_of(batch.layout, facts), batch.async_save)
+    if failures is None:
+        interval_s, why = min(longest_s, max(shortest_s, batch.steps * step_s / 200.0)), ""
+    elif failures.interval_s <= longest_s:
+        interval_s, why = failures.interval_s, ": the best interval for the failures to expect"
+    else:
+        best = format_seconds(failures.interval_s)
+        interval_s, why = longest_s, f": half an hour at most, though {best} would be best for the failures"
+    every = max(1, round(interval_s / step_s))
+    if fifth < every:
+        every, why = fifth, ""
+    rule = f"about every {format_seconds(every * step_s)} as predicted{why or ', five times at least'}"
+    return int(rules.settle("save_every", "auto", every, rule))

@@ -10,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from bessemer.formulas.parameters import total_params
+from bessemer.planner.finetuning import finetune_context, resolve_finetune
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Plan
 from bessemer.planner.predict import devices_of
-from bessemer.planner.resolve import finetune_context, plan_of, resolve_finetune
+from bessemer.planner.resolve import plan_of
 from bessemer.planner.rules.adapter import adapter_of
 from bessemer.planner.rules.objective import objective_of, with_head
 from bessemer.planner.rules.rollout import is_sampled

@@ -17,6 +17,11 @@ from bessemer.recipe.schema import Recipe, Section
 from bessemer.recipe.write import toml_value
 
 _MOST_SHOWN = 120  # characters of a line
+# Compute types that devices have and this version does not train in.
+_NOT_TRAINED = {
+    "fp8": "leave it out: fp8 is costed and not trained; `bessemer plan` tells what it would gain",
+    "fp16": 'set "bf16": fp16 would want its losses scaled, and is not trained',
+}
 
 
 @dataclass(frozen=True)
@@ -128,6 +133,8 @@ def _wanted(row: ErrorDetails) -> str:
 
 
 def _value_fix(found: str, rows: list[ErrorDetails], path: Path) -> str:
+    if path and path[-1] == "dtype" and (reason := _NOT_TRAINED.get(found.strip('"').lower())):
+        return reason
     choices = [
         word for row in rows for word in re.findall(r"'([^']*)'", str(row.get("ctx", {}).get("expected")))
     ]

@@ -247,4 +247,7 @@ def _figure(value: float | None, form: str) -> Any:
 
 
 def _reasons(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {reason}" for reason, count in list(counts.items())[:3])
+    """The three that most rows have, and how many have others: they add up to all."""
+    shown = [f"{count:,} {reason}" for reason, count in list(counts.items())[:3]]
+    rest = sum(list(counts.values())[3:])
+    return ", ".join([*shown, f"{rest:,} for other reasons"] if rest else shown)

@@ -15,6 +15,7 @@ from bessemer.report.record import RunRecord
 from bessemer.units import J_PER_KWH, format_count, format_joules, format_kilograms, format_short, format_usd
 
 Told = Mapping[str, Any]  # a figure of the document: value, low, high, basis
+Words = Callable[[float, float], str]  # of a number, in the unit that a second one has
 _COMPONENTS = {"accelerator": ("accelerators", "s1"), "cpu": ("CPU", "s2"), "memory": ("memory", "s3"),
                "other": ("rest of the machine", "s4")}  # fmt: skip
 _PHASES = {
@@ -59,11 +60,12 @@ def _tiles(document: dict[str, Any]) -> Iterator[Tile]:
     yield _tile("Money", total["usd"], format_usd, price if is_read else f"{unread}; {price}")
 
 
-def _tile(label: str, told: Told, words: Callable[[float], str], why_not: str) -> Tile:
-    if told["value"] is None:
+def _tile(label: str, told: Told, words: Words, why_not: str) -> Tile:
+    value = told["value"]
+    if value is None:
         return Tile(label, None, why_not)
-    band = "" if told["low"] == told["high"] else f"{words(told['low'])} to {words(told['high'])}, "
-    return Tile(label, words(told["value"]), band + told["basis"])
+    band = "" if told["low"] == told["high"] else f"{_ends(told, words)}, "
+    return Tile(label, words(value, value), band + told["basis"])
 
 
 def _by_component(document: dict[str, Any]) -> str:
@@ -155,13 +157,17 @@ def _noted(name: str, note: str | None) -> str | Markup:
     return Markup(f"{escape(name)}<br><small>{escape(note)}</small>") if note else name
 
 
-def _banded(told: Told, words: Callable[[float, float], str]) -> Markup:
+def _banded(told: Told, words: Words) -> Markup:
     if told["value"] is None:
         return Markup('<span class="absent">unknown</span>')
-    value, low, high = (escape(words(told[name], told["value"])) for name in ("value", "low", "high"))
+    value = escape(words(told["value"], told["value"]))
     if told["low"] == told["high"]:
         return Markup(value)
-    return Markup(f"{value}<br><small>{low} to {high}</small>")
+    return Markup(f"{value}<br><small>{escape(_ends(told, words))}</small>")
+
+
+def _ends(told: Told, words: Words) -> str:
+    return f"{words(told['low'], told['value'])} to {words(told['high'], told['value'])}"
 
 
 def _known(value: float | None, words: Callable[[float], str]) -> str | Markup:
@@ -209,8 +215,8 @@ def _against_plan(plan: dict[str, Any] | None) -> str:
     return heading("Against the plan") + lead + table(headings, rows, numbers=(1, 2, 3, 4))
 
 
-def _span(told: Told, words: Callable[[float], str]) -> str:
-    return "no band" if told["low"] is None else f"{words(told['low'])} to {words(told['high'])}"
+def _span(told: Told, words: Words) -> str:
+    return "no band" if told["low"] is None else _ends(told, words)
 
 
 def _verdict(inside: bool | None) -> Markup:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from making_runs import QUIET
 
 from bessemer.check import layouts as checking
 from bessemer.check.compare import Trace
-from bessemer.check.layouts import Wish, check_layouts
+from bessemer.check.layouts import Wish, check_layouts, pretraining
+from bessemer.check.plans import plan_layouts, plan_one
 from bessemer.check.worker import Case, Task
 from bessemer.cli.main import main
-from bessemer.errors import UserError
+from bessemer.errors import RefusedError, UserError
+from bessemer.formulas.layout import Layout
 from bessemer.log import Console
 from bessemer.recipe.load import load
 from bessemer.train.build import Machine
@@ -152,6 +155,14 @@ def test_a_layout_named_by_the_user_is_refused_before_anything_runs(
     err = capsys.readouterr().err
     assert "--layouts: tensor does not divide heads" in err and '--layouts "tensor=2"' in err
     assert planned == []
+
+
+def test_layout_of_more_ranks_than_accelerators_is_refused_as_one_that_was_asked_for(recipe: Path) -> None:
+    subject = pretraining(load(str(recipe), []), recipe.parent / "data", QUIET)
+    there = replace(subject, facts=replace(subject.facts, kind="gpu", local_devices=1))
+    with pytest.raises(RefusedError, match="more devices than this machine has") as caught:
+        plan_layouts(there, plan_one(there), [Layout(shard=2)], named=True)
+    assert caught.value.found.startswith('"shard=2": 2 ranks')  # no run was trained with it
 
 
 def test_batch_and_rate_are_the_same_under_every_layout(recipe: Path, planned: list[Any]) -> None:

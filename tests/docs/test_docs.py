@@ -25,7 +25,7 @@ from bessemer.recipe.load import parse
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-TO_FILL = "" + "FILL"
+TO_FILL = "@@" + "FILL"
 PICTURES = (".png", ".svg", ".jpg")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:tmp|home|root|work|mnt|opt|srv|Users|private|var)/")
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)

@@ -178,7 +178,7 @@ def test_fork_of_a_fork_tells_all_that_other_runs_have_paid_for_and_counts_none_
 
     began_from(last, tmp_path / "gone", 5)
     (gone,) = account(last)["inherited"]["pretrain"]
-    assert gone["energy_j"]["value"] is None and gone["tokens"] is None
+    assert gone["energy_j"]["value"] is None and gone["tokens"] is None and gone["steps"] is None
     assert f"inherited {tmp_path}/gone until step 5, which took unknown, in no sum" in show(account(last))
     began_from(last, last / "other", 5)  # from another stage of its own run: that is in the account
     assert account(last)["inherited"] == {}
@@ -200,6 +200,11 @@ def test_goodput_counts_kills_and_saves_and_neither_pauses_nor_what_was_asked_fo
     stopped = [event(3600.0, "stop"), event(39_600.0, "resume", 2)]
     assert goodput_of(*stopped, later) == 1.0
     assert goodput_of(event(39_600.0, "resume", 2), later) == pytest.approx(7200 / 43_200)  # it was killed
+    longer = [event(3600.0, "done"), event(39_600.0, "resume", 2)]  # with more steps, ten hours later
+    assert goodput_of(*longer, later) == 1.0
+    paused = [event(4320.0, "pause"), event(40_320.0, "resume_after_pause"), event(43_920.0, "done", step=2)]
+    spent_s = {"saving": 720.0, "paused": 36_000.0}  # the save before a pause costs its time once
+    assert goodput_of(*paused, time_phases_s=spent_s) == pytest.approx(7200 / 7920)
     told = killed_after_a_save(tmp_path)
     assert told["stages"]["pretrain"]["goodput"] == pytest.approx(0.5)  # two hours of four
     assert "goodput" in show(told) and "50.0%" in show(told)

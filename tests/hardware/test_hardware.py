@@ -47,6 +47,22 @@ def test_peaks_are_dense_and_every_row_has_its_source() -> None:
             assert device.price_source
 
 
+@pytest.mark.parametrize(
+    ("rental", "bf16_tflops", "gb_per_s", "watts"),
+    [
+        ("NVIDIA GeForce RTX 3090", 71, 936, 350), ("RTX A6000", 154.8, 768, 300), ("A40", 149.7, 696, 300),
+        ("L4", 121, 300, 72), ("L40", 181.05, 864, 300), ("NVIDIA H20", 148, 4000, 400),
+        ("RTX PRO 6000", 503.8, 1792, 600),
+    ],
+)  # fmt: skip
+def test_common_rentals_have_a_peak_and_say_when_it_was_read(
+    rental: str, bf16_tflops: float, gb_per_s: float, watts: float
+) -> None:
+    device = lookup(rental)
+    assert (device.bf16_dense_tflops, device.memory_gb_per_s, device.tdp_w) == (bf16_tflops, gb_per_s, watts)
+    assert "read 20" in device.source
+
+
 def test_this_machine_has_cores_and_memory() -> None:
     here = hardware.machine()
     assert here.cores >= 1 and here.cpu

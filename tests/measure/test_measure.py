@@ -62,6 +62,8 @@ def test_calibrating_on_busy_cores_lowers_no_ceiling(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(ceiling, "_busy_share", lambda busy=busy: busy)
         monkeypatch.setattr(ceiling, "_matmul_tflops", lambda *_, tflops=tflops: tflops)
         assert ceiling.ceilings(CPU, fresh=True).matmul_fp32_tflops == kept
+        monkeypatch.setattr(ceiling, "_matmul_tflops", lambda *_: pytest.fail("measured again"))
+        assert ceiling.ceilings(CPU).matmul_fp32_tflops == kept  # as good as before: nothing to repeat
 
 
 def test_cache_that_cannot_be_written_leaves_the_measurement_unsaved(

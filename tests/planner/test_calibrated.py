@@ -284,6 +284,21 @@ def test_recomputed_adapter_blocks_take_a_forward_pass_again() -> None:
     assert again.parts["recompute_s"] > 0.5 * of_layers + plain.parts["attention_s"] / 3
 
 
+def test_adapters_run_a_third_of_their_products_forwards_beside_weights_that_run_half() -> None:
+    """Wider adapters: all that there is more is theirs."""
+    plan = replace(PLAN, micro_batch=16, recompute="full")  # one micro-batch: no sums of gradients
+    adapter = Adapter(64, 16.0, ATTENTION)
+    ranks = (
+        Rank(shape, plan.layout, calibrated.workload_of(plan, "cpu"), 0, 256)
+        for shape in (LORA, replace(SHAPE, adapter=adapter))
+    )
+    narrow, wide = (stage_times(rank, speeds())[0] for rank in ranks)
+    more_s = {name: seconds - narrow.parts[name] for name, seconds in wide.parts.items()}
+    assert more_s["matmul_s"] > 0 and more_s["attention_s"] == more_s["vector_s"] == 0
+    assert more_s["recompute_s"] == pytest.approx(more_s["matmul_s"] / 3)
+    assert wide.forward_s - narrow.forward_s == pytest.approx(more_s["matmul_s"] / 3)
+
+
 def test_the_loss_is_computed_in_the_forward_pass_of_the_last_stage() -> None:
     plan = laid("pipeline=2")
     work = calibrated.workload_of(plan, "cpu")

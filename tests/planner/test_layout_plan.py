@@ -13,11 +13,12 @@ from bessemer.formulas.memory.parts import STATE_BYTES
 from bessemer.formulas.memory.rank import rank_activation_bytes
 from bessemer.formulas.parameters import total_params
 from bessemer.hardware import GIB, Ceilings
+from bessemer.planner.finetuning import resolve_finetune
 from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan, StagePlan
 from bessemer.planner.predict import device_bytes, rank_memories, workload
 from bessemer.planner.relaid import relaid
-from bessemer.planner.resolve import resolve, resolve_finetune
+from bessemer.planner.resolve import resolve
 from bessemer.planner.speed import training_speed
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe

@@ -11,10 +11,11 @@ from bessemer.formulas.parameters import total_params
 from bessemer.formulas.scaling.law import BESIROGLU
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings
+from bessemer.planner.finetuning import resolve_finetune
 from bessemer.planner.limits import check_start, check_trainable, untrainable
 from bessemer.planner.machine.facts import Facts, cluster_facts, parse_cluster
 from bessemer.planner.plan import Plan
-from bessemer.planner.resolve import resolve, resolve_finetune
+from bessemer.planner.resolve import resolve
 from bessemer.planner.rules.stage import check_micro_batch
 from bessemer.planner.sizing.budget import check_budget, uses
 from bessemer.recipe.load import load, parse, shipped_names

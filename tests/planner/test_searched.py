@@ -5,9 +5,10 @@ import pytest
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import GIB, Ceilings
+from bessemer.planner.finetuning import resolve_finetune
 from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan
-from bessemer.planner.resolve import resolve, resolve_finetune, resolve_searched
+from bessemer.planner.resolve import resolve, resolve_searched
 from bessemer.planner.searched import Place, with_devices
 from bessemer.recipe.load import load, parse
 from bessemer.recipe.schema import Recipe

@@ -54,6 +54,15 @@ def recipe_data(temperature: float = 1.0) -> Data:
     return Data(source=sources, mixture=Mixture(temperature=temperature))
 
 
+def test_reasons_of_unreadable_rows_add_up_to_all_of_them(prepared: Prepared) -> None:
+    document = data_document(prepared)
+    document["total"]["errors"] = {"unparsable": 2, "undecodable": 1, "corrupt": 1, "missing": 1, "status": 2}
+    document["total"]["error_rows"] = 7
+    told = re.search(r"<span>Unreadable</span><b>7</b><small>([^<]*)</small>", data_page(prepared, document))
+    assert told is not None and sum(map(int, re.findall(r"\d+", told[1]))) == 7
+    assert told[1].endswith("3 for other reasons")
+
+
 def test_page_stands_alone_and_is_well_formed(prepared: Prepared) -> None:
     page = data_page(prepared, data_document(prepared))
     balance = Balance()

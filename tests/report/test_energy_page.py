@@ -10,9 +10,10 @@ import pytest
 
 from bessemer.energy.accounting.account import account
 from bessemer.report.build import render
-from bessemer.report.energy import energy
+from bessemer.report.energy import _tile, energy
 from bessemer.report.energy_picture import Bar, Part, energy_bars
 from bessemer.report.record import read_run
+from bessemer.units import format_kilograms
 
 
 def with_columns(run: Path, **columns: Callable[[dict[str, Any]], Any]) -> None:
@@ -97,6 +98,14 @@ def test_carbon_and_money_have_their_bands_or_the_reason_why_not(made_run: Path)
     for told in ("yearly mean of POL", "2 USD a device-hour", "Against the plan", "50% of the planned steps",
                  "inside the band", "km in a petrol car", "EPA, mean of the USA", "T5-11B"):  # fmt: skip
         assert told in html, told
+
+
+def test_ends_of_a_band_have_the_unit_of_its_value(made_run: Path) -> None:
+    predicted = {"kwh": {"value": 2.0, "low": 1.5, "high": 2200.0, "basis": "assumed"}}
+    (made_run / "plan.json").write_text(json.dumps({"pretrain": {"steps": 2000}, "predicted": predicted}))
+    assert "0.75 kWh to 1,100 kWh" in energy(read_run(made_run))  # of half the steps
+    told = {"value": 2.0, "low": 0.9, "high": 1500.0, "basis": "assumed"}
+    assert _tile("Carbon", told, format_kilograms, "").note == "0.9 kg to 1,500 kg, assumed"
 
 
 def test_energy_that_is_unknown_reads_so_and_has_no_picture(

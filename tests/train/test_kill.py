@@ -153,7 +153,7 @@ def test_killed_fine_tuning_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_in_any_stage_the_whole_run_ends_the_same(tmp_path: Path) -> None:
-    write_recipe(tmp_path, task=True, sizes=SMALL)
+    write_recipe(tmp_path, task=True, sizes=SMALL, ready=False)
     code, out, error = finish(start(tmp_path, "run", *PRETRAIN[1:], "--run", "never", "--json"))
     assert code == 0, error
     command = Killed(tmp_path, tmp_path / "run/pretrain", "run", *PRETRAIN[1:], "--run", "run")

@@ -80,7 +80,7 @@ def test_power_limit_without_an_accelerator_is_an_error(folder: Path) -> None:
 def test_lever_that_this_machine_cannot_have_is_refused_before_any_data_is_prepared(
     tmp_path: Path, governor: Path
 ) -> None:
-    write_recipe(tmp_path, task=True)
+    write_recipe(tmp_path, task=True, ready=False)
     files = sorted(tmp_path.rglob("*"))
     for setting in ("power_limit=300", "governor=schedutil", f"threads={usable_cores() + 1}"):
         loaded = load(str(tmp_path / "tiny.toml"), [f"energy.{setting}"])

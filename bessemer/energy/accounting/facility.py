@@ -17,7 +17,7 @@ from bessemer.recipe.schema import Recipe
 
 _ALONE_PUE, _CLUSTER_PUE = 1.0, 1.25
 # List prices of one device differ by a factor of three between sellers.
-_CHEAPEST, _DEAREST = 0.8, 3.0
+CHEAPEST, DEAREST = 0.8, 3.0
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def prices(recipe: Recipe, device: Device | None) -> Prices:
     if not listed:
         words = "no price: name cluster.usd_per_device_hour, or energy.tariff_usd_per_kwh"
         return Prices(UNKNOWN, 0.0, words)
-    band = Band(listed, _CHEAPEST * listed, _DEAREST * listed)
+    band = Band(listed, CHEAPEST * listed, DEAREST * listed)
     return Prices(Quantity.of(band, "assumed"), 0.0, f"list price, {listed:g} USD a device-hour")
 
 

@@ -2,11 +2,13 @@
 
     time of steps that count, without what they waited for saves
     ------------------------------------------------------------------------------------------
-    first start to last event, without what lies behind a stop that was asked for, and pauses for the grid
+    first start to last event, without pauses for the grid, and without what lies behind a stop that was asked
+    for or behind the end of a stage that is made longer later
 
 What a plan predicts under that name (formulas/goodput.py): failures, what they lose, and saving. So a kill
 costs the steps that are run again, the time until the next attempt and its start; a stop or a pause costs
 nothing, as nobody wanted work in it. Validation and sampled answers are work, and count with their steps.
+The save before a pause is in no step's time, so of rows with a pause no save is taken off once more.
 """
 
 from collections.abc import Sequence
@@ -15,8 +17,10 @@ from itertools import pairwise
 from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.energy.accounting.readings import phase_s
 from bessemer.energy.accounting.timeline import pauses_of
-from bessemer.energy.reading import SAVING
+from bessemer.energy.reading import PAUSED, SAVING
 from bessemer.rundir import Row, counting_rows, time_in_steps_s
+
+_ENDS = ("stop", "done")  # events, behind which nobody wants work until the next attempt
 
 
 def goodput(ledger: StageLedger) -> float | None:
@@ -27,7 +31,9 @@ def goodput(ledger: StageLedger) -> float | None:
         return None
     kept = {id(row) for row in counting}
     saved_s = sum(
-        phase_s(row, SAVING) - phase_s(before, SAVING) for before, row in ledger.pairs() if id(row) in kept
+        phase_s(row, SAVING) - phase_s(before, SAVING)
+        for before, row in ledger.pairs()
+        if id(row) in kept and phase_s(row, PAUSED) == phase_s(before, PAUSED)
     )
     return min(1.0, max(0.0, seconds - saved_s) / whole_s)
 
@@ -37,7 +43,7 @@ def _wanted_s(events: Sequence[Row]) -> float | None:
     if len(timed) < 2:
         return None
     stopped_s = sum(
-        after["time"] - before["time"] for before, after in pairwise(timed) if before.get("kind") == "stop"
+        after["time"] - before["time"] for before, after in pairwise(timed) if before.get("kind") in _ENDS
     )
     paused_s = sum(pause.end_s - pause.begin_s for pause in pauses_of(timed))
     return float(timed[-1]["time"] - timed[0]["time"] - stopped_s - paused_s)

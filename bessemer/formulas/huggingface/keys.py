@@ -88,6 +88,18 @@ def key_heads(config: dict[str, Any], default: int | None, heads: int) -> int:
     return heads if given is None else count(config, "num_key_value_heads", default)
 
 
+def check_heads(heads: int, kv_heads: int) -> None:
+    """RecipeError where heads cannot share keys evenly: transformers' classes can be given such a config, and
+    fail when they compute. Latent attention makes keys of its own for every head: not to be asked of it."""
+    if heads % kv_heads:
+        raise RecipeError(
+            "this Hugging Face model cannot be computed",
+            found=f"config.json: num_attention_heads = {heads}, num_key_value_heads = {kv_heads}",
+            wanted="attention heads that are a multiple of the heads for keys, which they share evenly",
+            fix="correct the config.json: transformers cannot compute such a model either",
+        )
+
+
 def whole(config: dict[str, Any], key: str, default: int, most: int | None = None) -> int:
     """A count that may be 0. RecipeError: another value, or more than `most`."""
     value = get(config, key, default)

@@ -6,7 +6,7 @@ at width 4096 (Llama 3: 128 at 1B and at 8B, 102 at 70B, 130 at 405B; narrower o
 their width but train slower on every device).
 Batch and learning rate: fits of DeepSeek LLM, arXiv:2401.02954 section 3.1.
 Length: where a model of this size is compute-optimal by the re-fit of Hoffmann's law,
-arXiv:2404.10102 (scaling_law.py), about 20 tokens per parameter; repeated data is worth it up to 4 epochs,
+arXiv:2404.10102 (law.py), about 20 tokens per parameter; repeated data is worth it up to 4 epochs,
 arXiv:2305.16264.
 """
 

@@ -26,7 +26,7 @@ _COMPILED_VECTOR, _COMPILED_ATTENTION = 0.25, 0.8
 
 @dataclass(frozen=True)
 class StageTimes:
-    """Of one micro-batch on one stage. parts: forward and backward together, by name."""
+    """Of one micro-batch on one stage, or on one layer. parts: forward and backward together, by name."""
 
     parts: dict[str, float]
     forward_s: float
@@ -87,20 +87,22 @@ def stage_times(rank: Rank, speeds: Speeds) -> dict[int, StageTimes]:
     found = {}
     for stage in rank.stages:
         parts = {"matmul_s": 0.0, "attention_s": 0.0, "vector_s": 0.0, "recompute_s": 0.0}
-        head_s = 0.0
+        forward_s = 0.0
         for layer in rank.table[stage]:
-            for name, seconds in count.layer(layer).items():
+            of_layer = count.layer(layer)
+            forward_s += of_layer.forward_s
+            for name, seconds in of_layer.parts.items():
                 parts[name] += seconds
         if stage == 0:
-            parts["vector_s"] += count.embedding()
-        backward_less_s = (1.0 / count.kept - 1.0) * parts["matmul_s"]
-        forward_s = _FORWARD * (sum(parts.values()) - parts["recompute_s"] + backward_less_s)
+            embedding_s = count.embedding()
+            parts["vector_s"] += embedding_s
+            forward_s += _FORWARD * embedding_s
         if stage == rank.layout.num_stages - 1:
             matmul_s, vector_s = count.head()
             parts["matmul_s"] += matmul_s
             parts["vector_s"] += vector_s
-            head_s = matmul_s + vector_s  # the loss makes its gradients in the forward pass
-        found[stage] = StageTimes(parts, forward_s + head_s)
+            forward_s += matmul_s + vector_s  # the loss makes its gradients in the forward pass
+        found[stage] = StageTimes(parts, forward_s)
     return found
 
 
@@ -156,25 +158,27 @@ class _Count:
         ffn = 3 * (shape.shared_ffn if routed else shape.ffn)
         return shape.hidden * (heads + ffn) / self.tensor + (shape.hidden * shape.experts if routed else 0)
 
-    def layer(self, layer: int) -> dict[str, float]:
+    def layer(self, layer: int) -> StageTimes:
         routed = self.rank.routed(layer)
-        matmul_s = self._attention_matmuls() + (self._experts() if routed else self._ffn(self.shape.ffn))
+        linear_s = self._attention_matmuls() + (self._experts() if routed else self._ffn(self.shape.ffn))
         if routed and self.shape.shared_ffn:
-            matmul_s += self._ffn(self.shape.shared_ffn)
-        matmul_s = self.kept * matmul_s + self._adapters(layer)
+            linear_s += self._ffn(self.shape.shared_ffn)
+        beside_s = self._adapters(layer)
         attention_s = self._attention() * (_COMPILED_ATTENTION if self.rank.work.compiled else 1.0)
         vector_s = self._vector(layer) * self.fused + (self._routing() if routed else 0.0)
+        forward_s = _FORWARD * (linear_s + beside_s + attention_s + vector_s)
         again = self.rank.work.recomputed_of(range(layer, layer + 1)) == 1
-        recompute_s = _FORWARD * (matmul_s / self.kept + attention_s + vector_s) if again else 0.0
+        recompute_s = forward_s if again else 0.0
         if self.rank.work.recompute == "selective":
             recompute_s = _FORWARD * (attention_s + vector_s)
         weights_s = self._weights(layer)
-        return {
-            "matmul_s": matmul_s,
+        parts = {
+            "matmul_s": self.kept * linear_s + beside_s,
             "attention_s": attention_s,
             "vector_s": vector_s + weights_s,
             "recompute_s": recompute_s,
         }
+        return StageTimes(parts, forward_s + _FORWARD * weights_s)
 
     def embedding(self) -> float:
         size = self.table

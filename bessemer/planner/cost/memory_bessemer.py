@@ -99,26 +99,14 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
     received = _received(shape, candidates, size)
     zero = 0.0 * size
     table = np.ceil(shape.vocab / candidates.tensor) * shape.hidden
-
-    def whole(routed: bool) -> Floats:
-        return (candidates.tensor - 1) * of_kind(
-            lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind, routed=routed)
-        )
-
     return _Columns(
         shape=shape,
         candidates=candidates,
         tokens=tokens,
         spread=(candidates.tensor * candidates.context).astype(float),
         size=size,
-        dense=of_kind(lambda kind: kept_per_token(shape, kind, range(1))) + received + whole(False)
-        if limit
-        else zero,
-        routed=of_kind(lambda kind: kept_per_token(shape, kind, range(limit, limit + 1)))
-        + received
-        + whole(True)
-        if True in kinds
-        else zero,
+        dense=received + _layer_kept(shape, candidates, work, 0) if False in kinds else zero,
+        routed=received + _layer_kept(shape, candidates, work, limit) if True in kinds else zero,
         again=of_kind(lambda kind: made_again_per_token(shape, kind, any_full=kind.recompute == "full")),
         back=of_kind(lambda kind: max(back_bytes_per_token(shape, kind.size, routed=it) for it in kinds)),
         working=of_kind(lambda kind: working_bytes(shape, kind)),
@@ -133,6 +121,18 @@ def _columns(shape: ModelShape, context: int, candidates: Candidates, work: Work
         rejoins=sharded | (candidates.pipeline > 1),
         base=float(base_bytes(work.kind)),
     )
+
+
+def _layer_kept(shape: ModelShape, candidates: Candidates, work: Workload, layer: int) -> Floats:
+    """Bytes of a token in this layer; what `_received` counts comes on top."""
+    routed = layer >= num_dense_layers(shape)
+    kept = by_kind(candidates, work, lambda kind: kept_per_token(shape, kind, range(layer, layer + 1)))
+    whole = by_kind(
+        candidates,
+        work,
+        lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind, routed=routed),
+    )
+    return kept + (candidates.tensor - 1) * whole
 
 
 def _head(shape: ModelShape, table: Floats) -> Floats:

@@ -67,10 +67,13 @@ def nominal_gib(device: Device) -> float | None:
     return device.memory_gb_nominal * 1e9 / GIB if device.memory_gb_nominal else None
 
 
-def reliability_of(params: int, cluster: Cluster, *, asynchronous: bool) -> Reliability:
+def reliability_of(
+    params: int, cluster: Cluster, *, asynchronous: bool, interval_s: float | None = None
+) -> Reliability:
     """How a run lives with failures on all of these devices, each of which saves its part of a checkpoint.
 
-    asynchronous: `async_save` of the stage. Every goodput of a plan comes from here.
+    asynchronous: `async_save` of the stage. interval_s: from one checkpoint to the next; None: the best.
+    Every goodput of a plan comes from here.
     """
     return reliability(
         cluster.devices,
@@ -78,6 +81,7 @@ def reliability_of(params: int, cluster: Cluster, *, asynchronous: bool) -> Reli
         asynchronous=asynchronous,
         network_gb_per_s=cluster.network_gb_per_s,
         device_hours_per_failure=cluster.device_hours_per_failure,
+        interval_s=interval_s,
     )
 
 

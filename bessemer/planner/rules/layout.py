@@ -37,6 +37,28 @@ def nearest_layout(layout: Layout, shape: ModelShape, tokens: int) -> Layout:
     raise AssertionError(f"mending does not end: {layout}")
 
 
+def filling_layout(layout: Layout, devices: int) -> Layout:
+    """The nearest one with so many ranks: each degree is the nearest that divides what the ones before it
+    leave, and shards take the rest."""
+    left = devices
+
+    def taken(degree: int) -> int:
+        nonlocal left
+        count = left
+        found = _nearest(degree, 2 * degree, lambda size: count % size == 0)
+        left //= found
+        return found
+
+    tensor, context, pipeline = taken(layout.tensor), taken(layout.context), taken(layout.pipeline)
+    replicate = taken(layout.replicate)
+    near = replace(layout, tensor=tensor, context=context, pipeline=pipeline, replicate=replicate, shard=left)
+    if pipeline != layout.pipeline:
+        near = replace(near, split=None)
+    if pipeline == 1:
+        near = replace(near, schedule="1f1b", interleave=1)
+    return replace(near, context_kind="gather") if context == 1 else near
+
+
 def check_micro_batches(layout: Layout, batch_rows: int, micro_batch: int, section: str) -> None:
     """RecipeError when the pipeline's schedule cannot run that many micro-batches."""
     count = num_micro_batches(layout, batch_rows, micro_batch)

@@ -1,7 +1,8 @@
 """Levers that a recipe asks for, checked before a start: those without effect here, and those that cannot be.
 
 Asked twice: before anything is made, with the layout that the recipe names (train/levers.py: check_here), and
-with that of the plan (limits.py). Whether a board takes a limit is asked of the board (train/levers.py).
+with that of the plan (planner/limits.py). Whether a board takes a limit is asked of the board
+(train/levers.py).
 """
 
 from bessemer.energy.levers.governor import Governor

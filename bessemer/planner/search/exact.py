@@ -4,7 +4,7 @@ Columns round what a pipeline does: they know the mean stage, and a bubble in cl
 the layers that the trainer gives it, and every rank's work runs in its order (formulas/schedule.py); memory
 is formulas/memory/rank.py, which rehearsals of the trainer hold to.
 Cost: 10 to 100 ms a candidate, so only the finalists. Long steps repeat themselves: of many micro-batches
-only the first are played, the rest are as long as the busiest rank's work.
+only the first are played, the rest go on at their pace.
 """
 
 from dataclasses import dataclass, replace

@@ -7,7 +7,7 @@ import numpy as np
 
 from bessemer.errors import RecipeError, RefusedError, UserError
 from bessemer.hardware import GIB, Device, catalogue
-from bessemer.planner.machine.cluster import catalogue_cluster
+from bessemer.planner.machine.cluster import catalogue_cluster, with_memory
 from bessemer.planner.search.costed import Field
 from bessemer.planner.search.question import Question
 from bessemer.planner.search.space import Impossible, layout_of, least, structures
@@ -81,12 +81,12 @@ def _more_devices(question: Question) -> Iterator[str]:
 def _other_device(question: Question) -> Iterator[str]:
     """The one with least memory of those with more, of the same kind, on which as many devices will do."""
     here = question.cluster.device
-    rows = [row for row in catalogue().values() if row.kind == here.kind and row.memory_gib_usable]
+    rows = [with_memory(row) for row in catalogue().values() if row.kind == here.kind]
     for row in sorted(rows, key=_memory):
         if _memory(row) > _memory(here) and row.bf16_dense_tflops and row.memory_gb_per_s:
             other = replace(question, cluster=catalogue_cluster(row, question.cluster.devices))
             if can_fit(other):
-                yield f"{question.cluster.devices} x {row.name} ({row.memory_gib_usable:.1f} GiB)"
+                yield f"{question.cluster.devices} x {row.name} ({_memory(row) / GIB:.1f} GiB)"
                 return
 
 

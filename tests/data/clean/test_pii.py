@@ -89,7 +89,7 @@ def test_tokens_and_keys_are_replaced_whole(name: str):
         "4503599627370496 9007199254740993 0.4111111111111111 0x4111111111111111 4111111111111112",
         "+1.2345678901 +0000 x+12345678901 1e+10000000000 10~+20191229111838 100-200-3000 1 2 3 4 5 6 7 8",
         "GB29NWBK60161331926818 XX29NWBK60161331926819 AB12 DE89370400440532013 ADE89370400440532013000",
-        "git@github.com:a/b user@1000.service icon@2x.png a@b @decorator x @ y foo@1.2.3 @  a..@b.c",
+        "git@github.com:a/b user@1000.service icon@2x.png a@b @decorator x @ y foo@1.2.3 @ @@ a..@b.c",
         "risk-adjusted task_live_, sk-learn, eyJust, AKIAshort, ghp_short, SG.x, hf_hub_download, npm_config",
         "http://user:<password>@host https://${USER}:${PASSWORD}@host https://host:80/@x",
         "telephone 12, phone 3.14, fax machine 2000, mobile phones: 100000 sold in 2007",

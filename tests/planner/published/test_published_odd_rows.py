@@ -47,6 +47,7 @@ def stack(folder: Path, **changed: str) -> str:
         ({"seq": "0.5"}, "missing layout: seq of 0.5"),
         ({"global_batch_sequences": "0.5"}, "missing layout: batch_rows of 0.5"),
         ({"tp": "16"}, "missing layout: 16 ranks on 8 devices"),
+        ({"gpus": "64", "tp": "8", "pp": "4", "dp": "64"}, "missing layout: 2,048 ranks on 64 devices"),
         ({"layers": "0.5"}, "unknown model: impossible dimensions"),
         ({"heads": "0.0001"}, "unknown model: impossible dimensions"),
         ({"heads": "1e6"}, "unknown model: impossible dimensions"),

@@ -181,6 +181,12 @@ def test_model_that_fits_nowhere_is_told_what_would_do() -> None:
     assert search(asked.on(devices)).best.devices == devices
 
 
+def test_device_of_which_only_nominal_memory_is_known_is_among_those_that_would_do() -> None:
+    with pytest.raises(RefusedError, match="does not fit") as caught:
+        search(question(LARGE, devices=16, rows=64, device="TPUv5e"))
+    assert "16 x TPUv5p (88.5 GiB)" in caught.value.fix  # 95 GB; on a v4 or v6e of 32 it does not fit
+
+
 def test_more_ranks_than_rows_is_an_error_of_the_recipe() -> None:
     with pytest.raises(RecipeError, match="rows"):
         search(question(replace(DENSE, layers=1, heads=1, kv_heads=1, context=1024), devices=64, rows=2))
