@@ -18,7 +18,7 @@ from typing import Any
 
 import xxhash
 
-from bessemer.data.prepared import FORMAT
+from bessemer.data.format import FORMAT
 from bessemer.data.supported import other_files
 from bessemer.durable import write_json
 from bessemer.recipe.keys import leaves

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from bessemer.data.format import FORMAT
 from bessemer.data.mixed_rows import MixedRows
 from bessemer.data.mixture import Mixture, MixtureStage, planned_stages, with_replay
 from bessemer.data.packed_rows import NO_EXTRA, Extra, Marks, PackedRows
@@ -24,7 +25,6 @@ from bessemer.errors import DataError
 from bessemer.recipe.schema import Data
 from bessemer.rundir import read_object
 
-FORMAT = 2  # raise it whenever the same recipe and inputs would give other tokens
 Split = Literal["train", "validation"]
 
 

@@ -22,10 +22,11 @@ from bessemer.data import supported
 from bessemer.data.build import Work, build
 from bessemer.data.factory.how import How
 from bessemer.data.folders import Around, building_folder, locked
+from bessemer.data.format import FORMAT
 from bessemer.data.gathered.stdlib import gather
 from bessemer.data.ledger import funnel_lines
 from bessemer.data.listing import Place, listing_key, remember
-from bessemer.data.prepared import FORMAT, Prepared, PreparedTask, open_prepared
+from bessemer.data.prepared import Prepared, PreparedTask, open_prepared
 from bessemer.data.snapshots import meant_inputs
 from bessemer.data.sources.documents import source_inputs
 from bessemer.data.sources.inputs import find_inputs

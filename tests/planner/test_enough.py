@@ -10,6 +10,7 @@ import pytest
 
 from bessemer.cli.plan_data import show_data
 from bessemer.data import listing
+from bessemer.data.format import FORMAT
 from bessemer.data.listing import (
     Place,
     gathered_base,
@@ -19,7 +20,6 @@ from bessemer.data.listing import (
     remember,
     remembered,
 )
-from bessemer.data.prepared import FORMAT
 from bessemer.formulas.scaling.repeated import effective_tokens
 from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.resolve import resolve

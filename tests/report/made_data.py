@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from bessemer.data.prepared import FORMAT
+from bessemer.data.format import FORMAT
 from bessemer.data.tokens.sidecar import write_sidecar
 
 HOSTILE = "<script>alert('text')</script> & <img src=http://evil.example/x.png onerror=alert(1)>"

@@ -92,16 +92,19 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
 
 
 def ranks_that_may_be_fullest(shape: ModelShape, layout: Layout) -> tuple[int, ...]:
-    """The first two pipeline ranks, the last, and the first of each that has another number of dense or of
-    routed layers: later ones of its kind hold no more micro-batches."""
+    """The first two pipeline ranks, the last, and each that has more dense or more routed layers than any
+    before it: who has no more of either holds no more, as later ranks hold no more micro-batches."""
     dense, last = num_dense_layers(shape), layout.pipeline - 1
     stages = layers_of_stages(shape, layout)
-    first: dict[tuple[int, int], int] = {}
-    for rank in range(layout.pipeline):
+    ranks, held = {0, min(1, last), last}, [(-1, -1)]
+    for rank in range(last):
         layers = [layer for stage in layout.stages_of(rank) for layer in stages[stage]]
         num_dense = sum(layer < dense for layer in layers)
-        first.setdefault((num_dense, len(layers) - num_dense), rank)
-    return tuple(sorted({0, min(1, last), last, *first.values()}))
+        num_routed = len(layers) - num_dense
+        if not any(num_dense <= before and num_routed <= more for before, more in held):
+            ranks.add(rank)
+            held.append((num_dense, num_routed))
+    return tuple(sorted(ranks))
 
 
 def memories_of(
