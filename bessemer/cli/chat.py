@@ -100,7 +100,7 @@ def _tools(path: Path) -> tuple[dict[str, Any], ...]:
 
     try:
         tools = tools_of(path.read_text(encoding="utf-8"))
-        why = "an empty list"
+        why = "none in it"
     except (OSError, UnicodeDecodeError) as error:
         tools, why = (), str(error)
     except Unusable as error:

@@ -13,8 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
+from bessemer import durable
 from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
 
@@ -75,7 +74,7 @@ def publish(out: Path, build: Callable[[Path], None]) -> None:
 
 
 def file_hash(path: Path) -> str | None:
-    return xxhash.xxh3_128_hexdigest(path.read_bytes()) if path.is_file() else None
+    return durable.file_hash(path) if path.is_file() else None
 
 
 def building_folder(out: Path) -> Path:

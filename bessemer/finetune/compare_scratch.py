@@ -18,10 +18,11 @@ from bessemer.durable import write_json
 from bessemer.errors import RecipeError
 from bessemer.finetune.curve import Point, examples_ratio, means, ratio_band, ratio_words, sentence
 from bessemer.finetune.run import Task, train_on
+from bessemer.planner.sizing.budget import COMPARED_PARTS
 from bessemer.recipe.schema import Finetune
 from bessemer.rundir import counting_rows, read_rows
 
-_SHARES, _CURVE_SHARES = (16, 4, 1), (64, 16, 4, 1)
+_SHARES, _CURVE_SHARES = COMPARED_PARTS[1:], COMPARED_PARTS
 _FEWEST = 4  # examples that a point is worth
 _SCRATCH_EPOCHS = 2
 _SCRATCH_RATES = (1.0, 3.0)  # times a third of pre-training's peak: that peak, and a third of it

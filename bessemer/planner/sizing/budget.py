@@ -22,7 +22,8 @@ from bessemer.recipe.schema import Finetune, Recipe
 from bessemer.units import format_short
 
 TASK_ROWS = 1000
-_COMPARED_SHARES = (1 / 64, 1 / 16, 1 / 4, 1.0)  # as finetune/compare_scratch.py has them
+# A comparison (finetune/compare_scratch.py) trains on a 64th of the examples, a 16th …
+COMPARED_PARTS = (64, 16, 4, 1)
 _MOST_LATER = 0.5  # of a budget that decides the length, kept for fine-tuning
 MOST_RESERVE = 0.1  # of such a budget, left unplanned; where little is known a run may be off by far more
 _ENDS = ("value", "low", "high")
@@ -171,8 +172,8 @@ def times_compared(section: Finetune) -> float:
     seeds = section.compare_seeds
     # Of each share `seeds` trainings, the recipe's own one of them; and as many from random weights with one
     # rate more, twice as long. One seed has fewer shares, and all examples alone from random weights.
-    shares = _COMPARED_SHARES if seeds > 1 else _COMPARED_SHARES[1:]
-    at_random = shares if seeds > 1 else (1.0,)
+    shares = [1.0 / part for part in (COMPARED_PARTS if seeds > 1 else COMPARED_PARTS[1:])]
+    at_random = shares if seeds > 1 else [1.0]
     return seeds * sum(shares) + 2.0 * (seeds + 1.0) * sum(at_random)
 
 
