@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+unexport PYTHONDONTWRITEBYTECODE  # modules are compiled once, not in each of the processes that tests start
 
 .PHONY: demo test prove bench lint setup setup-dev clean
 

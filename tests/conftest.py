@@ -1,10 +1,12 @@
-"""For all tests: one thread, workers of data builds that are forked, and the rooms with long tests first.
+"""For all tests: one thread, a cache of their own, workers of data builds that are forked, long rooms first.
 
+A cache of their own, as layouts follow from what this machine was measured to do and from runs on it.
 One thread, as on tiny tensors several only wait for each other. Left to itself, pytest-xdist begins with the
 files of many tests, so that those of one or two, which start processes and take half a minute, come last, and
 one core waits for the other's last file.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +20,7 @@ torch.set_num_threads(1)
 
 def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False  # of pytest-xdist
+    os.environ["XDG_CACHE_HOME"] = str(config.cache.mkdir("bessemer")) if config.cache else ""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -205,14 +205,17 @@ def _document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any
 
 def _layouts(recipe: Any, plan: Any, facts: Any, cluster: Any, chosen: Any, top: int) -> dict[str, Any]:
     """What else there was. A layout that the recipe gives is set beside the search's best."""
-    from bessemer.cli.plan_search import place_document, search_document
+    from bessemer.cli.plan_search import place_document, processes_document, search_document
+    from bessemer.planner.search.processes import ChosenProcesses
 
+    if isinstance(chosen, ChosenProcesses):
+        return {**processes_document(chosen, recipe, plan, facts, top), "place": None}
     if chosen is not None:
         return {**search_document(chosen.search, plan, top), "place": None}
     own = {"layout": {**plan.to_json()["layout"], "words": str(plan.pretrain.layout)}}
     several = cluster.devices > 1 and plan.pretrain.layout.world == 1
-    why = "layouts of CPUs, and of devices that the catalogue does not know, are not searched: give one, "
-    why += f'such as --layout "shard={cluster.devices}"'
+    why = "layouts of CPUs that are not here, and of devices that the catalogue does not know, are not "
+    why += f'searched: give one, such as --layout "shard={cluster.devices}"'
     return {
         "candidates": [] if several else [{**own, "predicted": plan.to_json()["predicted"]}],
         "front": [],

@@ -17,17 +17,24 @@ _HARDLY_ANY = 0.01  # failures in a run
 
 
 def step_document(plan: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:
-    """Seconds of a step by part, each with its band; exchanges as far as they show. None: no cost model."""
+    """Seconds of a step by part, each with its band; exchanges as far as they show. None: no cost model, and
+    no calibration of this machine."""
+    from bessemer.planner.calibrated.step_time import step_seconds
     from bessemer.planner.compiling import as_run
     from bessemer.planner.step import stage_step
 
-    step = stage_step(plan.shape, as_run(plan.shape, plan.pretrain, facts), cluster)
-    if step is None:
+    stage = as_run(plan.shape, plan.pretrain, facts)
+    step, measured = stage_step(plan.shape, stage, cluster), step_seconds(plan.shape, stage, facts)
+    if step is not None:
+        whole, seconds, hidden_s = step.estimate, step.parts, step.hidden_s
+    elif measured is not None:
+        whole, hidden_s = plan.predicted["step_time_s"], 0.0
+        seconds = {name: each * whole.value / measured.value for name, each in measured.parts.items()}
+    else:
         return None
-    whole = step.estimate
     assert whole.value is not None, "a step that was costed"
-    parts = {name: {**_vars(whole.times(seconds / whole.value))} for name, seconds in step.parts.items()}
-    return {"parts": parts, "hidden_exchange_s": _vars(whole.times(step.hidden_s / whole.value))}
+    parts = {name: _vars(whole.times(each / whole.value)) for name, each in seconds.items()}
+    return {"parts": parts, "hidden_exchange_s": _vars(whole.times(hidden_s / whole.value))}
 
 
 def reliability_document(plan: Any, cluster: Any) -> dict[str, Any] | None:
@@ -64,27 +71,58 @@ def search_document(search: Any, plan: Any, top: int) -> dict[str, Any]:
          "predicted": _scaled(plan, one.exact, best)}
         for one in front(search)
     ]  # fmt: skip
-    rows = [
-        {
-            "layout": None if row.layout is None else _words(row.layout, row.micro_batch, row.recompute),
-            "reason": row.reason,
-            "candidates": row.count,
-        }
-        for row in rejected(search)
-    ]
     return {
         "candidates": [
             {"layout": layout_words(found), "predicted": _scaled(plan, found, best)}
             for _, found in search.ranked[:top]
         ],
         "front": points,
-        "rejected": rows,
+        "rejected": _reasons(rejected(search)),
         "search": {
             "looked_at": search.looked_at,
             "structures_too_large": search.too_large,
             "preferred": search.question.prefer,
         },
     }
+
+
+def processes_document(chosen: Any, recipe: Any, plan: Any, facts: Any, top: int) -> dict[str, Any]:
+    """The same of layouts of processes on a CPU, each with a prediction of its own."""
+    from bessemer.planner.predict import predict
+    from bessemer.planner.search.rejected_processes import rejected_processes
+
+    rows = [
+        {
+            "layout": _words(way.layout, way.stage.micro_batch, way.stage.recompute),
+            "predicted": {
+                name: _vars(estimate)
+                for name, estimate in predict(recipe, plan.shape, way.stage, facts).items()
+            },
+        }
+        for way in chosen.ranked[:top]
+    ]
+    first = {**rows[0], "devices": 1, "sentence": "chosen"}
+    return {
+        "candidates": rows,
+        "front": [first],
+        "rejected": _reasons(rejected_processes(chosen, plan.shape, facts)),
+        "search": {
+            "looked_at": len(chosen.ranked),
+            "structures_too_large": len(chosen.too_large),
+            "preferred": "time",
+        },
+    }
+
+
+def _reasons(rows: Any) -> list[dict[str, Any]]:
+    return [
+        {
+            "layout": None if row.layout is None else _words(row.layout, row.micro_batch, row.recompute),
+            "reason": row.reason,
+            "candidates": row.count,
+        }
+        for row in rows
+    ]
 
 
 def place_document(plan: Any, recipe: Any, facts: Any, cluster: Any) -> dict[str, Any] | None:

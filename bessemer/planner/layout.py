@@ -6,7 +6,8 @@
 
 `parse_layout` knows the grammar and the number of processes, `check_layout` the model; which layouts a
 model and a batch allow is planner/rules/layout.py. A word that would change nothing is an error, as is
-one that stands twice. "auto" is one process, or under torchrun every process with its shard.
+one that stands twice. "auto" is one process, or under torchrun every process with its shard, until
+planner/searched.py knows better.
 """
 
 import difflib

@@ -23,6 +23,7 @@ from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Estimate, Plan, StagePlan
 from bessemer.planner.predict import goodput_of, predict
 from bessemer.planner.search.choose import Chosen
+from bessemer.planner.search.processes import ChosenProcesses
 from bessemer.planner.searched import Place, choose, given_layout, with_chosen, with_devices
 from bessemer.planner.shape import resolve_shape, sized_shape
 from bessemer.planner.sizing.budget import (
@@ -62,7 +63,7 @@ def resolve(
 
 def resolve_searched(
     recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE, made: int = 0
-) -> tuple[Plan, Chosen | None]:
+) -> tuple[Plan, Chosen | ChosenProcesses | None]:
     """The plan, and the search that its layout came from; None where there was nothing to search."""
     check_recipe(recipe, world=world, layout_from=layout_from)
     place = Place(world, layout_from, made=made)
@@ -131,7 +132,7 @@ class _Draft:
     section: Optimization
     rules: Rules
     loss: Estimate | None
-    chosen: Chosen | None
+    chosen: Chosen | ChosenProcesses | None
     by_hours: bool  # the speed decided size or length
     reserve: float  # of the budget, where that did
 

@@ -5,9 +5,11 @@
 - In training under torchrun or srun: on all processes that were started, each an accelerator.
 - In training on a machine with several accelerators: on all of them, or where the batch does not fill them
   on the most that it fills.
-- Else, and always on CPUs, whose ranks would share the same cores: one process, or under torchrun as many
-  as were started, sharded.
-A device that the catalogue does not know has no links to choose a layout by: it is treated like a CPU.
+- On a CPU, whose ranks share the same cores: for as many processes as torchrun or srun started, by what was
+  calibrated here (search/processes.py); where none were started, one, or as many as were calibrated together
+  if that is a tenth faster.
+- Else one process, or as many as were started, sharded: a device that the catalogue does not know has no
+  links to choose a layout by.
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ from bessemer.planner.machine.planned import cluster_of, listed_device
 from bessemer.planner.plan import Derived
 from bessemer.planner.predict import devices_of
 from bessemer.planner.search.choose import Chosen, choose_layout
+from bessemer.planner.search.processes import ChosenProcesses, choose_processes
 from bessemer.planner.stage import Decided, Rules
 from bessemer.recipe.schema import Optimization, Recipe
 
@@ -58,7 +61,7 @@ def choose(
     decided: Decided,
     facts: Facts,
     place: Place,
-) -> tuple[Decided, Chosen | None, Facts]:
+) -> tuple[Decided, Chosen | ChosenProcesses | None, Facts]:
     """The stage with the layout that the search found, and the facts with its devices.
 
     None where there was nothing to search: then `decided` has the layout that was asked for.
@@ -67,7 +70,11 @@ def choose(
     """
     if not is_searched(recipe, facts, place):
         _check_preference(recipe)
-        return decided, None, facts
+        if facts.kind != "cpu" or recipe.parallel.layout != "auto" or facts.cluster is not None:
+            return decided, None, facts
+        processes = choose_processes(recipe, section, shape, decided, facts, place.world)
+        layout = decided.layout if processes is None else processes.layout
+        return replace(decided, layout=layout), processes, facts
     # Processes that were started must all have work; a machine's accelerators need not.
     counts = _fewer(facts.devices) if _is_own_machine(facts, place) else iter([facts.devices])
     for devices in counts:
@@ -96,7 +103,9 @@ def given_layout(
     return layout, devices_of(layout, facts)
 
 
-def with_chosen(section: Optimization, chosen: Chosen | None, rules: Rules) -> Optimization:
+def with_chosen(
+    section: Optimization, chosen: Chosen | ChosenProcesses | None, rules: Rules
+) -> Optimization:
     """The section with what the search has chosen beside the layout."""
     if chosen is None:
         return section

@@ -371,7 +371,7 @@ class Parallel(Section):
     layout: str = key(
         "auto",
         "execution",
-        'degrees, e.g. "shard=2,tensor=2"; auto: searched for accelerators, else one process',
+        'degrees, e.g. "shard=2,tensor=2"; auto: searched, or one process where nothing is known',
     )
 
 

@@ -11,13 +11,13 @@ from making_runs import curve, pretrained, write_recipe
 from making_worlds import HELD, TWO_LAYERS, torchrun, trained, world
 
 
-def test_torchrun_trains_with_the_shard_filling_its_world_and_answers_once(tmp_path: Path) -> None:
+def test_torchrun_trains_with_copies_that_fill_its_world_and_answers_once(tmp_path: Path) -> None:
     write_recipe(tmp_path, sizes=TWO_LAYERS, ready=False)
     words = ("pretrain", "tiny.toml", "--run", "run", "--json", "--set")
     code, out, err = finish(torchrun(tmp_path, 2, *words, "pretrain.steps=4"))
     assert code == 0, err
     document = json.loads(out)
-    assert (document["layout"], document["step"], document["already_done"]) == ("shard=2", 4, False)
+    assert (document["layout"], document["step"], document["already_done"]) == ("replicate=2", 4, False)
     assert "Traceback" not in err and err.count("plan:") == 1 and err.count("step 4/4") == 1
     assert "Warning" not in err
 

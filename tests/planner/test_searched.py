@@ -58,9 +58,9 @@ def test_machine_with_several_accelerators_is_filled_as_far_as_the_batch_goes() 
 
 def test_cpus_and_strangers_stay_one_process_or_as_many_as_were_started() -> None:
     stranger = Facts("Some New GPU", "gpu", local_devices=8, ceilings=CEILINGS, vocab=8000)
-    for facts in (CPU, stranger):
+    for facts, layout in ((CPU, "replicate=2"), (stranger, "shard=2")):
         assert resolve(recipe(), facts).pretrain.layout.world == 1
-        assert str(resolve(recipe(), facts, world=2).pretrain.layout) == "shard=2"
+        assert str(resolve(recipe(), facts, world=2).pretrain.layout) == layout
         assert with_devices(recipe(), facts, Place(2)) == facts
 
 

@@ -100,6 +100,9 @@ class Speeds:
     tables: dict[str, Table]
     anchors: tuple[Anchor, ...] = ()
 
+    def __hash__(self) -> int:  # so that what follows from it can be kept: its dict has no hash
+        return hash((self.processes, self.threads, self.dtype, self.anchors))
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -114,6 +117,9 @@ class Calibration:
     exchanges: dict[str, Table] = field(default_factory=dict)  # by kind, between two processes or devices
     busy_share: float = 0.0  # of the cores, that others used meanwhile
     took_s: float = 0.0
+
+    def __hash__(self) -> int:  # as of Speeds
+        return hash((self.device, self.date, self.took_s))
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, **asdict(self)}

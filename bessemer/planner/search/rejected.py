@@ -23,7 +23,7 @@ _FIXES = 8  # gone over exactly, until one fits
 _STATE = ("weights", "gradients", "optimizer")
 # What a change of each word costs in looking like the layout that was meant; fewest changes first.
 _WORDS = ("micro_batch", "recompute", "zero", "schedule", "tensor", "pipeline", "context", "expert")
-_PARTS = {
+PART_WORDS = {
     "matmul_s": "matmuls take", "attention_s": "attention takes", "vector_s": "norms and activations take",
     "recompute_s": "recomputation takes", "tensor_s": "tensor exchanges show for",
     "context_s": "context exchanges show for", "expert_s": "expert exchanges show for",
@@ -198,7 +198,7 @@ def slower_words(found: Exact, best: Exact) -> str:
         return f"fits and {pace}; the chosen one is plainer or leaves more memory"
     worse = max(found.parts, key=lambda name: found.parts[name] - best.parts[name])
     return (
-        f"fits, {change:.0%} slower: {_PARTS[worse]} {found.parts[worse]:.3g} s, "
+        f"fits, {change:.0%} slower: {PART_WORDS[worse]} {found.parts[worse]:.3g} s, "
         f"{best.parts[worse]:.3g} s in the chosen one"
     )
 

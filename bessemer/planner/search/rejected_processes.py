@@ -1,0 +1,55 @@
+"""Why the other layouts of a CPU's processes were not chosen: of each combination of axes the best one."""
+
+from bessemer.formulas.layout import AXES, Layout
+from bessemer.formulas.shape import ModelShape
+from bessemer.planner.calibrated.step_time import step_seconds
+from bessemer.planner.compiling import as_run
+from bessemer.planner.machine.facts import Facts
+from bessemer.planner.predict import device_bytes
+from bessemer.planner.search.processes import ChosenProcesses, Way
+from bessemer.planner.search.rejected import PART_WORDS, Rejected
+from bessemer.units import format_bytes
+
+
+def rejected_processes(chosen: ChosenProcesses, shape: ModelShape, facts: Facts) -> list[Rejected]:
+    """First what does not fit, then what is slower."""
+    rows = []
+    for layouts in _alike([stage.layout for stage in chosen.too_large]):
+        stage = next(stage for stage in chosen.too_large if stage.layout == layouts[0])
+        needed = format_bytes(device_bytes(shape, stage, facts))
+        reason = f"its ranks need {needed}, more than fits in {format_bytes(facts.memory_bytes or 0)}"
+        rows.append(Rejected(stage.layout, stage.micro_batch, stage.recompute, reason, len(layouts)))
+    for layouts in _alike([way.layout for way in chosen.ranked[1:]]):
+        way = next(way for way in chosen.ranked[1:] if way.layout == layouts[0])
+        reason = _slower(way, chosen.ranked[0], shape, facts)
+        rows.append(Rejected(way.layout, way.stage.micro_batch, way.stage.recompute, reason, len(layouts)))
+    return rows
+
+
+def _alike(layouts: list[Layout]) -> list[list[Layout]]:
+    """With the same axes, in the order in which they stand."""
+    groups: dict[tuple[str, ...], list[Layout]] = {}
+    for layout in layouts:
+        axes = tuple(axis for axis in AXES if getattr(layout, axis) > 1)
+        groups.setdefault(axes, []).append(layout)
+    return list(groups.values())
+
+
+def _slower(way: Way, best: Way, shape: ModelShape, facts: Facts) -> str:
+    change = (way.step_s or 0.0) / (best.step_s or 1.0) - 1.0
+    if change < 0.005:
+        pace = "as fast" if change > -0.005 else f"{-change:.0%} faster, less than a prediction is sure of"
+        return f"fits and is {pace}; the chosen one is plainer"
+    theirs, ours = (_parts(each, shape, facts) for each in (way, best))
+    worse = max(theirs, key=lambda name: theirs[name] - ours[name])
+    return (
+        f"fits, {change:.0%} slower: {PART_WORDS[worse]} {theirs[worse]:.3g} s, "
+        f"{ours[worse]:.3g} s in the chosen one"
+    )
+
+
+def _parts(way: Way, shape: ModelShape, facts: Facts) -> dict[str, float]:
+    """Seconds by name, which add up to what the way takes."""
+    found = step_seconds(shape, as_run(shape, way.stage, facts), facts)
+    assert found is not None and way.step_s is not None, "a layout that was timed"
+    return {name: seconds * way.step_s / found.value for name, seconds in found.parts.items()}
