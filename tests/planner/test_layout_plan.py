@@ -284,7 +284,7 @@ def test_stage_under_way_takes_over_a_layout_and_keeps_what_was_decided() -> Non
     assert now() == stage
     piped = now(layout="pipeline=4")
     assert piped == replace(stage, layout=Layout(pipeline=4), micro_batch=4)
-    assert now(world=2).layout == Layout(shard=2)
+    assert now(world=2).layout == Layout(replicate=2)
     assert now("pretrain.micro_batch=2").micro_batch == 2
     assert now("pretrain.activation_memory='12MiB'", "pretrain.micro_batch=1").recompute_layers
     stage = piped
