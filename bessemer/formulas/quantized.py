@@ -37,6 +37,12 @@ def row_bytes(kind: str, columns: int) -> int:
     return blocks * (NF4_BLOCK // 2 + SCALE_BYTES)
 
 
+def packed_row_bytes(kind: str, columns: range) -> int:
+    """Of the part of a row that one rank has: for nf4 the whole blocks that its columns lie in."""
+    start = columns.start // NF4_BLOCK * NF4_BLOCK if kind == "nf4" else columns.start
+    return row_bytes(kind, columns.stop - start)
+
+
 @dataclass(frozen=True)
 class Packed:
     """Of some frozen weights, those that are packed: how many, and into how many bytes."""

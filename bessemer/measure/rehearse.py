@@ -79,7 +79,11 @@ def rehearse(shape: ModelShape, work: Workload, layout: Layout, rank: int, *, co
         )
         model = joined(parts)
         # Real and meta tensors are met too: indices that the layers made, and what FSDP keeps.
-        with FakeTensorMode(allow_non_fake_inputs=True), patch.object(moe, "grouped_linear", _grouped_shapes):
+        with (
+            FakeTensorMode(allow_non_fake_inputs=True),
+            patch.object(moe, "grouped_linear", _grouped_shapes),
+            patch.object(moe, "in_blocks", _whole_blocks),
+        ):
             materialise(model, shape, mesh, seed=None)
             for part in parts:
                 _without_values(part, mesh)
@@ -175,18 +179,27 @@ class _EvenExperts:
         return exchange(out_SD[order_S], received, sent, group)
 
 
+def _whole_blocks(counts_E: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """In place of `moe.in_blocks`, as even shares mostly are: nothing is padded."""
+    row_S = torch.arange(num_rows)
+    return counts_E, row_S, row_S
+
+
 class _ExpertShapes(torch.autograd.Function):
     """In place of `moe.grouped_linear`: its results' shapes. torch's own wants values, or bf16."""
 
     @staticmethod
     def forward(ctx: Any, x_SI: Tensor, weight_EOI: Tensor) -> Tensor:
-        ctx.save_for_backward(x_SI, weight_EOI)
-        return x_SI.new_empty(x_SI.shape[0], weight_EOI.shape[1])
+        learns = ctx.needs_input_grad[1]  # frozen beside adapters: then its input is not kept
+        ctx.rows = x_SI.shape[0]
+        ctx.save_for_backward(x_SI if learns else None, weight_EOI)
+        return x_SI.new_empty(ctx.rows, weight_EOI.shape[1])
 
     @staticmethod
-    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, Tensor | None]:
         x_SI, weight_EOI = ctx.saved_tensors
-        return torch.empty_like(x_SI), torch.empty_like(weight_EOI)
+        grad_SI = grad_SO.new_empty(ctx.rows, weight_EOI.shape[2])
+        return grad_SI, None if x_SI is None else torch.empty_like(weight_EOI)
 
 
 def _grouped_shapes(x_SI: Tensor, weight_EOI: Tensor, counts_E: Tensor) -> Tensor:

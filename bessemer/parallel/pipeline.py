@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bessemer.formulas.layout import split_evenly
+from bessemer.formulas.passes import pass_lengths
 from bessemer.formulas.schedule import Action, forward_order, pipeline_order, splits_backward
 from bessemer.model.decoder import Decoder
 from bessemer.model.deferred import Deferral, set_deferring
@@ -47,6 +48,8 @@ class Pipeline:
         tokens = len(
             split_evenly(context // mesh.degree["context"], mesh.degree["tensor"])[mesh.place("tensor")]
         )
+        trunk = stages[0].model
+        self._lengths = pass_lengths(trunk.shape, context, trunk.recompute)
         self._size, self._dtype = (rows, tokens, stages[0].shape.hidden), stages[0].compute
         self._mail = _Mail(mesh)
 
@@ -55,7 +58,7 @@ class Pipeline:
 
         Returns the summed loss, 0 on ranks without the last stage.
         """
-        orders = pipeline_order(self.layout, micro_batches)
+        orders = pipeline_order(self.layout, micro_batches, self._lengths)
         loss = torch.zeros((), dtype=torch.float32, device=self.mesh.device)
         kept: dict[tuple[int, int], _Kept] = {}
         waiting: dict[tuple[int, int], Deferral] = {}

@@ -13,14 +13,15 @@ from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.predict import device_bytes
+from bessemer.planner.predict import device_bytes, needed_bytes
 from bessemer.planner.rules.adapter import adapter_kind
 from bessemer.planner.rules.layout import allows
 from bessemer.planner.rules.lever import check_levers
 from bessemer.recipe.schema import Optimization, Recipe
 from bessemer.units import format_bytes
 
-# Of the memory that is there; the rest is for other programs and for what the formula leaves out.
+# Of a CPU's memory; the rest is for other programs and for what the formula leaves out. On an accelerator the
+# plan has room for that (planner/cost/memory.py), and what it chooses may take all that there is.
 _USABLE_SHARE = 0.95
 
 Refusal = tuple[str, str, str]  # found, wanted, fix
@@ -116,19 +117,24 @@ def _check_devices(recipe: Recipe, layout: Layout, facts: Facts) -> None:
 
 def fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     """Whether the predicted memory is there; also where it is not known how much there is."""
-    if facts.memory_bytes is None:
-        return True
-    return device_bytes(shape, stage, facts) <= round(_USABLE_SHARE * facts.memory_bytes)
+    return facts.memory_bytes is None or needed_bytes(shape, stage, facts) <= _usable_bytes(facts)
+
+
+def _usable_bytes(facts: Facts) -> int:
+    """Of a device's memory."""
+    assert facts.memory_bytes is not None
+    return round(_USABLE_SHARE * facts.memory_bytes) if facts.kind == "cpu" else facts.memory_bytes
 
 
 def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
     if not fits(shape, stage, facts):
         assert facts.memory_bytes is not None
-        usable = round(_USABLE_SHARE * facts.memory_bytes)
-        needed = device_bytes(shape, stage, facts)
+        usable, predicted = _usable_bytes(facts), device_bytes(shape, stage, facts)
+        needed = needed_bytes(shape, stage, facts)
+        room = "" if facts.kind == "cpu" else f", {format_bytes(needed)} with room for fragments"
         raise RefusedError(
             "the run does not fit in memory",
-            found=f"{format_bytes(needed)} predicted{_for_ranks(stage, facts)}, "
+            found=f"{format_bytes(predicted)} predicted{_for_ranks(stage, facts)}{room}, "
             f"{format_bytes(facts.memory_bytes)} on {facts.device}",
             wanted=f"at most {format_bytes(usable)}",
             fix=_cheapest_fix(shape, stage, facts, usable),
@@ -161,10 +167,10 @@ def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int
     for text, option in options:
         if not allows(option.layout, option.micro_batches):
             continue
-        needed = device_bytes(shape, option, facts)
+        needed = needed_bytes(shape, option, facts)
         if needed <= usable:
             return f"set {text}: {format_bytes(needed)}"
-    least = device_bytes(shape, options[-1][1], facts)
+    least = needed_bytes(shape, options[-1][1], facts)
     return f"take a smaller model ({format_bytes(least)} is its least on one device), or one with more memory"
 
 

@@ -34,8 +34,9 @@ from bessemer.planner.machine.facts import Facts
 from bessemer.planner.machine.planned import cluster_of, listed_device
 from bessemer.planner.plan import UNKNOWN, Estimate, StagePlan
 from bessemer.planner.sampling import round_time, sampling_hours
+from bessemer.planner.search.costed import rank_needs
 from bessemer.planner.speed import peak_tflops, recomputed_share, step_time, training_speed
-from bessemer.planner.step import Step, stage_room, stage_step
+from bessemer.planner.step import Step, stage_step
 from bessemer.recipe.schema import Recipe
 
 _COPY_SHARE = 0.85  # of the memory
@@ -76,7 +77,7 @@ def predict(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     kwh = device_hours.multiplied(drawn or kw_per_device(recipe, facts))
     bill = prices(recipe, listed_device(facts))
     return {
-        "memory_gib": _memory(recipe, shape, stage, facts),
+        "memory_gib": _memory(shape, stage, facts),
         "step_time_s": step_s,
         **sampled,
         "tokens_per_s": tokens_per_s,
@@ -151,6 +152,7 @@ def workload(stage: StagePlan, facts: Facts, *, compiled: bool) -> Workload:
         facts.kind,
         stage.recompute_layers,
         stage.micro_batches,
+        row_tokens=stage.context,
         saves_async=stage.async_save and facts.kind == "cpu",
     )
 
@@ -193,6 +195,16 @@ def device_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
     return max(before, (whole + saving) // facts.devices)
 
 
+def needed_bytes(shape: ModelShape, stage: StagePlan, facts: Facts) -> int:
+    """What one device must have. Of an accelerator that is more than it is predicted to hold, as in the
+    search of layouts: room for fragments, and for what is no tensor."""
+    if facts.kind == "cpu":
+        return device_bytes(shape, stage, facts)
+    memories = _step_memories(shape, stage, facts, compiled=runs_compiled(shape, stage, facts))
+    asking = _asking(stage, facts)
+    return int(max(map(rank_needs, memories if asking is None else [*memories, asking])))
+
+
 def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     """Whether a CPU's memory also holds a copy of what a checkpoint has; an accelerator's host does."""
     if facts.kind != "cpu" or facts.memory_bytes is None:
@@ -201,7 +213,7 @@ def copy_fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     return device_bytes(shape, saving, facts) <= _COPY_SHARE * facts.memory_bytes
 
 
-def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
+def _memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> Estimate:
     """The fullest rank. On more devices it depends on a layout: unknown without one.
 
     high: of an accelerator what it must have, with the worst fragments seen and all that is no tensor; of a
@@ -213,8 +225,8 @@ def _memory(recipe: Recipe, shape: ModelShape, stage: StagePlan, facts: Facts) -
     fullest = max(memories, key=lambda memory: memory.total)
     value = fullest.total
     if facts.kind != "cpu":
-        needed = stage_room(shape, stage, cluster_of(recipe, facts)).needed(fullest)
-        return Estimate(value / GIB, 0.95 * value / GIB, max(needed, value) / GIB, "modelled")
+        needed = max(map(rank_needs, memories))
+        return Estimate(value / GIB, 0.95 * value / GIB, needed / GIB, "modelled")
     high = 1.1 * max(memory.total for memory in rank_memories(shape, stage, facts, compiled=False))
     return Estimate(value / GIB, 0.85 * value / GIB, high / GIB, "modelled")
 

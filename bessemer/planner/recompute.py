@@ -13,7 +13,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.planner.compiling import runs_compiled
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import StagePlan
-from bessemer.planner.predict import device_bytes, workload
+from bessemer.planner.predict import device_bytes, needed_bytes, workload
 from bessemer.planner.rules.layout import allows
 from bessemer.recipe.schema import Optimization
 from bessemer.units import format_bytes
@@ -69,7 +69,10 @@ def fits(section: Optimization, shape: ModelShape, stage: StagePlan, facts: Fact
         recompute = chosen
     if facts.memory_bytes is None:
         return True
-    return device_bytes(shape, _with(stage, recompute), facts) <= share * facts.memory_bytes
+    stage = _with(stage, recompute)
+    if facts.kind != "cpu" and needed_bytes(shape, stage, facts) > facts.memory_bytes:
+        return False  # of a small device what is no tensor takes a larger share
+    return device_bytes(shape, stage, facts) <= share * facts.memory_bytes
 
 
 def _fewest(shape: ModelShape, stage: StagePlan, facts: Facts, limit: int) -> Recompute | None:

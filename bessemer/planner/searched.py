@@ -103,9 +103,7 @@ def given_layout(
     return layout, devices_of(layout, facts)
 
 
-def with_chosen(
-    section: Optimization, chosen: Chosen | ChosenProcesses | None, rules: Rules
-) -> Optimization:
+def with_chosen(section: Optimization, chosen: Chosen | ChosenProcesses | None, rules: Rules) -> Optimization:
     """The section with what the search has chosen beside the layout."""
     if chosen is None:
         return section

@@ -20,7 +20,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.parallel.traffic import TensorMemory
 from bessemer.planner.limits import fits
 from bessemer.planner.machine.facts import Facts
-from bessemer.planner.predict import device_bytes, rank_memories, workload
+from bessemer.planner.predict import device_bytes, needed_bytes, rank_memories, workload
 from bessemer.recipe.load import load
 from bessemer.train import build, loop
 from bessemer.train.stage import Stage, read_stage
@@ -147,5 +147,6 @@ def test_a_reference_is_whole_on_each_rank_and_may_be_what_does_not_fit(folder: 
     assert more - sampled == pytest.approx(weight_bytes(LARGE, 2), rel=0.1)
     for memory in rank_memories(LARGE, asked, facts, compiled=False):
         assert memory.asked == weight_bytes(LARGE, 2)
-    limited = replace(facts, memory_bytes=(sampled + more) // 2)
+    least, most = (needed_bytes(LARGE, each, facts) for each in (plan, asked))
+    limited = replace(facts, memory_bytes=(least + most) // 2)
     assert fits(LARGE, plan, limited) and not fits(LARGE, asked, limited)

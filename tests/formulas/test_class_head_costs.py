@@ -42,7 +42,7 @@ def test_beside_adapters_the_head_learns_and_is_no_frozen_weight(pipeline: int) 
 
 def test_copies_for_the_compute_type_are_those_of_the_blocks() -> None:
     layout = Layout(replicate=2)
-    assert kept_copies(CLASSES, WORK, layout, 4) == kept_copies(WORDS, WORK, layout, 4) > 0
+    assert kept_copies(CLASSES, WORK, layout, 4, 0) == kept_copies(WORDS, WORK, layout, 4, 0) > 0
 
 
 def test_recomputation_runs_each_block_again_and_no_head() -> None:

@@ -8,12 +8,13 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-from making_layouts import CONTEXT, DENSE, as_rank, layout_of
+from making_layouts import CONTEXT, DENSE, SHAPES, as_rank, layout_of
 from making_ranks import Pool, Result
-from making_steps import Step, assert_same, batches, make_engine, on_ranks, one_process
+from making_steps import Step, assert_same, batches, make_engine, on_ranks, one_process, run_step
 from torch import Tensor
 
-from bessemer.formulas.schedule import most_in_flight, pipeline_order
+from bessemer.formulas.passes import LONGER, pass_lengths
+from bessemer.formulas.schedule import EQUAL, Lengths, most_in_flight, pipeline_order
 from bessemer.model import deferred
 from bessemer.model.decoder import Decoder
 from bessemer.parallel import pipeline as pipelines
@@ -111,7 +112,7 @@ def test_a_rank_keeps_as_many_micro_batches_as_its_order_says(
     chosen = layout_of(layout)
     if chosen.schedule == "interleaved" and micro_batches % chosen.pipeline:
         pytest.skip("not a whole group")
-    order = pipeline_order(chosen, micro_batches)
+    order = pipeline_order(chosen, micro_batches, pass_lengths(SHAPES["deep"], CONTEXT, "none"))
     for rank, found in enumerate(
         ranks.run(held_there, chosen.world, layout=layout, micro_batches=micro_batches)
     ):
@@ -143,6 +144,19 @@ def test_any_number_of_micro_batches_gives_the_gradients_of_one_process(
 ) -> None:
     step = Step("tied", layout, rows=micro_batches, micro_batch=1)
     assert_same(on_ranks(step, ranks), one_process(Step("tied", rows=micro_batches, micro_batch=1)))
+
+
+def in_order_of(rank: int, step: dict[str, Any], lengths: list[int]) -> Result:
+    with mock.patch.object(pipelines, "pass_lengths", return_value=Lengths(*lengths)):
+        return run_step(rank, step)
+
+
+@pytest.mark.parametrize("lengths", [EQUAL, LONGER], ids=["equal", "longer"])
+def test_gradients_of_other_passes_order_are_those_of_one_process(lengths: Lengths, ranks: Pool) -> None:
+    """The models of these tests are so narrow that all other runs have the third order."""
+    step = Step("tied", "pipeline=2,schedule=zbv", rows=5, micro_batch=1)
+    found = on_ranks(step, ranks, in_order_of, lengths=list(lengths))
+    assert_same(found, one_process(Step("tied", rows=5, micro_batch=1)))
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 6])

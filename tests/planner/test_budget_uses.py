@@ -11,7 +11,7 @@ from making_plans import run_plan
 from bessemer.cli.main import main
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.finetune import compare_scratch
-from bessemer.finetune.run import Task
+from bessemer.finetune.task import Task
 from bessemer.hardware import GIB, Ceilings
 from bessemer.log import Console
 from bessemer.planner.calibrated.taught import Row, Taught, step_key

@@ -9,10 +9,10 @@ from bessemer.errors import RefusedError
 from bessemer.formulas.memory.parts import STATE_BYTES
 from bessemer.formulas.parameters import total_params
 from bessemer.hardware import GIB, Ceilings
-from bessemer.planner.limits import check_start
+from bessemer.planner.limits import check_start, fits
 from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Plan
-from bessemer.planner.predict import copy_fits, device_bytes, rank_memories
+from bessemer.planner.predict import copy_fits, device_bytes, needed_bytes, rank_memories
 from bessemer.planner.relaid import relaid
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import parse
@@ -90,3 +90,55 @@ def test_run_beyond_a_machine_that_its_ranks_share_is_refused() -> None:
     with pytest.raises(RefusedError, match="does not fit in memory") as caught:
         check_start(given, on_gpu.shape, on_gpu.pretrain, gpu, None)
     assert "predicted for a rank" in caught.value.found
+
+
+LARGER = ("model.layers=16", "model.hidden=2048", "model.heads=16", "model.context=2048")
+ROWS = ("pretrain.batch_tokens=131072",)
+
+
+def with_memory(gib: float, devices: int, **more: Any) -> Facts:
+    """H100 of another size."""
+    facts = cluster_facts("H100", devices)
+    assert facts.cluster is not None
+    device = replace(facts.cluster.device, memory_gib_usable=gib)
+    cluster = replace(facts.cluster, device=device)
+    return replace(facts, cluster=cluster, memory_bytes=round(gib * GIB), vocab=32000, **more)
+
+
+EXPERTS = ("model.family=qwen3-moe", "model.experts=8", "model.experts_per_token=2", "model.expert_ffn=1408")
+
+
+@pytest.mark.parametrize("settings", [(), EXPERTS], ids=["dense", "experts"])
+def test_plan_that_is_chosen_always_starts_on_what_it_was_chosen_for(settings: tuple[str, ...]) -> None:
+    given, started = recipe(*LARGER, *ROWS, *settings), 0
+    for devices in (1, 8, 32):
+        for gib in (3.0, 6.0, 12.0, 24.0, 48.0):
+            facts = with_memory(gib, devices)
+            try:
+                plan = resolve(given, facts)
+            except RefusedError:
+                continue
+            check_start(given, plan.shape, plan.pretrain, replace(facts, devices=plan.pretrain.layout.world))
+            started += 1
+            # On as little as it needs, too, and on no byte less.
+            needed = needed_bytes(plan.shape, plan.pretrain, facts)
+            assert needed <= facts.memory_bytes
+            assert fits(plan.shape, plan.pretrain, replace(facts, memory_bytes=needed))
+            assert not fits(plan.shape, plan.pretrain, replace(facts, memory_bytes=needed - 1))
+    assert started >= 8
+
+
+def test_layout_that_leaves_no_room_for_fragments_is_refused_as_the_search_refuses_it() -> None:
+    """95 % of a device in tensors and a context is what runs die of: reserved is 5 % more on average."""
+    given, facts = recipe(*LARGER, *ROWS, layout="shard=8"), with_memory(48.0, 8)
+    plan = resolve(given, facts)
+    held, needed = (
+        device_bytes(plan.shape, plan.pretrain, facts),
+        needed_bytes(plan.shape, plan.pretrain, facts),
+    )
+    between = replace(facts, memory_bytes=(round(held / 0.95) + needed) // 2)
+    assert held < 0.95 * between.memory_bytes and needed > between.memory_bytes
+    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
+        check_start(given, plan.shape, plan.pretrain, between)
+    assert "with room for fragments" in caught.value.found
+    check_start(given, plan.shape, plan.pretrain, replace(facts, memory_bytes=needed))

@@ -11,6 +11,7 @@ in Megatron-Core's layers. What a layout does to each part: formulas/memory/rank
 Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward width, e bytes.
 """
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 from bessemer.formulas.adapters import trained_params
@@ -20,6 +21,7 @@ from bessemer.formulas.memory.adapters import (
     inner_elements_per_token,
     whole_results_per_token,
 )
+from bessemer.formulas.memory.copies import joined_matrices
 from bessemer.formulas.parameters import (
     ffn_matrices,
     head_rows,
@@ -43,6 +45,8 @@ _WORKING_SHARE = 1.5
 # Python and torch themselves: resident on a CPU, the context on an accelerator.
 _BASE_BYTES = {"cpu": round(0.5 * _GIB)}
 _BASE_BYTES_ACCELERATOR = round(1.0 * _GIB)
+
+Kinds = Sequence[bool]  # of layers: False without a router, True with one
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Workload:
     kind: str = "cpu"  # of the device
     recompute_layers: int | None = None  # of "full": the first so many of the model; None: all
     micro_batches: int = 1  # of a step; only a pipeline holds several at once
+    row_tokens: int = 0  # of a row; 0: the shape's context
     saves_async: bool = False  # and the copy lies in the device's own memory, as on a CPU
 
     @property
@@ -107,7 +112,7 @@ def device_memory(shape: ModelShape, work: Workload) -> Memory:
         optimizer=8 * learned,
         casts=casts,
         activations=activation_bytes(shape, work),
-        working=working_bytes(shape, work),
+        working=working_bytes(shape, work, kinds_of(shape)),
         loss=loss_bytes(shape, work),
         base=base_bytes(work.kind),
         saving=STATE_BYTES * learned if work.saves_async else 0,
@@ -126,7 +131,7 @@ def activation_bytes(shape: ModelShape, work: Workload) -> int:
     """Kept from forward to backward for one micro-batch, all layers and the embedding's output."""
     layers = range(shape.layers)
     kept = kept_per_token(shape, work, layers)
-    again = made_again_per_token(shape, work, any_full=work.recomputed_of(layers) > 0)
+    again = made_again_per_token(shape, work, kinds_of(shape), any_full=work.recomputed_of(layers) > 0)
     return work.tokens * (kept + again + ends_per_token(shape))
 
 
@@ -140,16 +145,16 @@ def kept_per_token(shape: ModelShape, work: Workload, layers: range) -> int:
     return kept
 
 
-def made_again_per_token(shape: ModelShape, work: Workload, *, any_full: bool) -> int:
+def made_again_per_token(shape: ModelShape, work: Workload, kinds: Kinds, *, any_full: bool) -> int:
     """Bytes that are made again in the backward pass, one block at a time."""
     if any_full:
-        return _largest_layer_bytes(shape, work)
+        return _largest_layer_bytes(shape, work, kinds)
     if work.recompute != "selective":
         return 0
     again = [
         layer_bytes_per_token(shape, work.size, work.compiled, routed=routed)
         - selective_bytes_per_token(shape, work.size, routed=routed)
-        for routed in _kinds(shape)
+        for routed in kinds
     ]
     return max(0, *again)
 
@@ -159,25 +164,23 @@ def ends_per_token(shape: ModelShape) -> int:
     return 10 * shape.hidden if shape.adapter is None else 6 * shape.hidden
 
 
-def working_bytes(shape: ModelShape, work: Workload) -> int:
-    return round(_WORKING_SHARE * work.tokens * _largest_layer_bytes(shape, work))
+def working_bytes(shape: ModelShape, work: Workload, kinds: Kinds) -> int:
+    return round(_WORKING_SHARE * work.tokens * _largest_layer_bytes(shape, work, kinds))
 
 
 def base_bytes(kind: str) -> int:
     return _BASE_BYTES.get(kind, _BASE_BYTES_ACCELERATOR)
 
 
-def _largest_layer_bytes(shape: ModelShape, work: Workload) -> int:
+def _largest_layer_bytes(shape: ModelShape, work: Workload, kinds: Kinds) -> int:
     """Per token."""
-    return max(
-        layer_bytes_per_token(shape, work.size, work.compiled, routed=routed) for routed in _kinds(shape)
-    )
+    return max(layer_bytes_per_token(shape, work.size, work.compiled, routed=routed) for routed in kinds)
 
 
-def _kinds(shape: ModelShape) -> list[bool]:
-    """Whether layers are routed: the kinds that the model has."""
+def kinds_of(shape: ModelShape, layers: Iterable[int] | None = None) -> Kinds:
+    """Whether layers are routed: the kinds that there are among these, or in the whole model."""
     dense = num_dense_layers(shape)
-    return [routed for routed, count in ((False, dense), (True, shape.layers - dense)) if count]
+    return sorted({layer >= dense for layer in (range(shape.layers) if layers is None else layers)})
 
 
 def _layer_kept(shape: ModelShape, work: Workload, *, routed: bool) -> int:
@@ -235,15 +238,6 @@ def all_matrices(shape: ModelShape) -> int:
     return matmul_params(shape) + idle
 
 
-def joined_matrices(shape: ModelShape) -> int:
-    """Weights that are copied into one matrix before use: query, key and value; gate and up."""
-    queries_keys_values = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    if shape.mla_kv_rank or shape.experts:
-        return 0
-    gate_up = 2 * shape.ffn if shape.gated else 0
-    return shape.layers * shape.hidden * (queries_keys_values + gate_up)
-
-
 def _attention_bytes_per_token(shape: ModelShape, size: int) -> int:
     """Projections (e·(a+2k)·d, V inside), rotated q and k, output, log-sum-exp."""
     if not shape.mla_kv_rank:
@@ -280,7 +274,7 @@ def whole_rows_bytes(shape: ModelShape, work: Workload, *, routed: bool) -> int:
 
 
 def _routed_rows_bytes(shape: ModelShape, work: Workload) -> int:
-    if work.recompute == "selective":
+    if work.recompute == "selective" or shape.adapter is not None:  # frozen experts' rows are not kept
         return work.size * shape.experts_per_token * shape.hidden
     router = 4 * shape.hidden if work.size == 2 and not work.compiled else 0
     return 2 * work.size * shape.experts_per_token * shape.hidden + router

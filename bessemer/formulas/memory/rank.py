@@ -9,13 +9,15 @@
   divides tokens.
 - A pipeline rank has its stages' layers; the first stage the embedding, the last the head and the loss
   (both where they are tied). It holds the activations of every micro-batch that the schedule keeps on its
-  way. Gradient reduction and freeing of gathered weights wait for a stage's last backward pass
-  (parallel/shard.py), so that a sharded stage is there whole, weights and gradients.
+  way; recomputed ones grow while their weights wait (formulas/memory/waiting.py). Gradient reduction and
+  freeing of gathered weights wait for a stage's last backward pass (parallel/shard.py), so that a sharded
+  stage is there whole, weights and gradients.
 The peak is in the loss or in the block that is taken back first, of any micro-batch:
 formulas/memory/rank_moments.py lists where a rank may be fullest. A test compares the sum without `base` with
 rehearsed ranks (measure/rehearse.py), for fp32 and bf16, whose numbers are in docs/planner.md.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from math import ceil
@@ -32,6 +34,7 @@ from bessemer.formulas.memory.parts import (
     ends_per_token,
     head_gradient_bytes,
     kept_per_token,
+    kinds_of,
     loss_bytes,
     made_again_per_token,
     whole_rows_bytes,
@@ -43,12 +46,15 @@ from bessemer.formulas.memory.rank_weights import (
     gathered_bytes,
     held_weights,
     kept_copies,
+    layer_learned,
     left_over,
     one_copy,
     rejoins,
     whole_gradients,
 )
+from bessemer.formulas.memory.waiting import kept_longer, most_waiting
 from bessemer.formulas.parameters import head_rows, num_dense_layers
+from bessemer.formulas.passes import pass_lengths
 from bessemer.formulas.shape import ModelShape
 
 
@@ -66,8 +72,7 @@ def rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank
 @cache
 def _rank_memory(shape: ModelShape, work: Workload, layout: Layout, pipeline_rank: int) -> Memory:
     rank = _Rank(shape, work, layout, pipeline_rank)
-    moments = rank_moments(layout, pipeline_rank, work.micro_batches)
-    return max((rank.at(moment) for moment in moments), key=lambda memory: memory.total)
+    return max((rank.at(moment) for moment in rank.moments), key=lambda memory: memory.total)
 
 
 class _Rank:
@@ -80,8 +85,11 @@ class _Rank:
         self.spread = layout.tensor * layout.context
         local = self.held.local(layout)
         # What allocators keep, by resident sets, is in the base.
-        working = ceil(working_bytes(shape, work) / self.spread)
-        self.tensors = ceil(work.tokens * self._back_bytes() / self.spread)
+        layers = [layer for stage in layout.stages_of(pipeline_rank) for layer in self.table[stage]]
+        self.kinds = kinds_of(shape, layers)
+        working = ceil(working_bytes(shape, work, self.kinds) / self.spread)
+        back = max(back_bytes_per_token(shape, work.size, routed=routed) for routed in self.kinds)
+        self.tensors = ceil(work.tokens * back / self.spread)
         learned = self.held.learned(layout)
         saved = learned if shape.adapter else local - _second_table(shape, layout, pipeline_rank)
         self.always = Memory(
@@ -96,13 +104,18 @@ class _Rank:
             gathered=gathered_bytes(self.held, work, layout) + whole_gradients(self.held, layout),
             saving=STATE_BYTES * saved if work.saves_async else 0,
         )
+        lengths = pass_lengths(shape, work.row_tokens or shape.context, work.recompute)
+        self.moments = rank_moments(layout, pipeline_rank, work.micro_batches, lengths)
+        waits = work.recompute != "none"
+        self.waiting = most_waiting(layout, pipeline_rank, work.micro_batches) if waits else 0
         self.has_last = layout.num_stages - 1 in layout.stages_of(pipeline_rank)
 
     def at(self, moment: Moment) -> Memory:
-        kept = ceil(self.work.tokens / self.spread * sum(self._kept(*part) for part in moment.held))
+        per_token = sum(self._kept(*part) for part in moment.held) + self._kept_longer(moment)
+        kept = ceil(self.work.tokens / self.spread * per_token)
         casts = self._casts(moment)
-        late = round(self._late_gradients(moment) * self.always.gradients)
-        now = replace(self.always, casts=casts, activations=kept, gradients=self.always.gradients - late)
+        gradients = self.always.gradients - self._late_gradients(moment)
+        now = replace(self.always, casts=casts, activations=kept, gradients=gradients)
         if moment.kind == "F":
             return self._in_loss(now, moment.stage)
         return self._in_block(now, moment)
@@ -118,13 +131,15 @@ class _Rank:
     def _in_block(self, now: Memory, moment: Moment) -> Memory:
         """In the first block of the stage that is taken back."""
         full = self.work.recomputed_of(self.table[moment.stage])
-        again = made_again_per_token(self.shape, self.work, any_full=full > 0)
+        again = made_again_per_token(self.shape, self.work, self.kinds, any_full=full > 0)
         again = ceil(self.work.tokens / self.spread * again)
         copy = 0
         if rejoins(self.layout) or self.shape.adapter is not None:
-            copy = one_copy(self.shape, self.work, self.layout)
-        elif self.work.recompute != "none":
-            copy = kept_copies(self.shape, self.work, self.layout, 1)
+            copy = one_copy(self.shape, self.work, self.layout, self.kinds)
+        if self.work.recompute != "none":
+            copy += max(
+                kept_copies(self.shape, self.work, self.layout, not routed, routed) for routed in self.kinds
+            )
         head = head_gradient_bytes(replace(self.shape, vocab=ceil(self.shape.vocab / self.layout.tensor)))
         return replace(
             now,
@@ -141,7 +156,7 @@ class _Rank:
         kept = kept_per_token(self.shape, self.work, layers)
         kept += (len(layers) - full) * _received(self.shape, self.work, self.layout)
         rest = range(layers.start + full, layers.stop)
-        routed = sum(layer >= num_dense_layers(self.shape) for layer in rest)
+        routed = self._num_routed(rest)
         whole = routed * whole_rows_bytes(self.shape, self.work, routed=True)
         whole += (len(rest) - routed) * whole_rows_bytes(self.shape, self.work, routed=False)
         kept += (self.layout.tensor - 1) * whole
@@ -150,26 +165,48 @@ class _Rank:
             kept + (ends_per_token(self.shape) if is_last else self.work.size * self.shape.hidden)
         )
 
+    def _kept_longer(self, moment: Moment) -> float:
+        """Per token, of recomputed layers of micro-batches whose weights wait: beyond what they kept."""
+        held = sum(count for _, count in moment.held)
+        if not self.waiting:
+            return 0.0
+        more = 0
+        for stage, count in moment.held:
+            layers = self.table[stage]
+            again = len(layers) if self.work.recompute == "selective" else self.work.recomputed_of(layers)
+            routed = self._num_routed(layers[:again])
+            more += count * (
+                (again - routed) * self._longer(routed=False) + routed * self._longer(routed=True)
+            )
+        return more * min(1.0, self.waiting / held)
+
+    def _longer(self, *, routed: bool) -> int:
+        return kept_longer(self.shape, self.work, self.layout.tensor, routed=routed)
+
     def _casts(self, moment: Moment) -> int:
         """Copies of matrices that autograd keeps of each micro-batch on its way, if nothing is made again."""
         if self.work.recompute != "none" and self.work.recompute_layers is None:
             return 0
-        layers = sum(
-            count * (len(self.table[stage]) - self.work.recomputed_of(self.table[stage]))
-            for stage, count in moment.held
+        dense = routed = 0
+        for stage, count in moment.held:
+            layers = self.table[stage]
+            rest = range(layers.start + self.work.recomputed_of(layers), layers.stop)
+            with_experts = self._num_routed(rest)
+            dense, routed = dense + count * (len(rest) - with_experts), routed + count * with_experts
+        return kept_copies(self.shape, self.work, self.layout, dense, routed)
+
+    def _late_gradients(self, moment: Moment) -> int:
+        """Bytes of gradients of the layers whose stages nothing was taken back of yet in this step."""
+        late = [layer for stage, _ in moment.held if stage not in moment.begun for layer in self.table[stage]]
+        routed = self._num_routed(late)
+        return sum(
+            4 * round(count * layer_learned(self.shape, self.layout, routed=is_routed))
+            for is_routed, count in ((False, len(late) - routed), (True, routed))
+            if count
         )
-        return kept_copies(self.shape, self.work, self.layout, layers)
 
-    def _late_gradients(self, moment: Moment) -> float:
-        """Share of the parameters whose stages no weight gradient was made for yet in this step."""
-        shares = {stage: len(self.table[stage]) for stage, _ in moment.held}
-        late = sum(shares[stage] for stage in shares if stage not in moment.begun)
-        blocks = 1.0 if self.shape.adapter else (self.held.whole - self.held.ends) / self.held.whole
-        return blocks * late / max(1, sum(shares.values()))
-
-    def _back_bytes(self) -> int:
-        kinds = {layer >= num_dense_layers(self.shape) for layer in range(self.shape.layers)}
-        return max(back_bytes_per_token(self.shape, self.work.size, routed=routed) for routed in kinds)
+    def _num_routed(self, layers: Sequence[int]) -> int:
+        return sum(layer >= num_dense_layers(self.shape) for layer in layers)
 
 
 def layout_memory(shape: ModelShape, work: Workload, layout: Layout) -> list[Memory]:
@@ -184,7 +221,7 @@ def rank_activation_bytes(shape: ModelShape, work: Workload, layout: Layout) -> 
     found = 0
     for place in range(layout.pipeline):
         rank = _Rank(shape, work, layout, place)
-        for moment in rank_moments(layout, place, work.micro_batches):
+        for moment in rank.moments:
             found = max(found, rank.at(moment).activations)
     return found
 
@@ -211,7 +248,7 @@ def _received(shape: ModelShape, work: Workload, layout: Layout) -> int:
 def _second_table(shape: ModelShape, layout: Layout, pipeline_rank: int) -> int:
     """Parameters of a tied embedding that the last stage holds too; the first one saves it."""
     stages = layout.stages_of(pipeline_rank)
-    if not shape.tie_embeddings or layout.num_stages - 1 not in stages or 0 in stages:
+    if not shape.tie_embeddings or layout.num_stages - 1 not in stages or layout.num_stages == 1:
         return 0
     return ceil(shape.vocab / layout.tensor) * shape.hidden // (layout.shard * layout.context)
 

@@ -4,7 +4,7 @@ Walked through in the order of its work (formulas/schedule.py). A micro-batch is
 until its weights have their gradient: a backward pass that leaves them for later keeps what they need, the
 inputs and output gradients of its matmuls, about as much. Of a stage that nothing was taken back of yet in
 this step there is no gradient: a zero-bubble schedule is fullest before all of them are there.
-Not counted: blocks that are recomputed, whose matmuls' inputs such a schedule keeps until their turn.
+Of blocks that are recomputed the difference is large, and counted: formulas/memory/waiting.py.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from operator import le
 from typing import Literal
 
 from bessemer.formulas.layout import Layout
-from bessemer.formulas.schedule import rank_order
+from bessemer.formulas.schedule import EQUAL, Lengths, rank_order, splits_backward
 
 
 @dataclass(frozen=True)
@@ -29,24 +29,30 @@ class Moment:
 _Counts = tuple[tuple[int, ...], frozenset[int]]  # micro-batches held by stage; stages with gradients
 
 
-def rank_moments(layout: Layout, pipeline_rank: int, micro_batches: int) -> tuple[Moment, ...]:
-    """None of which holds less than another one of the same kind and stage in every way."""
+def rank_moments(
+    layout: Layout, pipeline_rank: int, micro_batches: int, lengths: Lengths = EQUAL
+) -> tuple[Moment, ...]:
+    """None of which holds less than another one of the same kind and stage in every way.
+
+    lengths: of passes, that the order is made for.
+    """
     if layout.pipeline == 1:
         begun = frozenset({0})  # the first pass makes them, as soon as its last block is done
         return Moment("F", 0, ((0, 1),), begun), Moment("B", 0, ((0, 1),), begun)
     # Only these words decide the order; without the others, layouts that differ in them share it.
     plain = Layout(pipeline=layout.pipeline, schedule=layout.schedule, interleave=layout.interleave)
     # More micro-batches than these repeat the same, and an order of thousands takes a second to make.
-    return _moments(plain, min(micro_batches, 4 * layout.pipeline), pipeline_rank)
+    lengths = lengths if splits_backward(layout) else EQUAL
+    return _moments(plain, min(micro_batches, 4 * layout.pipeline), pipeline_rank, lengths)
 
 
 @cache
-def _moments(layout: Layout, micro_batches: int, pipeline_rank: int) -> tuple[Moment, ...]:
+def _moments(layout: Layout, micro_batches: int, pipeline_rank: int, lengths: Lengths) -> tuple[Moment, ...]:
     stages = layout.stages_of(pipeline_rank)
     held = dict.fromkeys(stages, 0)
     begun: frozenset[int] = frozenset()
     seen: dict[tuple[Literal["F", "B"], int], dict[_Counts, None]] = {}
-    for kind, stage, _ in rank_order(layout, micro_batches, pipeline_rank):
+    for kind, stage, _ in rank_order(layout, micro_batches, pipeline_rank, lengths):
         if kind == "W":
             held[stage] -= 1
             if stage not in begun:

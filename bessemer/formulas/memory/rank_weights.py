@@ -14,8 +14,9 @@ from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory.parts import Workload, all_matrices, joined_matrices
-from bessemer.formulas.parameters import ffn_matrices, head_rows, num_dense_layers
+from bessemer.formulas.memory.copies import copied_elements, largest_copy
+from bessemer.formulas.memory.parts import Kinds, Workload
+from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.quantized import NONE_PACKED, Packed, packed_block, unpacked_bytes
 from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.shape import ModelShape
@@ -111,31 +112,35 @@ def left_over(held: Held, work: Workload, layout: Layout) -> int:
     return 4 * (held.ends - held.root or held.root)
 
 
-def kept_copies(shape: ModelShape, work: Workload, layout: Layout, layers: int) -> int:
-    """Bytes of copies of matrices that autograd keeps. layers: the rank's, one time for each micro-batch that
-    is on its way, but once where they are recomputed."""
+def kept_copies(shape: ModelShape, work: Workload, layout: Layout, dense: int, routed: int) -> int:
+    """Bytes of copies of matrices that autograd keeps. dense, routed: layers of the rank, one time for each
+    micro-batch that is on its way, but once where they are recomputed."""
     if shape.adapter is not None:
         return 0
-    bf16 = work.dtype == "bf16"
-    routed = shape.layers - num_dense_layers(shape)
-    one = ffn_matrices(shape) * shape.hidden * shape.expert_ffn
-    experts = routed * shape.experts * one / layout.expert if bf16 else 0.0
-    if _gathers_experts(layout) and _gathered_size(work, layout) == 2:
-        experts = 0.0
-    others = 0.0
-    if not rejoins(layout):
-        copied = all_matrices(shape) - head_rows(shape) * shape.hidden if bf16 else joined_matrices(shape)
-        others = copied - experts * layout.expert
-    return ceil(work.size * (experts + others) * layers / shape.layers / layout.tensor)
+    gathered = _gathers_experts(layout) and _gathered_size(work, layout) == 2
+    elements = 0.0
+    for is_routed, count in ((False, dense), (True, routed)):
+        others, experts = copied_elements(shape, work.size, routed=is_routed)
+        elements += count * (0 if rejoins(layout) else others)
+        elements += count * (0 if gathered else experts / layout.expert)
+    return ceil(work.size * elements / layout.tensor)
 
 
-def one_copy(shape: ModelShape, work: Workload, layout: Layout) -> int:
-    """Bytes of the largest cast or joined matrix, or of one out of its packing, while it is used."""
+def one_copy(shape: ModelShape, work: Workload, layout: Layout, kinds: Kinds) -> int:
+    """Bytes of the largest cast or joined matrix of such layers, or of one out of its packing, while it is
+    used."""
     if shape.adapter is not None:
         return unpacked_bytes(shape, work.size, layout.tensor)
-    queries = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    ffn = shape.shared_ffn if shape.experts and not num_dense_layers(shape) else shape.ffn
-    return ceil(work.size * shape.hidden * max(queries, (ffn_matrices(shape) - 1) * ffn) / layout.tensor)
+    largest = max(largest_copy(shape, work.size, routed=routed) for routed in kinds)
+    return ceil(work.size * largest / layout.tensor)
+
+
+def layer_learned(shape: ModelShape, layout: Layout, *, routed: bool) -> float:
+    """Parameters of one layer that learn, on the rank: what is left of them once they are sharded."""
+    if shape.adapter is not None:
+        return adapter_elements(shape, layout.tensor, routed=routed) / _fsdp(layout)
+    plain, experts = block_elements(shape, layout.tensor, routed=routed)
+    return plain / _fsdp(layout) + experts / layout.expert / ranks_of_experts(layout)
 
 
 def rejoins(layout: Layout) -> bool:
@@ -163,7 +168,8 @@ def held_weights(shape: ModelShape, layout: Layout, pipeline_rank: int) -> Held:
             packed, of_block = packed + one.times(count), max(of_block, one, key=lambda each: each.bytes)
     matrix = ceil(shape.vocab / layout.tensor) * shape.hidden
     first, last = 0 in stages, layout.num_stages - 1 in stages
-    shared = shape.tie_embeddings and first and last
+    # Tied ends of a V-shaped pipeline, too, lie in two stages of one rank, each with a table of its own.
+    shared = shape.tie_embeddings and layout.num_stages == 1
     # A head of classes is whole on every rank of the tensor axis, and learns also beside adapters.
     classes = shape.labels * shape.hidden if last else 0
     head = (matrix if last and not shape.labels else 0) + (classes if shape.adapter is None else 0)

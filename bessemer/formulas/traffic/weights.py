@@ -4,12 +4,14 @@ formulas/traffic/step.py.
 FSDP's units, as parallel/shard.py wraps them: each block (its norms and routers apart where its matrices are
 cast), its experts where they lie elsewhere, the embedding, and the rest. Where ranks hold the same whole
 weights, parallel/replicate.py sums the gradients of the same units, and nothing is cast. Frozen weights are
-gathered like others, in the type that they are kept in, and have no gradient to exchange.
+gathered like others, in the type that they are kept in or packed, and have no gradient to exchange.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from bessemer.formulas.layout import split_evenly
+from bessemer.formulas.quantized import is_packed, packed_row_bytes
 from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.tensor_spec import TensorSpec
 from bessemer.formulas.traffic.sizes import FP32, Exchange, Step, block_specs, cut, embedding, is_fp32, padded
@@ -62,10 +64,19 @@ def _block_units(step: Step, routed: bool) -> Iterator[tuple[list[_Part], tuple[
 def _part(step: Step, spec: TensorSpec, cast: bool) -> _Part:
     learns = spec.trained or step.shape.adapter is None
     is_small = cast or not (learns or len(spec.shape) == 1)  # frozen matrices are kept in the compute type
-    size = cut(spec, step)
+    size, adapter = cut(spec, step), step.shape.adapter
+    if adapter is not None and adapter.base != "float" and is_packed(spec):
+        return _Part([size[0], packed_row_bytes(adapter.base, _columns(spec, step))], 1, learns=False)
     if spec.expert is not None:
         size = [step.shape.experts // step.layout.expert, *size]
     return _Part(size, step.work.size if is_small and not is_fp32(spec) else FP32, learns)
+
+
+def _columns(spec: TensorSpec, step: Step) -> range:
+    """Of this rank's part."""
+    if spec.tensor_dim != 1:
+        return range(spec.shape[1])
+    return split_evenly(spec.shape[1], step.layout.tensor)[step.place.tensor]
 
 
 def _unit(

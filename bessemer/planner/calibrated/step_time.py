@@ -15,10 +15,12 @@ a rank, D hidden.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import pairwise
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory.parts import Workload
+from bessemer.formulas.passes import pass_lengths
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic.sizes import Exchange
 from bessemer.formulas.traffic.step import step_exchanges
@@ -113,7 +115,9 @@ def step_seconds(shape: ModelShape, stage: StagePlan, facts: Facts) -> StepSecon
     if not found:
         return None
     parts = found[0][1] if len(found) == 1 else _between(found, threads)
-    parts = {name: seconds * _MEDIAN_OVER_BEST for name, seconds in parts.items()}
+    # More ranks than cores take turns on them.
+    turns = max(1.0, processes * threads / calibration.cores) if processes > 1 else 1.0
+    parts = {name: seconds * turns * _MEDIAN_OVER_BEST for name, seconds in parts.items()}
     value = sum(parts.values())
     band = _COMPILED_BAND if stage.compile else _BAND
     return StepSeconds(value, value / (1 + band), value * (1 + band), "modelled", parts)
@@ -172,20 +176,20 @@ def _parts(
     parts["overhead_s"] += speeds.tables["call"].at() * 20
     if stage.layout.pipeline > 1:
         sent = calibration.exchanges["send"].at(slowest.sent_bytes) if calibration.exchanges else 0.0
-        at_once, whole = (_played(stage, stages, send_s) for send_s in (0.0, sent))
+        at_once, whole = (_played(shape, stage, stages, send_s) for send_s in (0.0, sent))
         busy = sum(stages[number].total for number in slowest.stages) * stage.micro_batches
         parts["bubble_s"] += max(0.0, at_once - busy)
         parts["pipeline_s"] += whole - at_once
     return parts
 
 
-def _played(stage: StagePlan, stages: dict[int, StageTimes], send_s: float) -> float:
+def _played(shape: ModelShape, stage: StagePlan, stages: dict[int, StageTimes], send_s: float) -> float:
     """Seconds from the first forward pass to the last backward pass, half of which is for weights."""
     times = [stages[number] for number in range(stage.layout.num_stages)]
     halves = [each.backward_s / 2 for each in times]
-    return simulate(
-        stage.layout, stage.micro_batches, [each.forward_s for each in times], halves, halves, send_s
-    )
+    forward_s = [each.forward_s for each in times]
+    lengths = pass_lengths(shape, stage.context, stage.recompute)
+    return simulate(stage.layout, stage.micro_batches, forward_s, halves, halves, send_s, lengths)
 
 
 def _exchanged(
@@ -213,6 +217,7 @@ def _exchanges(rank: Rank, layout: Layout) -> Iterator[Exchange]:
     return step_exchanges(rank.shape, rank.work, layout, first, context=rank.context)
 
 
+@lru_cache(maxsize=64)
 def _beyond(calibration: Calibration, speeds: Speeds, hidden: int) -> dict[str, float]:
     """Seconds of an exchange beyond itself, by axis: what is done around it (copies, hooks, Python)."""
     found: dict[str, float] = {}
@@ -244,6 +249,7 @@ def _width(anchor: Anchor) -> int:
     return anchor.hidden
 
 
+@lru_cache(maxsize=64)
 def _anchored(speeds: Speeds, hidden: int) -> float:
     """Measured over counted steps of the small models, between their widths."""
     alone = sorted((anchor for anchor in speeds.anchors if not anchor.layout), key=_width)

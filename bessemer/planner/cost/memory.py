@@ -39,6 +39,9 @@ _CONTEXT_BYTES = 0.75 * GIB  # CUDA's context and kernels
 # Of torch of 2022, which loads all kernels at once: 1573 MiB by nvidia-smi on an A100 (BLOOM's prequel).
 _CONTEXTS = {"megatron-deepspeed": 1573.0 * 2**20}
 _EXCHANGE_BYTES = 0.5 * GIB  # NCCL's buffers, for each axis
+OUTSIDE_BYTES = 2.0 * GIB  # that the driver and the exchanges take of our trainer's device, at the least
+
+Column = Any  # bytes of one layout, or of many
 
 _PARTS = {
     "megatron": megatron_parts,
@@ -99,6 +102,15 @@ def stage_bytes(
     context: tokens of a row. A rank that a pipeline does not have is its last one.
     """
     return _columns(_PARTS[stack](shape, context, candidates, stage), candidates, stack)
+
+
+def needed_bytes(tensors: Column, base: Column) -> Column:
+    """What an accelerator must have for our trainer: with the worst fragments seen, and what is no tensor.
+
+    The one rule of what fits, from the search (search/costed.py) to the start of a run (planner/limits.py).
+    base: of formulas/memory, which may be less than the driver takes.
+    """
+    return MOST_RESERVED * tensors + np.maximum(base, OUTSIDE_BYTES)
 
 
 def fits(columns: MemoryColumns, device: Device) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -22,6 +22,7 @@ class Added:
 
     elements: Floats  # of adapters, and of a head of classes
     block: Floats  # of those of the largest block
+    late: Floats  # of those of layers without gradients yet
     packed: Floats  # weights in 4 or 8 bits
     packed_bytes: Floats
     block_packed: Floats  # of the largest block
@@ -31,15 +32,17 @@ class Added:
     @staticmethod
     def of(shape: ModelShape, candidates: Candidates, layers: RankLayers) -> "Added":
         sums = np.zeros((3, len(layers.dense)))
-        most = np.zeros_like(sums)
-        for routed, count in ((False, layers.dense), (True, layers.routed)):
+        most, late = np.zeros_like(sums), np.zeros(len(layers.dense))
+        kinds = ((False, layers.dense, layers.late_dense), (True, layers.routed, layers.late_routed))
+        for routed, count, of_late in kinds:
             if count.any():
                 block = _block(shape, candidates, routed)
                 sums += count * block
+                late += of_late * block[0]
                 most = np.maximum(most, (count > 0) * block)
         unpacked = by_degree(candidates, lambda tensor: unpacked_bytes(shape, 1, tensor))
         classes = shape.labels * shape.hidden * layers.has_last
-        return Added(sums[0] + classes, most[0], sums[1], sums[2], most[1], most[2], unpacked)
+        return Added(sums[0] + classes, most[0], late, sums[1], sums[2], most[1], most[2], unpacked)
 
     def frozen(self, elements: Floats, size: Floats, shards: Floats | float = 1.0) -> Floats:
         """Bytes of so many frozen weights, of which these are packed. size: of one that is not."""

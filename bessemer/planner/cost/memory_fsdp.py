@@ -136,7 +136,8 @@ def _static(columns: _Columns, layers: RankLayers) -> tuple[tuple[Floats, Floats
     whole = plain + experts
     waiting = _sharded(candidates) & (candidates.pipeline > 1)
     # Gathered and kept, or whole fp32 weights that are cast for use, each once; gradients that wait.
-    kept = np.where(waiting | (candidates.zero < 3), columns.size * whole, 0.0)
+    is_kept = waiting | ~_sharded(candidates) | (candidates.zero < 3)
+    kept = np.where(is_kept, columns.size * whole, 0.0)
     return (held[0], held[1], held[2]), kept + np.where(waiting, 4.0 * whole, 0.0)
 
 

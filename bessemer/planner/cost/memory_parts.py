@@ -60,10 +60,21 @@ class RankLayers:
     last_held: Floats  # before the head
     has_first: Bools
     has_last: Bools
-    late: Ints  # layers without gradients yet, at this moment of a V-shaped pipeline
+    waiting: Floats  # of `held`, the most whose weights wait where layers are recomputed
+    late_dense: Ints  # layers without gradients yet, at this moment of a V-shaped pipeline
+    late_routed: Ints
 
     def take(self, which: Ints) -> "RankLayers":
         return RankLayers(*(getattr(self, field.name)[which] for field in fields(self)))
+
+
+def of_largest(by_kind: dict[bool, Floats], layers: RankLayers) -> Floats:
+    """The largest of a number of dense and of routed layers, among the kinds that a rank has."""
+    found = np.zeros(len(layers.dense))
+    for routed, value in by_kind.items():
+        count = layers.routed if routed else layers.dense
+        found = np.maximum(found, np.where(count > 0, value, 0.0))
+    return found
 
 
 def fullest(first: Parts, second: Parts) -> Parts:
@@ -134,7 +145,7 @@ def rank_layers(candidates: Candidates, rank: Ints, split: Split, shift: int = 0
     stage = _stage_of(candidates, rank, turn)
     count = np.where(here, in_flight(candidates, rank, turn, shift), 0)
     dense, routed = (np.where(here, of_kind, 0) for of_kind in split(stages, stage))
-    late = (dense[0] + routed[0]) * (is_v_shaped(candidates) & (shift == 0))
+    is_late = is_v_shaped(candidates) & (shift == 0)
     first_held, last_held = (count * (stage == 0)).sum(0), (count * (stage == stages - 1)).sum(0)
     return RankLayers(
         rank=rank,
@@ -147,7 +158,9 @@ def rank_layers(candidates: Candidates, rank: Ints, split: Split, shift: int = 0
         last_held=1.0 * last_held,
         has_first=first_held > 0,
         has_last=last_held > 0,
-        late=late,
+        waiting=1.0 * np.minimum(_most_waiting(candidates, rank), count.sum(0)),
+        late_dense=dense[0] * is_late,
+        late_routed=routed[0] * is_late,
     )
 
 
@@ -177,6 +190,12 @@ def in_flight(candidates: Candidates, rank: Ints, turn: Ints, shift: int = 0) ->
     ascending = np.minimum(batches, 2 * ranks - descending)
     shaped = np.where(turn == 0, descending, ascending)
     return np.where(ranks == 1, 1, np.where(is_v_shaped(candidates), shaped, held))
+
+
+def _most_waiting(candidates: Candidates, rank: Ints) -> Ints:
+    """As formulas/memory/waiting.py has it."""
+    most = np.maximum(candidates.pipeline - rank, 2 * (rank + 1))
+    return np.where(is_v_shaped(candidates), np.minimum(most, 2 * candidates.micro_batches), 0)
 
 
 def _turns(candidates: Candidates) -> Ints:

@@ -2,12 +2,14 @@
 
 Closed form: micro-batches x the busiest rank, and the time in which it waits for the pipeline to fill and
 empty: one pass through the other ranks, over the stages of a rank for interleaved schedules. Zero-bubble
-schedules fill that time with weight gradients. The simulation runs each rank's own order
-(`formulas/schedule.py`), the one that the trainer runs; a rank waits for what it needs, and for a send.
+schedules fill that time with weight gradients; what our orders leave of it was fitted to the simulation (2 to
+16 ranks and as many micro-batches or more: a step within 3 % on average). The simulation runs each rank's own
+order (`formulas/schedule.py`), the one that the trainer runs; a rank waits for what it needs, and for a send.
 Source: arXiv:2104.04473 (interleaved), arXiv:2401.10241 and 2405.15362 (zero bubble), 2412.19437 (DualPipe).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bessemer.formulas.layout import SCHEDULES, Layout
-from bessemer.formulas.schedule import pipeline_order, splits_backward
+from bessemer.formulas.schedule import EQUAL, Lengths, pipeline_order, splits_backward
 
 Column = Any
 ZBV, DUALPIPEV = SCHEDULES.index("zbv"), SCHEDULES.index("dualpipev")
@@ -40,21 +42,69 @@ def stage_layers(
     return most, np.maximum(layers - (pipeline - 1.0) * most, least)
 
 
+def v_shaped_layers(layers: Column, head_layers: Column, pipeline: Column) -> tuple[Column, Column]:
+    """(layers of the first rank, which has the head, layers of the fullest other one) of a V of two balanced
+    stages on each rank."""
+    most, _ = stage_layers(layers, head_layers, 2.0 * pipeline, 1.0)
+    last = np.maximum(np.floor(most - head_layers + 1e-9), 1.0)
+    short, longer = np.divmod(layers - last, 2.0 * pipeline - 1.0)  # the first so many have a layer more
+    return short + (longer > 0) + last, 2.0 * short + (longer > 1) + (longer > pipeline)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Shares of a layer's time, and whether the order of ZBV is made for equal ones (formulas/passes.py)."""
+
+    forward: Column
+    backward: Column  # of the input
+    weight: Column
+    equal_order: Column
+
+    @classmethod
+    def of(cls, matmul: Column, again: Column, products: Column, waits: Column, equal: Column) -> "Passes":
+        """matmul, again: shares of matmuls, and of what is run again. products: of a matmul, three with its
+        weights' gradient; waits: share of the matmuls of which that one may wait."""
+        forward = matmul / products + (1.0 - matmul - again) / 3.0
+        weight = waits * matmul / 3.0
+        return cls(forward, 1.0 - forward - weight, weight, equal)
+
+    @property
+    def lockstep(self) -> Column:
+        """How much longer than its work a micro-batch of ZBV is once the pipeline is full: an order for equal
+        passes waits for the longest, others where a backward pass is longer than all else."""
+        beyond = np.maximum(self.backward - self.forward - self.weight, 0.0)
+        return np.where(self.equal_order, 3.0 * self.backward - 1.0, 0.8 * beyond)
+
+
+ALIKE = Passes(1.0 / 3.0, 1.0 / 3.0, 1.0 / 3.0, True)
+
+
 def bubble_s(
-    others_s: Column, pipeline: Column, interleave: Column, schedule: Column, micro_batches: Column
+    others_s: Column,
+    pipeline: Column,
+    interleave: Column,
+    schedule: Column,
+    micro_batches: Column,
+    passes: Passes = ALIKE,
 ) -> Column:
     """Seconds that the busiest rank waits in a step. `others_s`: one micro-batch through the other ranks.
 
     Exact for 1F1B and interleaved with alike stages (with fewer micro-batches than ranks each turn through
     the stages waits for the pipeline's length); for the V-shaped schedules what our own orders leave:
     their filling, half a forward pass through each other rank (the papers do not count it, as the next
-    step may fill it; ours waits for the gradient norm).
+    step may fill it; ours waits for the gradient norm), or more where they are made for other passes than
+    equal ones. One micro-batch alone goes forward and back. Of ZBV `Passes.lockstep` is not in it.
     """
     turns, others = np.maximum(interleave, 1.0), np.maximum(pipeline - 1.0, 1.0)
     missing = np.maximum(pipeline - micro_batches, 0.0) / others
     usual = others_s / turns * (1.0 + (turns - 1.0) * missing)
-    filling = others_s * (1.0 / 6.0 + missing / 2.0)
-    waits = np.where((schedule == ZBV) | (schedule == DUALPIPEV), filling, usual)
+    # The last group of micro-batches waits as if it were as many as there are ranks.
+    short = np.where(micro_batches > pipeline, -micro_batches % pipeline / pipeline, 0.0)
+    longer = np.maximum(0.6 * passes.forward + 0.5 * passes.weight, passes.backward - passes.weight)
+    filling = np.where(passes.equal_order | (schedule == DUALPIPEV), 1.0 / 6.0, longer * (1.0 + 1.2 * short))
+    alone = np.where(schedule == DUALPIPEV, 2.0 / 3.0, passes.forward + passes.backward)
+    filling = filling + missing * (alone - filling)
+    waits = np.where((schedule == ZBV) | (schedule == DUALPIPEV), others_s * filling, usual)
     return np.where(pipeline > 1.0, waits, 0.0)
 
 
@@ -65,16 +115,18 @@ def simulate(
     backward_s: Sequence[float],
     weight_s: Sequence[float],
     send_s: float = 0.0,
+    lengths: Lengths = EQUAL,
 ) -> float:
     """Seconds from the first forward to the last backward, over all ranks.
 
     `forward_s`, `backward_s` (of inputs), `weight_s`: by stage, of one micro-batch. `send_s`: from one rank
-    to another; between stages of one rank it costs nothing.
+    to another; between stages of one rank it costs nothing. `lengths`: that the order is made for.
     """
     # A W that is one with its B comes at once after it: no step of its own, and the neighbour waits for both.
     whole_s = [sum(both) for both in zip(backward_s, weight_s, strict=True)]
-    durations = [*forward_s, *(backward_s if splits_backward(layout) else whole_s), *weight_s]
-    steps = _in_turn(layout, micro_batches)
+    splits = splits_backward(layout)
+    durations = [*forward_s, *(backward_s if splits else whole_s), *weight_s]
+    steps = _in_turn(layout, micro_batches, lengths if splits else EQUAL)
     done = [0.0] * (len(steps) + 1)  # the last: what needs nothing
     clocks = [0.0] * layout.pipeline
     for number, (rank, what, needed, travels) in enumerate(steps):
@@ -88,7 +140,7 @@ _Step = tuple[int, int, int, bool]
 
 
 @cache
-def _in_turn(layout: Layout, micro_batches: int) -> list[_Step]:
+def _in_turn(layout: Layout, micro_batches: int, lengths: Lengths) -> list[_Step]:
     """A schedule in an order in which everything comes after what it needs.
 
     Made once: a search plays one schedule with the times of many layouts. Kind and stage are one number: all
@@ -100,7 +152,7 @@ def _in_turn(layout: Layout, micro_batches: int) -> list[_Step]:
         del begins["W"]
     waiting = [
         [(begins[kind] + stage, number) for kind, stage, number in actions if kind in begins]
-        for actions in pipeline_order(layout, micro_batches)
+        for actions in pipeline_order(layout, micro_batches, lengths)
     ]
     done = [[-1] * micro_batches for _ in range(3 * stages)]  # number of the step that did it
     steps: list[_Step] = []

@@ -18,9 +18,17 @@ import numpy as np
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.exchange import Links, all_to_all_s, gather_s, links_of, send_s
-from bessemer.planner.cost.pipeline import DUALPIPEV, ZBV, bubble_s, stage_layers
+from bessemer.planner.cost.pipeline import (
+    DUALPIPEV,
+    ZBV,
+    Passes,
+    bubble_s,
+    stage_layers,
+    v_shaped_layers,
+)
 from bessemer.planner.cost.profile import Profile, columns_of
-from bessemer.planner.cost.work import Dims, Work, dims_of, expert_ways, layer_work, whole_rows
+from bessemer.planner.cost.travel import travel
+from bessemer.planner.cost.work import Dims, Work, dims_of, layer_work, waiting_share, whole_rows
 from bessemer.planner.machine.cluster import Cluster
 
 Column = Any
@@ -101,12 +109,16 @@ def cost(dims: Dims, candidates: Candidates, links: Links, profile: Any) -> Step
     stage = _busiest(dims, layout, profile, work, layer)
     sends_s = _sends(dims, layout, links, profile)
     others_s = np.maximum(stage.whole_s - stage.busiest_s, 0.0) + 2.0 * (layout.pipeline - 1.0) * sends_s
-    waits_s = bubble_s(others_s, layout.pipeline, layout.interleave, layout.schedule, layout.micro_batches)
-    in_step = np.maximum(layout.micro_batches - layout.pipeline, 0.0)  # before, ranks only fill
-    waits_s = waits_s + in_step * stage.busiest_s * _lockstep(layout, work)
-    data_s, data_hidden_s, local = _data(dims, layout, links, profile, stage)
-    optimizer_s = local * profile.optimizer_bytes / (profile.vector_gb_per_s * 1e9)
-    steps = layout.micro_batches
+    steps, passes = layout.micro_batches, _passes(dims, layout, work)
+    waits_s = bubble_s(others_s, layout.pipeline, layout.interleave, layout.schedule, steps, passes)
+    in_step = np.maximum(steps - layout.pipeline, 0.0)  # before, ranks only fill
+    zero_bubble = (layout.pipeline > 1.0) & (layout.schedule == ZBV)
+    # Where a head makes one rank the busiest, the others have the time.
+    lockstep_s = np.maximum((1.0 + passes.lockstep) * stage.usual_s - stage.busiest_s, 0.0)
+    waits_s = waits_s + np.where(zero_bubble, in_step * lockstep_s, 0.0)
+    weights = travel(dims, layout, links, profile, stage)
+    data_s = weights.shown_s
+    optimizer_s = weights.local * profile.optimizer_bytes / (profile.vector_gb_per_s * 1e9)
     on_rank, heads = steps * stage.layers, steps * stage.heads
     pipeline_s = steps * 2.0 * sends_s * layout.interleave * (1.0 - profile.pipeline_overlap)
     total_s = steps * stage.busiest_s + waits_s + pipeline_s + data_s + optimizer_s + profile.step_s
@@ -127,7 +139,7 @@ def cost(dims: Dims, candidates: Candidates, links: Links, profile: Any) -> Step
         "data_s": data_s,
         "optimizer_s": optimizer_s,
         "overhead_s": small_s + slower_s,
-        "hidden_s": on_rank * layer.hidden_s + data_hidden_s,
+        "hidden_s": on_rank * layer.hidden_s + weights.hidden_s,
         "busiest_s": stage.busiest_s,
         "low": low,
         "high": high,
@@ -155,6 +167,7 @@ class _Stage:
     layers: Column
     heads: Column
     busiest_s: Column
+    usual_s: Column  # the fullest of those without the head
     whole_s: Column
 
 
@@ -174,20 +187,30 @@ def _busiest(dims: Dims, layout: Any, profile: Any, work: Work, layer: _Layer) -
     all_layers, heads = dims.layers + dims.later_layers, 1.0 + dims.later_layers
     head_s = heads * work.head_s
     most, last = stage_layers(all_layers, head_s / layer.total_s, layout.pipeline, profile.balanced)
+    shaped = (profile.balanced > 0) & (layout.schedule == ZBV) & (layout.pipeline > 1)
+    first, others = v_shaped_layers(all_layers, heads * _head_in_layers(dims), layout.pipeline)
+    most, last = np.where(shaped, others, most), np.where(shaped, first, last)
     with_head = last * layer.total_s + head_s >= most * layer.total_s
     layers, heads_here = np.where(with_head, last, most), np.where(with_head, heads, 0.0)
     busiest_s = layers * layer.total_s + heads_here * work.head_s + profile.micro_batch_s
     whole_s = all_layers * layer.total_s + head_s + layout.pipeline * profile.micro_batch_s
-    return _Stage(layers, heads_here, busiest_s, whole_s)
+    usual_s = most * layer.total_s + profile.micro_batch_s
+    return _Stage(layers, heads_here, busiest_s, usual_s, whole_s)
 
 
-def _lockstep(layout: Any, work: Work) -> Column:
-    """Of a micro-batch's time, how much longer ZBV's is: its order is made for work in units of one time, so
-    ranks wait for the longest of the three, which is the backward pass."""
+def _head_in_layers(dims: Dims) -> Column:
+    """As the trainer weighs it when it splits layers into stages: formulas/layout.py."""
+    experts = dims.chosen * dims.expert_weights + dims.shared_weights
+    ffn = np.where(dims.experts > 0, experts, dims.ffn_weights)
+    return dims.head_weights / (dims.attention_split + dims.attention_whole + ffn)
+
+
+def _passes(dims: Dims, layout: Any, work: Work) -> Passes:
+    """Of a mean layer."""
     computed_s = work.layer_s - work.overhead_s
-    forward = (1.0 - work.recompute_s / computed_s) / 3.0
-    backward = 1.0 - forward * (1.0 + work.matmul_s / computed_s)
-    return np.where((layout.pipeline > 1.0) & (layout.schedule == ZBV), 3.0 * backward - 1.0, 0.0)
+    equal_order = (dims.equal_order > 0) & (layout.full + layout.selective == 0)
+    matmul, again = work.matmul_s / computed_s, work.recompute_s / computed_s
+    return Passes.of(matmul, again, dims.products, waiting_share(dims), equal_order)
 
 
 def _floats(candidates: Candidates, dims: Dims) -> SimpleNamespace:
@@ -248,65 +271,6 @@ def _sends(dims: Dims, layout: Any, links: Links, profile: Any) -> Column:
     stride = layout.world / layout.pipeline
     one_s = send_s(layout.size * layout.tokens * dims.hidden / layout.tensor, stride, links, profile)
     return np.where(layout.pipeline > 1.0, one_s, 0.0)
-
-
-def _data(
-    dims: Dims, layout: Any, links: Links, profile: Any, stage: _Stage
-) -> tuple[Column, Column, Column]:
-    """(shown, hidden, weights that this rank updates) of the exchange of gradients and weights.
-
-    Weights that are sharded whole (zero 3) are gathered for the forward and again for the backward pass of
-    each micro-batch, and its gradients scattered; with zero 2 gathered once, where a stack does so for every
-    micro-batch; else gradients and weights travel once a step.
-    """
-    gathered_s: Column = 0.0
-    reduced_s: Column = 0.0
-    copied_s: Column = 0.0
-    local: Column = 0.0
-    weight_bytes = profile.gather_bytes * layout.size / 2.0
-    gradient_bytes = profile.gradient_bytes * dims.learned
-    for weights, ranks, sharing, stride in _weights(dims, layout, profile, stage):
-        inner = np.where(layout.zero > 0, sharing, 1.0)
-        gathered_s = gathered_s + gather_s(weight_bytes * weights, inner, stride, links, profile)
-        reduced_s = reduced_s + gather_s(gradient_bytes * weights, inner, stride, links, profile)
-        piece = gradient_bytes * weights / inner
-        copied_s = copied_s + 2.0 * gather_s(piece, ranks / inner, stride * inner, links, profile)
-        local = local + dims.learned * weights / inner
-    whole, steps = layout.zero == 3, layout.micro_batches
-    kept = (layout.zero == 2) & (layout.pipeline == 1.0) & (profile.every_micro_batch > 0)
-    each_s = np.where(whole | kept, (1.0 + whole) * gathered_s + reduced_s, 0.0)
-    once_s = copied_s + np.where(whole | kept, 0.0, gathered_s + reduced_s)
-    room_s = profile.data_overlap * stage.busiest_s
-    hidden_each_s = np.minimum(each_s, room_s)
-    late_s = np.where((layout.pipeline > 1.0) & (profile.released > 0), reduced_s + copied_s, 0.0)
-    hidden_once_s = np.minimum(once_s - late_s, np.maximum(room_s - each_s, 0.0))
-    hidden_s = steps * hidden_each_s + hidden_once_s
-    shown_s = steps * (each_s - hidden_each_s) + once_s - hidden_once_s
-    # A gather of one layer passes every rank; what waits for it cannot hide that (seen from 256 ranks on).
-    rings = np.where(whole, 3.0 * steps, 2.0 * (layout.zero == 2) * np.where(kept, steps, 1.0)) * stage.layers
-    passing_s = rings * profile.rank_s * (layout.shard * layout.context - 1.0)
-    return shown_s + passing_s + profile.contention * hidden_s, hidden_s, local
-
-
-def _weights(
-    dims: Dims, layout: Any, profile: Any, stage: _Stage
-) -> tuple[tuple[Column, Column, Column, Column], ...]:
-    """(weights of the busiest rank, ranks that have the same, those of them that shard it, stride of these):
-    dense, and of experts."""
-    tensor, routed = layout.tensor, dims.routed_layers / dims.layers
-    ffn = (1.0 - routed) * dims.ffn_weights + routed * dims.shared_weights
-    dense = stage.layers * ((dims.attention_split + ffn) / tensor + dims.attention_whole)
-    table = np.where((layout.pipeline > 1.0) & (stage.heads > 0), 0.0, dims.table_weights)
-    dense = dense + ((stage.heads > 0) * dims.head_weights + table) / tensor
-    spread = expert_ways(layout, profile)
-    experts = stage.layers * routed * dims.experts * dims.expert_weights / spread
-    sharing = layout.shard * layout.context
-    ranks = layout.replicate * sharing
-    # The expert axis takes its ranks from the data ranks: who holds the same experts is so many fewer. Where
-    # it goes beyond those that shard, replicas share experts too (parallel/mesh.py).
-    alike = np.maximum(ranks * tensor / spread, 1.0)
-    within = alike / layout.replicate
-    return (dense, ranks, sharing, tensor), (experts, alike, np.where(within < 1.0, alike, within), spread)
 
 
 def _bands(profile: Any, layout: Any) -> tuple[Column, Column]:

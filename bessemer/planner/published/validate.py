@@ -28,7 +28,7 @@ from bessemer.planner.published.runs import PublishedRun
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one run. Memory is of the kind that the row measured: allocated, reserved or the device's."""
+    """Of one run. Memory is of the kind that the row measured; where it measured none, the device's."""
 
     run: PublishedRun
     step_time_s: float
@@ -84,7 +84,7 @@ def predict(run: PublishedRun) -> Prediction:
     return Prediction(
         run=run,
         step_time_s=float(_seconds(times, run.job)),
-        memory_bytes=float(_kind(columns, run)[0]),
+        memory_bytes=float(getattr(columns, memory_kind(run))[0]),
         fits=_fits(run, stack),
     )
 
@@ -161,6 +161,7 @@ def _row(run: PublishedRun, prediction: Prediction | None) -> dict[str, Any]:
         "predicted_tokens_per_s_per_device": prediction.tokens_per_s_per_device if prediction else None,
         "actual_tokens_per_s_per_device": run.actual_tokens_per_s_per_device,
         "predicted_memory_gib": prediction.memory_bytes / GIB if prediction else None,
+        "predicted_memory_kind": memory_kind(run) if prediction else None,
         "actual_memory_gib": actual_memory,
         "predicted_fits": prediction.fits if prediction else None,
         "out_of_memory": run.out_of_memory,
@@ -208,12 +209,11 @@ def _seconds(times: StepTimes, job: str) -> float:
     return total - products / 3.0 - float((times.data_s + times.optimizer_s)[0])
 
 
-def _kind(columns: memory.MemoryColumns, run: PublishedRun) -> Any:
-    if run.actual_allocated_gib is None and run.actual_reserved_gib is not None:
-        return columns.reserved
-    if run.actual_allocated_gib is None and run.actual_device_gib is not None:
-        return columns.device
-    return columns.allocated
+def memory_kind(run: PublishedRun) -> str:
+    """allocated, reserved or device: what the row measured; where it measured none, what must fit."""
+    if run.actual_allocated_gib is not None:
+        return "allocated"
+    return "device" if run.actual_reserved_gib is None else "reserved"
 
 
 def _ran(run: PublishedRun) -> bool:

@@ -15,7 +15,13 @@ from bessemer.formulas.memory.rollout import asked_bytes
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.hardware import GIB
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats, Ints
-from bessemer.planner.cost.memory import MOST_RESERVED, USUALLY_RESERVED, MemoryColumns, stage_bytes
+from bessemer.planner.cost.memory import (
+    OUTSIDE_BYTES,
+    USUALLY_RESERVED,
+    MemoryColumns,
+    needed_bytes,
+    stage_bytes,
+)
 from bessemer.planner.cost.time import StepTimes, step_times
 from bessemer.planner.search.power import board_share, kilowatts
 from bessemer.planner.search.question import Question
@@ -26,7 +32,6 @@ _EAGER_VECTOR = 2.0
 # Of the kept activations: a first stage may have a layer less than the mean.
 _SURELY = 0.8
 _CHUNK = 4096  # candidates that are asked of at once, at the most
-_OUTSIDE_BYTES = 2.0 * GIB  # that the driver and the exchanges take of an accelerator, at the least
 _V_SHAPED = [SCHEDULES.index(name) for name in V_SHAPED]
 
 
@@ -109,12 +114,12 @@ class Room:
     """What a device needs beside tensors: shares for fragments (cost/memory.py), and what is outside."""
 
     usual: float  # reserved over tensors, on average
-    worst: float  # the same with the worst fragments seen
     outside_bytes: float  # of the driver and the exchanges
+    on_cpu: bool = False  # whose resident set has it all already
 
     def needed(self, memory: Memory) -> float:
         """Bytes that the device must have."""
-        return self.worst * (memory.total - memory.base) + self.outside_bytes
+        return memory.total if self.on_cpu else rank_needs(memory)
 
     def named(self, memory: Memory) -> dict[str, float]:
         """Bytes in the words of the plan. buffers: casts, gathered weights, and what a block works on;
@@ -133,9 +138,13 @@ class Room:
 
 
 def room_of(question: Question, outside_bytes: float) -> Room:
-    """On a CPU the resident set has it all already."""
-    shares = (1.0, 1.0) if question.stack == "bessemer-cpu" else (USUALLY_RESERVED, MOST_RESERVED)
-    return Room(*shares, outside_bytes)
+    on_cpu = question.stack == "bessemer-cpu"
+    return Room(1.0 if on_cpu else USUALLY_RESERVED, outside_bytes, on_cpu)
+
+
+def rank_needs(memory: Memory) -> float:
+    """Bytes that an accelerator must have for a rank."""
+    return float(needed_bytes(memory.total - memory.base, memory.base))
 
 
 def activations_at_least(question: Question, candidates: Candidates) -> Floats:
@@ -169,12 +178,12 @@ def memory_of(question: Question, candidates: Candidates) -> MemoryColumns:
     more = np.where(kept, bare / compiled - 1.0, 0.0) * memory.activations
     asked = asked_bytes(question.objective, question.dtype)
     memory = replace(memory, activations=memory.activations + more, weights=memory.weights + asked)
-    tensors, outside = memory.allocated, np.maximum(memory.outside, _OUTSIDE_BYTES)
+    tensors = memory.allocated
     return replace(
         memory,
         allocator=(USUALLY_RESERVED - 1.0) * tensors,
-        outside=outside,
-        needed=MOST_RESERVED * tensors + outside,
+        outside=np.maximum(memory.outside, OUTSIDE_BYTES),
+        needed=needed_bytes(tensors, memory.outside),
     )
 
 

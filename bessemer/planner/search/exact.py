@@ -16,10 +16,13 @@ from bessemer.formulas.memory.parts import Memory, Workload
 from bessemer.formulas.memory.rank import rank_memory
 from bessemer.formulas.memory.rollout import with_rounds
 from bessemer.formulas.parameters import num_dense_layers
+from bessemer.formulas.passes import pass_lengths
+from bessemer.formulas.schedule import EQUAL, Lengths
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
-from bessemer.planner.cost.pipeline import simulate
+from bessemer.planner.cost.pipeline import Passes, simulate
 from bessemer.planner.cost.time import StepTimes
+from bessemer.planner.cost.work import dims_of, waiting_share
 from bessemer.planner.rules.stage import eager_only
 from bessemer.planner.search.costed import Field, Room, eager, own_times, run_hours, run_kwh
 from bessemer.planner.search.question import Question
@@ -52,7 +55,7 @@ class Exact:
 
     @property
     def needed_bytes(self) -> float:
-        return self.room.needed(self.memories[self.fullest])
+        return max(map(self.room.needed, self.memories))
 
 
 def exact(field: Field, place: int) -> Exact:
@@ -124,6 +127,7 @@ def memories_of(
         question.cluster.device.kind,
         None,
         min(micro_batches, 4 * layout.pipeline),
+        row_tokens=question.context,
     )
     shape, objective = question.shape, question.objective
     return tuple(
@@ -149,8 +153,11 @@ def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
         sum(stage_s[stage] for stage in layout.stages_of(rank)) for rank in range(layout.pipeline)
     )
     again = parts["recompute_s"] / sum(parts[name] for name in _COMPUTE)
-    forward, weight = (1.0 - again) / 3.0, (1.0 - again) / 3.0 * matmul_share
-    whole_s = played_s(layout, count, stage_s, busiest_s, (forward, weight), send_s, head_s)
+    lengths = pass_lengths(question.shape, question.context, RECOMPUTE[int(one.recompute[0])])
+    dims = dims_of(question.shape, question.context)
+    passes = Passes.of(matmul_share, again, dims.products, waiting_share(dims), lengths == EQUAL)
+    shares = float(passes.forward), float(passes.weight)
+    whole_s = played_s(layout, count, stage_s, busiest_s, shares, send_s, head_s, lengths)
     # What is waited for is sends as far as there are any, and the bubble.
     waits_s = max(0.0, whole_s - count * busiest_s)
     sends_s = min(parts["pipeline_s"], waits_s)
@@ -190,6 +197,7 @@ def played_s(
     shares: tuple[float, float],
     send_s: float,
     head_s: float = 0.0,
+    lengths: Lengths = EQUAL,
 ) -> float:
     """Seconds of the schedule. The first micro-batches are played, in whole groups of as many as there are
     ranks; the rest go on at the pace of the last group. shares: of a stage's time, forward and weights.
@@ -204,7 +212,7 @@ def played_s(
     backward_s = [each - one - last for each, one, last in zip(stage_s, forward_s, weight_s, strict=True)]
 
     def seconds(first: int) -> float:
-        return simulate(plain, first, forward_s, backward_s, weight_s, send_s)
+        return simulate(plain, first, forward_s, backward_s, weight_s, send_s, lengths)
 
     plain_pace = layout.schedule == "1f1b" and not send_s
     first = min(count, (2 if plain_pace else 4) * ranks + count % ranks)

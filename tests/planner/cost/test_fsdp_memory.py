@@ -125,3 +125,11 @@ def test_weights_that_stay_gathered_are_shards_still_and_lie_beside_them_in_bf16
         assert keeps.buffers[0] > gathers.buffers[0] and keeps.buffers[0] > 2 * held
     else:  # a stage stays gathered either way, with whole fp32 gradients
         assert keeps.buffers == gathers.buffers and keeps.buffers[0] > 6 * held
+
+
+@pytest.mark.parametrize("stack", ["fsdp", "fsdp-eager", "maxtext"])
+def test_one_shard_computes_with_copies_in_bf16_whatever_is_said_to_be_sharded(stack: str) -> None:
+    """A real rank holds them where FSDP has one rank alone, as replicas of a pipeline do."""
+    shape = LLAMA3["Llama 3.1 8B"]
+    whole, sharded = (stage_bytes(shape, 4096, candidate(zero=zero), stack) for zero in (0, 3))
+    assert sharded.allocated[0] == whole.allocated[0]

@@ -23,6 +23,7 @@ ROUTED = replace(
     DENSE, family="glm4-moe", experts=32, experts_per_token=4, expert_ffn=1024, shared_ffn=1024,
     dense_layers=2, qk_norm=True,
 )  # fmt: skip
+HALF = replace(ROUTED, dense_layers=12)  # whose stages are of one kind, or have both
 UNGATED = replace(DENSE, family="gpt2", gated=False, positions=4096, norm="layer")
 LORA = Adapter(16, 32.0, ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"))
 ADAPTED = tuple(
@@ -76,6 +77,15 @@ def test_columns_are_the_scalar_formula_on_random_layouts() -> None:
 def test_columns_of_a_model_without_gates_are_the_scalar_formula_on_random_layouts() -> None:
     found = np.array([error(case) for case in cases(60, least_share=2, shapes=(UNGATED,))])
     assert np.abs(found).max() < 0.03 and np.abs(found).mean() < 0.003
+
+
+def test_columns_of_stages_of_one_kind_and_of_tied_ends_are_the_scalar_formula_on_random_layouts() -> None:
+    shapes = (HALF, replace(HALF, tie_embeddings=True))
+    asked = list(cases(120, least_share=2, shapes=shapes))
+    found, shaped = np.array(list(map(error, asked))), np.array([case[1].schedule == "zbv" for case in asked])
+    assert np.abs(found[~shaped]).max() < 0.01
+    # Of a V whose two halves are of two kinds, micro-batches of both are not counted one by one.
+    assert found[shaped].min() > -0.05 and found[shaped].max() < 0.2 and np.abs(found).mean() < 0.01
 
 
 def test_columns_of_adapters_are_the_scalar_formula_on_random_layouts() -> None:

@@ -93,7 +93,7 @@ def test_zero_bubble_that_is_not_filled_waits_about_as_the_schedule_does(
 
 @pytest.mark.parametrize("context", [2048, 8192, 32768])
 def test_zero_bubble_in_columns_knows_that_a_backward_pass_is_the_longest(context: int) -> None:
-    """Its order is that of equal times: ranks wait for the longest. Columns see the most of it."""
+    """Its order is made for that, and still waits. Columns see the most of it."""
     shape = ModelShape("llama", 32, 4096, 32, 8, 128, 14336, 64, context, False, False)
     for ranks, micro_batches in ((4, 16), (8, 32), (8, 64)):
         layout = Layout(pipeline=ranks, schedule="zbv")

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import fields, replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -43,6 +44,28 @@ def test_parts_add_up_to_the_step_and_none_is_negative():
         parts = found.parts(0)
         assert sum(parts.values()) == pytest.approx(float(found.total_s[0]), rel=1e-12)
         assert min(parts.values()) >= 0.0
+
+
+@pytest.mark.parametrize("stack", ["bessemer", "fsdp", "megatron"])
+def test_what_hides_behind_compute_is_never_negative_however_a_pipeline_is_sharded(stack: str):
+    """Weights that a pipeline gathers for each micro-batch (zero 3) leave no gradients for its end."""
+    words = {"pipeline": (1, 2, 32), "shard": (8, 64), "zero": (0, 1, 2, 3), "micro_batches": (1, 4)}
+    rows = [ONE | dict(zip(words, each, strict=True)) for each in product(*words.values())]
+    for row_tokens in (128, 8192):  # short rows have little to hide behind
+        found = step_times(LARGE, row_tokens, Candidates.of(rows), cluster("H100", 2048), stack)
+        assert found.hidden_s.min() >= 0.0 and found.data_s.min() >= 0.0
+
+
+def test_tied_embedding_of_a_pipeline_travels_once_a_step_between_its_ends():
+    """Ideal links: 2 bytes of gradients there and back, of which each rank sends half."""
+    untied, tied = SMALL, replace(SMALL, tie_embeddings=True)
+    for schedule, apart in (("1f1b", True), ("zbv", False)):  # whose ends are on one rank
+        words = {"pipeline": 4, "schedule": SCHEDULES.index(schedule), "micro_batches": 16}
+        more_s = [float(times(shape, "bessemer", **words).data_s[0]) for shape in (tied, untied)]
+        rate = profile_of("bessemer", cluster("H100", 4), "bf16")
+        sent = rate.gradient_bytes * tied.vocab * tied.hidden
+        expected = sent / (rate.link_gb_per_s * 1e9) if apart else 0.0
+        assert more_s[0] - more_s[1] == pytest.approx(expected, abs=1e-4)
 
 
 def test_no_step_is_faster_than_its_flops_at_the_peak():

@@ -77,6 +77,16 @@ def test_memory_is_compared_with_the_kind_that_the_row_measured() -> None:
     assert allocated < reserved < shown
 
 
+def test_memory_of_a_run_that_measured_none_is_that_of_the_device_and_the_document_says_so() -> None:
+    """What `docs/planner.md` tells of a run that died, and what is held against the device."""
+    rows = call(str(HERE / "runs.csv"))[0]["rows"]
+    died = next(row for row in rows if row["model"] == "BLOOM-candidate 206B")
+    assert died["predicted_memory_kind"] == "device" and died["actual_memory_gib"] is None
+    assert died["predicted_memory_gib"] == pytest.approx(67.3, abs=0.05)
+    kinds = {row["predicted_memory_kind"] for row in call(str(HERE / "memory.csv"))[0]["rows"]}
+    assert kinds == {"allocated"}
+
+
 def test_false_fit_and_false_oom_are_counted() -> None:
     runs = read_runs(HERE / "memory.csv")[:3]
     died = [replace(run, out_of_memory=True) for run in runs]
