@@ -4,6 +4,7 @@ A step is run by the engine that the training loop uses. Hidden states, counts o
 put together from the parts of all ranks, each element from exactly one of them.
 """
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -71,8 +72,10 @@ def one_process(step: Step) -> Outcome:
     return _together(step, [found])
 
 
-def on_ranks(step: Step, ranks: Pool) -> Outcome:
-    return _together(step, ranks.run(run_step, layout_of(step.layout).world, step=step.__dict__))
+def on_ranks(step: Step, ranks: Pool, run: Callable[..., Result] | None = None, **words: Any) -> Outcome:
+    """run: in place of `run_step`, with more words."""
+    world = layout_of(step.layout).world
+    return _together(step, ranks.run(run or run_step, world, step=step.__dict__, **words))
 
 
 def assert_same(found: Outcome, wanted: Outcome) -> None:

@@ -30,7 +30,7 @@ from bessemer.planner.layout import parse_layout
 from bessemer.planner.plan import StagePlan
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import LoadedRecipe
-from bessemer.train.build import Machine
+from bessemer.train.machine import Machine
 from bessemer.train.pretrain import pretrain_facts
 from bessemer.train.stage import Stage, write_files
 

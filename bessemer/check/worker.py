@@ -30,9 +30,10 @@ from bessemer.launch.world import World, held_port, report_failure, world_of_env
 from bessemer.log import Console
 from bessemer.parallel.traffic import TensorMemory, Traffic
 from bessemer.rundir import JsonLines
-from bessemer.train.build import Machine, build
+from bessemer.train.build import build
 from bessemer.train.job import Job
 from bessemer.train.loop import train_step
+from bessemer.train.machine import Machine
 from bessemer.train.meeting import meet
 from bessemer.train.ranks import ALONE, Company, joined
 from bessemer.train.stage import Stage, read_stage

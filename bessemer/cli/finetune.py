@@ -78,7 +78,8 @@ def _check_compares_alone(loaded: Any, size: int) -> None:
 def run_finetune(loaded: Any, place: Any, from_: str | None, world: int | None = None) -> dict[str, Any]:
     """The stage, and the comparison where the recipe asks for it."""
     from bessemer.finetune.compare_scratch import check_comparable, compare_scratch
-    from bessemer.finetune.run import finetune, prepare_finetune
+    from bessemer.finetune.run import finetune
+    from bessemer.finetune.task import prepare_finetune
 
     task = prepare_finetune(loaded, place, from_, world)
     compares = loaded.recipe.finetune.compare_scratch

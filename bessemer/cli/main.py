@@ -12,10 +12,7 @@ Global options stand before or after the verb: one parser reads both, with the v
 try:
     import argparse
     import importlib
-    import io
     import json
-    import os
-    import select
     import shlex
     import shutil
     import signal
@@ -30,6 +27,7 @@ try:
 
     from bessemer import __version__
     from bessemer.cli.alone import check_alone, is_first
+    from bessemer.cli.streams import answer, complain, discard_stdout, make_usable, reader_has_left
     from bessemer.cli.unbuilt import UNBUILT, refusal
     from bessemer.errors import RecipeError, StoppedError, UserError, WriteError
     from bessemer.log import Console
@@ -44,7 +42,6 @@ _ABOUT = "Bessemer trains large AI models end to end, and says beforehand what t
 _EXAMPLE = """example: bessemer plan llama-1b --cluster 8xH100 --set pretrain.tokens=20B
 `bessemer COMMAND --help` explains a command."""
 _INTERNAL, _INTERRUPTED, _READER_LEFT = 1, 130, 141  # the latter two: 128 + signal
-_STDOUT = 1  # file descriptor
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,20 +51,19 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if argv is None:
             _note_interrupts(interrupts)
-            _make_streams_usable()
+            make_usable()
         return _command(words, as_process=argv is None)
     except UserError as error:
         return _user_error(error, words)
     except KeyboardInterrupt:
-        _complain("interrupted")
+        complain("interrupted")
         return _INTERRUPTED
     except BrokenPipeError as error:  # of a verb that prints as it goes, or of a worker's pipe
-        return _cut_short() if _reader_has_left() else _internal_error(error)
+        return _cut_short() if reader_has_left() else _internal_error(error)
     except Exception as error:
-        if interrupts and isinstance(
-            error, ImportError
-        ):  # what numpy makes of one that comes while it begins
-            _complain("interrupted")
+        # What numpy makes of an interrupt that comes while it begins is a failed import.
+        if interrupts and isinstance(error, ImportError):
+            complain("interrupted")
             return _INTERRUPTED
         return _internal_error(error)
     finally:
@@ -105,7 +101,7 @@ def _command(words: Sequence[str], *, as_process: bool) -> int:
     if verb in UNBUILT:
         raise refusal(verb)
     if _asks(words, "--version"):
-        _answer(f"bessemer {__version__}")
+        answer(f"bessemer {__version__}")
         return 0
     if verb is None:
         return _without_verb(words)
@@ -118,7 +114,7 @@ def _verb(verb: str, words: Sequence[str], *, as_process: bool) -> int:
     module = importlib.import_module(f"bessemer.cli.{verb}")
     parser = _parser(verb, module)
     if _asks(words, "-h", "--help"):
-        _answer(parser.format_help().rstrip())
+        answer(parser.format_help().rstrip())
         return 0
     parser.given = words
     # Intermixed: else `recipes show --json NAME` ends the positional arguments at the option.
@@ -133,7 +129,7 @@ def _verb(verb: str, words: Sequence[str], *, as_process: bool) -> int:
     document = module.run(args)
     if document is None:  # one of many processes, of which the first answers
         return 0
-    _answer(_printed(verb, module, document, as_json=args.json))
+    answer(_printed(verb, module, document, as_json=args.json))
     return module.exit_code(document) if hasattr(module, "exit_code") else 0
 
 
@@ -156,7 +152,7 @@ def _split(words: Sequence[str]) -> tuple[str | None, list[str]]:
 
 def _without_verb(words: Sequence[str]) -> int:
     if not words:
-        _complain(_top_help())
+        complain(_top_help())
         return RecipeError.exit_code
     if not _asks(words, "-h", "--help"):
         raise RecipeError(
@@ -165,7 +161,7 @@ def _without_verb(words: Sequence[str]) -> int:
             wanted=f"a command: {', '.join(VERBS)}",
             fix="see `bessemer --help`",
         )
-    _answer(_top_help())
+    answer(_top_help())
     return 0
 
 
@@ -233,72 +229,27 @@ def _unknown(verb: str) -> RecipeError:
     )
 
 
-def _answer(text: str) -> None:
-    """Print to stdout at once, so that a failure to do so is met here."""
-    if not text:
-        return
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        _discard_stdout()  # the reader, such as `head`, has seen enough
-    except OSError as error:
-        _discard_stdout()
-        raise WriteError(
-            "cannot write the answer to stdout",
-            found=error.strerror or str(error),
-            wanted="a terminal, a pipe, or a file on a disk with free space",
-            fix="free some space, or send it elsewhere; what the command wrote to files is whole",
-        ) from error
-
-
-def _discard_stdout() -> None:
-    """Give stdout an end that takes all: Python writes again what is left when it exits, and would fail."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
-
-
-def _reader_has_left() -> bool:
-    poll = select.poll()
-    poll.register(_STDOUT, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
 def _cut_short() -> int:
     """What a shell reports of a tool that its reader leaves; not 0, as the verb has not done its work."""
-    _discard_stdout()
+    discard_stdout()
     return _READER_LEFT
-
-
-def _make_streams_usable() -> None:
-    """A stream that the caller has closed takes all; a character that it cannot show is escaped."""
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is None:  # then print(file=sys.stderr) would print to stdout
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the process ends)
-        elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _user_error(error: UserError, words: Sequence[str]) -> int:
     if _asks(words, "--debug"):
-        _complain("".join(traceback.format_exception(error)).rstrip())
-    _complain(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}")
+        complain("".join(traceback.format_exception(error)).rstrip())
+    complain(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}")
     if _asks(words, "--json") and is_first():
         texts = {key: getattr(error, key) for key in ("problem", "found", "wanted", "fix")}
         with suppress(WriteError):  # it is told already, on stderr
-            _answer(json.dumps({"schema": "bessemer.error/1", "exit_code": error.exit_code, **texts}))
+            answer(json.dumps({"schema": "bessemer.error/1", "exit_code": error.exit_code, **texts}))
     return error.exit_code
 
 
 def _internal_error(error: Exception) -> int:
-    _complain("".join(traceback.format_exception(error)).rstrip())
-    _complain(
+    complain("".join(traceback.format_exception(error)).rstrip())
+    complain(
         f"internal error: {type(error).__name__}: {error}\n"
         f"This is a mistake in Bessemer {__version__}, not yours: please report it with the text above."
     )
     return _INTERNAL
-
-
-def _complain(text: str) -> None:
-    """A message on stderr, in place of the progress line if there is one."""
-    start = "\r\x1b[2K" if sys.stderr.isatty() else ""
-    print(f"{start}{text}", file=sys.stderr, flush=True)

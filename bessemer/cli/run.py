@@ -47,7 +47,7 @@ def _stages(loaded: Any, place: Any) -> dict[str, Any]:
     from bessemer.energy.metering.beside import EVALUATE, EXPORT
     from bessemer.evaluate.run import evaluate
     from bessemer.export.huggingface import export_huggingface
-    from bessemer.finetune.run import check_early
+    from bessemer.finetune.task import check_early
     from bessemer.report.build import write_report
     from bessemer.report.overview import result_sentence
     from bessemer.train.beside import metered

@@ -5,13 +5,12 @@
     decide     where each row goes, before anything is learnt from a text       (factory/decide.py)
     tokenizer  words counted by workers, merged here; or the recipe's own
     encode     each part to a shard of its own               by workers, cached (factory/encode.py)
-    publish    shards linked under the folder of this data, and what is told of them
+    publish    shards linked under the folder of this data, and what is told    (factory/link.py)
 
 What a worker has written stays in the store's stages/ and is found by the next build: one that was killed,
 one with a source more, one with another threshold.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -24,11 +23,12 @@ import numpy as np
 import xxhash
 
 from bessemer.data.factory.columns import read_texts
-from bessemer.data.factory.decide import TRAIN, VALIDATION, Deciding, Decisions, decide
+from bessemer.data.factory.decide import SPLITS, TRAIN, VALIDATION, Deciding, Decisions, decide
 from bessemer.data.factory.encode import encoded
 from bessemer.data.factory.engines import Engine, Local, Progress, Task
 from bessemer.data.factory.how import How
 from bessemer.data.factory.keys import PartFiles, key, part_files
+from bessemer.data.factory.link import link_shards, sum_counts
 from bessemer.data.factory.settings import shared_settings, stage_settings
 from bessemer.data.factory.told import told_sources, write_samples
 from bessemer.data.folders import in_use
@@ -45,7 +45,6 @@ from bessemer.hardware import usable_cores
 from bessemer.log import Console
 from bessemer.recipe.schema import Recipe, Source
 
-SPLITS = {"train": TRAIN, "validation": VALIDATION}
 _WORKER_BYTES = 3 << 30  # private memory that a worker may take: more is a document that unfolds
 _SAMPLE_TEXTS = 100  # of each source, for the comparison of encoders
 _WIDE_BYTES = 512 << 20  # for duplicates, beyond which they spill to disk
@@ -102,11 +101,11 @@ def _built(work: Work) -> dict[str, Any]:
             encoded = _encode(work, engine, parts, decisions, learnt)
     finally:
         engine.close()
-    _link(work, parts, sources, encoded)
+    link_shards(work.folder, parts, sources, encoded)
     write_samples(work.folder / "samples.jsonl", work.sources, parts, decisions)
     return {
         "tokenizer": learnt.description(),
-        "splits": {name: _sum([source["splits"][name] for source in sources]) for name in SPLITS},
+        "splits": {name: sum_counts([source["splits"][name] for source in sources]) for name in SPLITS},
         "sources": sources,
         "timings_s": work.timings,
     }
@@ -274,50 +273,6 @@ def _masked(
         if not path.exists():
             write_bytes(path, content)
         yield one, _Mask(fates, known, path)
-
-
-def _link(
-    work: Work, parts: Sequence[PartFiles], sources: list[dict[str, Any]], encoded: Sequence[dict[str, Any]]
-) -> None:
-    """Shards under their names in the folder: links where the file system has them, else copies.
-
-    Adds to what is told of the sources which shards they have, and how much is in them.
-    """
-    for source in sources:
-        source["splits"] = {name: {"documents": 0, "tokens": 0, "bytes": 0} for name in SPLITS}
-        source["shards"] = {name: [] for name in SPLITS}
-    for one, given in zip(parts, encoded, strict=True):
-        source = sources[one.source]
-        folder = work.folder / "tokens" / f"{one.source:02d}-{_plain(source['name'])}"
-        for name in SPLITS:
-            counts, shards = given["splits"][name], source["shards"][name]
-            if not counts["documents"]:
-                continue
-            source["splits"][name] = _sum([source["splits"][name], counts])
-            folder.mkdir(parents=True, exist_ok=True)
-            stem = folder / f"{name}-{len(shards):05d}"
-            shards.append(stem.relative_to(work.folder).as_posix())
-            for ending in (".bin", ".idx", ".parquet"):
-                _link_file(given["folder"] / f"{name}{ending}", stem.with_suffix(ending))
-    for source in sources:
-        whole = _sum(list(source["splits"].values()))
-        source["documents"], source["tokens"] = whole["documents"], whole["tokens"]
-
-
-def _link_file(existing: Path, new: Path) -> None:
-    try:
-        os.link(existing, new)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(existing, new)
-
-
-def _plain(name: str) -> str:
-    """A source's name as part of a file's."""
-    return "".join(letter if letter.isalnum() and letter.isascii() else "-" for letter in name)[:40]
-
-
-def _sum(rows: Sequence[dict[str, int]]) -> dict[str, int]:
-    return {name: sum(row[name] for row in rows) for name in ("documents", "tokens", "bytes")}
 
 
 @contextmanager

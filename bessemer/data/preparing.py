@@ -119,10 +119,7 @@ def prepare_task(
     listed = task_inputs(data, _start(recipe, base, store, console))
     (inputs,) = meant_inputs([data], [listed], store, refresh=refresh)
     reading = Reading.of(data, section.method, inputs)
-    template = shipped("plain")  # of no use, but where there are chats
-    if reading.is_templated:
-        has_tools = data.tools is not None
-        template = find_template(data.template, tokenizer_path, base, tools=has_tools)
+    template = _template(data, reading, tokenizer_path, base)
     about = _about_task(recipe, reading, template) | {"context": context}
     own = None if reading.is_templated else own_template(tokenizer_path)
     if own is not None:  # it is written beside the tokenizer, whatever the examples are
@@ -141,6 +138,12 @@ def prepare_task(
     prepared = open_prepared(final)
     assert isinstance(prepared, PreparedTask), f"{final} is of another kind"
     return prepared
+
+
+def _template(data: FinetuneData, reading: Reading, tokenizer_path: Path, base: Path) -> Template:
+    if not reading.is_templated:
+        return shipped("plain")  # of no use: there are no chats
+    return find_template(data.template, tokenizer_path, base, tools=data.tools is not None)
 
 
 def _about_task(recipe: Recipe, reading: Reading, template: Template) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from typing import Any
 
 import xxhash
 
+from bessemer.data.kept import open_told
 from bessemer.data.mixture import Mixing
-from bessemer.data.prepared import Prepared, PreparedTask, Replayed, open_prepared, open_told
+from bessemer.data.prepared import Prepared, PreparedTask, Replayed, open_prepared
 from bessemer.errors import DataError, RecipeError
 from bessemer.recipe.schema import Recipe
 from bessemer.rundir import read_object

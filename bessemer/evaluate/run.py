@@ -16,8 +16,9 @@ import xxhash
 from tokenizers import Tokenizer
 
 from bessemer.checkpoint.load import LoadedModel, load_model
+from bessemer.data.kept import open_told
 from bessemer.data.packed_rows import NO_EXTRA, Extra
-from bessemer.data.prepared import Prepared, PreparedTask, open_told
+from bessemer.data.prepared import Prepared, PreparedTask
 from bessemer.data.reference import read_reference
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from bessemer.errors import RecipeError
-from bessemer.finetune.run import Task, check_section, origin_of, plan_before, task_from, with_hash
+from bessemer.finetune.run import with_hash
+from bessemer.finetune.task import Task, check_section, origin_of, plan_before, task_from
 from bessemer.formulas.layout import ONE_PROCESS
 from bessemer.planner.finetuning import finetune_context, resolve_finetune
 from bessemer.planner.machine.facts import Facts

@@ -17,7 +17,8 @@ from typing import Any
 from bessemer.durable import write_json
 from bessemer.errors import RecipeError
 from bessemer.finetune.curve import Point, examples_ratio, means, ratio_band, ratio_words, sentence
-from bessemer.finetune.run import Task, train_on
+from bessemer.finetune.run import train_on
+from bessemer.finetune.task import Task
 from bessemer.planner.sizing.budget import COMPARED_PARTS
 from bessemer.recipe.schema import Finetune
 from bessemer.rundir import counting_rows, read_rows

@@ -10,9 +10,9 @@ from bessemer.finetune.grpo import grpo_judge
 from bessemer.finetune.rollouts import RolloutFeed
 from bessemer.log import Console
 from bessemer.parallel.engine import Engine
-from bessemer.train.build import prepared_feed
 from bessemer.train.job import Feed
 from bessemer.train.ranks import Company
+from bessemer.train.rows import prepared_feed
 from bessemer.train.run import main
 from bessemer.train.stage import Stage
 

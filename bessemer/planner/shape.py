@@ -12,18 +12,13 @@ from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Estimate
+from bessemer.planner.rules.shape import MLA_KEYS, MOE_KEYS, SHAPE_KEYS, check_model_keys, check_shape
 from bessemer.planner.sizing.sized import ShapeOf, Sized
 from bessemer.recipe.schema import Model, Recipe
 from bessemer.units import format_count, parse_count
 
 _DEFAULT_SIZE = "30M"
-_MOE_FAMILIES = ("qwen3-moe", "mixtral", "glm4-moe", "deepseek-v3")
-_BIASED_FAMILIES = ("glm4-moe", "deepseek-v3")  # those that have a router with a bias, and shared experts
-_UNNORMED_FAMILIES = ("llama", "qwen2", "phi3")  # those of Llama's build whose class has no such norms
 _TIED_FAMILIES = ("gpt2", "gemma3")
-_SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
-_MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
-_MLA_KEYS = ("mla_q_rank", "mla_kv_rank", "mla_nope_dim", "mla_rope_dim", "mla_v_dim")
 # A size may miss its target where the vocabulary alone is nearly as large; beyond this it is an error.
 _MAX_SIZE_MISS = 0.5
 
@@ -33,11 +28,11 @@ def resolve_shape(recipe: Recipe, facts: Facts) -> tuple[ModelShape, list[Derive
     model = recipe.model
     if model.from_ is not None:
         return _from_source(recipe, facts)
-    _refuse_contradictions(model)
+    check_model_keys(model)
     base = _base(recipe, facts)
-    explicit = [name for name in _SHAPE_KEYS if getattr(model, name) is not None]
+    explicit = [name for name in SHAPE_KEYS if getattr(model, name) is not None]
     shape, derived = _explicit(model, base) if explicit else _sized(model, base)
-    _check(shape)
+    check_shape(shape)
     return _completed(shape), [_vocab_rule(recipe, facts, shape), *derived]
 
 
@@ -49,7 +44,7 @@ def sized_shape(
     size: is given what makes a shape of a size.
     """
     model = recipe.model
-    _refuse_contradictions(model)
+    check_model_keys(model)
     base = _base(recipe, facts)
     _check_dial(model, base)
 
@@ -59,7 +54,7 @@ def sized_shape(
     sized = size(shape_of)
     shape, rules = _tied(model, base, sized.params)
     shape = sizing.shape_of_size(sized.params, shape)
-    _check(shape)
+    check_shape(shape)
     told = [replace(row, value=_summary(shape)) if row.key == "model.size" else row for row in sized.derived]
     return _completed(shape), [_vocab_rule(recipe, facts, shape), *told, *rules], sized.loss
 
@@ -101,7 +96,7 @@ def _base(recipe: Recipe, facts: Facts) -> ModelShape:
     """Everything that does not depend on the size; the size fields are filled in later."""
     model = recipe.model
     windowed_gemma = model.family == "gemma3" and model.sliding_window is not None
-    experts: dict[str, Any] = {name: getattr(model, name) or 0 for name in (*_MOE_KEYS, *_MLA_KEYS)}
+    experts: dict[str, Any] = {name: getattr(model, name) or 0 for name in (*MOE_KEYS, *MLA_KEYS)}
     return ModelShape(
         family=model.family,
         layers=1,
@@ -169,7 +164,7 @@ def _explicit(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]
     if missing:
         raise RecipeError(
             f"model.{missing[0]} is missing",
-            found="a shape with " + ", ".join(name for name in _SHAPE_KEYS if getattr(model, name)),
+            found="a shape with " + ", ".join(name for name in SHAPE_KEYS if getattr(model, name)),
             wanted="layers, hidden and heads together, or model.size alone",
             fix=f"add {' and '.join(missing)} to [model]",
         )
@@ -220,76 +215,6 @@ def _tied(model: Model, shape: ModelShape, params: int) -> tuple[ModelShape, lis
     return ModelShape(**{**shape.to_json(), "tie_embeddings": tied}), [
         Derived("model.tie_embeddings", tied, rule)
     ]
-
-
-def _refuse_contradictions(model: Model) -> None:
-    """Keys that exclude each other, or that need one another."""
-    explicit = [name for name in _SHAPE_KEYS if getattr(model, name) is not None]
-    routed = [name for name in (*_MOE_KEYS, "router") if name in model.model_fields_set]
-    latent = [name for name in _MLA_KEYS if getattr(model, name) is not None]
-    family, is_moe = model.family, model.family in _MOE_FAMILIES
-    needed = [name for name in ("experts", "experts_per_token", "expert_ffn") if getattr(model, name) is None]
-    unlatent = [name for name in _MLA_KEYS[1:] if getattr(model, name) is None]
-    checks = [
-        (explicit and model.size is not None, f"model.size and model.{(explicit or [''])[0]}",
-         "either the dial or the shape itself", "remove one of them"),
-        (routed and not is_moe, f'model.{(routed or [""])[0]} with family = "{family}"',
-         "a family with experts: " + ", ".join(_MOE_FAMILIES), "change model.family, or remove the key"),
-        (is_moe and needed, f'family = "{family}" without {", ".join(needed)}',
-         "experts, experts_per_token and expert_ffn", "add them to [model]"),
-        (latent and family != "deepseek-v3", f'model.{(latent or [""])[0]} with family = "{family}"',
-         'family = "deepseek-v3"', "change model.family, or remove the key"),
-        (latent and unlatent, f"latent attention without {', '.join(unlatent)}",
-         "kv_rank, nope_dim, rope_dim and v_dim together", "add them to [model]"),
-        (is_moe and not needed and (model.experts_per_token or 0) > (model.experts or 0),
-         f"experts_per_token = {model.experts_per_token}, experts = {model.experts}",
-         "no more experts for a token than there are", "lower model.experts_per_token"),
-        (model.router == "sigmoid_bias" and family not in _BIASED_FAMILIES,
-         f'router = "sigmoid_bias" with family = "{family}"', "router softmax", "remove model.router"),
-        (family == "glm4-moe" and model.router == "softmax", 'family = "glm4-moe" with router = "softmax"',
-         'router = "sigmoid_bias"', 'set model.router="sigmoid_bias"'),
-        (bool(model.shared_ffn) and family not in _BIASED_FAMILIES,
-         f'shared_ffn = {model.shared_ffn} with family = "{family}"',
-         "a family with shared experts: " + ", ".join(_BIASED_FAMILIES), "remove model.shared_ffn"),
-        (family == "glm4-moe" and not needed and (model.shared_ffn or 1) % (model.expert_ffn or 1) != 0,
-         f'family = "glm4-moe" with shared_ffn = {model.shared_ffn}, expert_ffn = {model.expert_ffn}',
-         "shared_ffn a multiple of expert_ffn", f"set model.shared_ffn={model.expert_ffn}"),
-        (family == "mixtral" and model.dense_layers > 0,
-         f'dense_layers = {model.dense_layers} with family = "mixtral"', "experts in every layer",
-         "remove model.dense_layers, or change model.family"),
-        (is_moe and model.layers is not None and model.dense_layers >= model.layers,
-         f"dense_layers = {model.dense_layers}, layers = {model.layers}", "a layer with experts",
-         "lower model.dense_layers"),
-        (model.qk_norm is True and family in _UNNORMED_FAMILIES, f'qk_norm = true with family = "{family}"',
-         'family = "qwen3", which is Llama with it', 'set model.family = "qwen3"'),
-        (model.qk_norm is True and family == "mixtral", 'qk_norm = true with family = "mixtral"',
-         'family = "qwen3-moe", which has it', 'set model.family = "qwen3-moe"'),
-        (model.qk_norm is False and family in NORMED_QUERIES, f'qk_norm = false with family = "{family}"',
-         'family = "llama", which is Qwen3 without it', 'set model.family = "llama"'),
-    ]  # fmt: skip
-    for wrong, found, wanted, fix in checks:
-        if wrong:
-            raise RecipeError("[model] contradicts itself", found=found, wanted=wanted, fix=fix)
-
-
-def _check(shape: ModelShape) -> None:
-    """What attention asks of a shape."""
-    if shape.heads % shape.kv_heads:
-        divisors = [count for count in range(1, shape.heads + 1) if shape.heads % count == 0]
-        near = min(divisors, key=lambda count: abs(count - shape.kv_heads))
-        raise RecipeError(
-            "model.kv_heads does not divide model.heads",
-            found=f"heads = {shape.heads}, kv_heads = {shape.kv_heads}",
-            wanted="one of " + ", ".join(map(str, divisors)),
-            fix=f"set model.kv_heads={near}",
-        )
-    if shape.head_dim % 2:
-        raise RecipeError(
-            "model.head_dim is odd",
-            found=f"head_dim = {shape.head_dim}",
-            wanted="an even number: rotary positions turn pairs",
-            fix="choose another number of heads, or set model.head_dim",
-        )
 
 
 def _scaling(model: Model) -> dict[str, Any] | None:

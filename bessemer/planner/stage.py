@@ -117,22 +117,8 @@ def stage_plan(
     recipe: Recipe, section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, rules: Rules
 ) -> StagePlan:
     """Everything else of a stage, once its length is known. section: with what a search has settled."""
-    steps, layout = decided.steps, decided.layout
-    compiles = compile_for(section, layout, rules.section)
-    batch = StagePlan(
-        steps=steps,
-        context=decided.context,
-        batch_rows=decided.batch_rows,
-        micro_batch=1,
-        lr=decided.lr,
-        dtype=decided.dtype,
-        compile=compiles,
-        recompute=section.recompute,
-        layout=layout,
-        # Left to us, it is what memory is left over for: decided at the end.
-        async_save=section.async_save is True,
-        objective=decided.objective,
-    )
+    steps = decided.steps
+    batch = _single_rows(section, decided, rules.section)
     batch = replace(batch, micro_batch=_micro_batch(section, shape, batch, facts, rules))
     recompute = settle_recompute(section, shape, batch, facts, rules.section)
     if section.activation_memory is not None:
@@ -166,6 +152,24 @@ def stage_plan(
         keep=section.keep,
         optimizer=section.optimizer,
         router_balance=section.router_balance,
+    )
+
+
+def _single_rows(section: Optimization, decided: Decided, name: str) -> StagePlan:
+    """What is computed, in micro-batches of one row: with it the choices are made that memory decides."""
+    return StagePlan(
+        steps=decided.steps,
+        context=decided.context,
+        batch_rows=decided.batch_rows,
+        micro_batch=1,
+        lr=decided.lr,
+        dtype=decided.dtype,
+        compile=compile_for(section, decided.layout, name),
+        recompute=section.recompute,
+        layout=decided.layout,
+        # Left to us, it is what memory is left over for: decided at the end.
+        async_save=section.async_save is True,
+        objective=decided.objective,
     )
 
 

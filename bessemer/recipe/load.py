@@ -122,12 +122,13 @@ def _read(path: Path) -> str:
 
 
 def _drop_replaced(settings: list[Override], values: dict[str, Any]) -> None:
-    """Two keys that say the same thing: one that is set from outside replaces the other in the file."""
-    for section, one, other in (("pretrain", "steps", "tokens"), ("tokenizer", "path", "vocab")):
-        given = {setting.path for setting in settings} & {(section, one), (section, other)}
-        if len(given) == 1 and isinstance(values.get(section), dict):
-            ((_, kept),) = given
-            values[section].pop(other if kept == one else one, None)
+    """Keys that say the same thing: one that is set from outside replaces the others in the file."""
+    given = {setting.path for setting in settings}
+    for section, keys in (("pretrain", ("steps", "tokens", "hours")), ("tokenizer", ("path", "vocab"))):
+        kept = [key for key in keys if (section, key) in given]
+        if kept and isinstance(values.get(section), dict):
+            for key in set(keys).difference(kept):
+                values[section].pop(key, None)
 
 
 def _validate(values: dict[str, Any], settings: list[Override], places: complaints.Places) -> Recipe:

@@ -223,6 +223,6 @@ def _difference_tables(document: dict[str, Any]) -> str:
 def _shown(value: float | int | None) -> str | None:
     if value is None:
         return None
-    return (
-        f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4f}"
-    )
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"  # losses to the fourth decimal

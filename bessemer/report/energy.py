@@ -210,7 +210,9 @@ def _against_plan(plan: dict[str, Any] | None) -> str:
     ]
     if plan is None or not rows:
         return ""
-    lead = paragraph(f"For the {plan['steps_done']:.0%} of the planned steps that were made.", "note")
+    done = plan["steps_done"]
+    part = "all planned steps" if done == 1.0 else f"the {done:.0%} of the planned steps that were made"
+    lead = paragraph(f"For {part}.", "note")
     headings = ["Pre-training", "planned", "band", "was", "was / planned", "verdict"]
     return heading("Against the plan") + lead + table(headings, rows, numbers=(1, 2, 3, 4))
 
@@ -239,6 +241,6 @@ def _likeness(document: dict[str, Any]) -> str:
         ]
         for row in document["published"]
     ]
-    headings = ["Published training", "energy", "CO2e", "of this run", "scope and basis", "source"]
+    headings = ["Published training", "energy", "CO2e", "times this run", "scope and basis", "source"]
     published = heading("Published trainings") + table(headings, rows, numbers=(1, 2, 3))
     return (heading("As much energy and carbon as") + tiles(uses) if uses else "") + published

@@ -20,7 +20,7 @@ def attempts(run: RunRecord) -> str:
         if lost
         else "No step had to be run twice."
     )
-    headings = ["stage", "attempt", "began", "from step", "to step", "ended"]
+    headings = ["stage", "attempt", "began (UTC)", "from step", "to step", "ended"]
     return lead + table(headings, rows, numbers=(1, 3, 4)) + _events(run) if rows else ""
 
 
@@ -28,7 +28,8 @@ def receipt(run: RunRecord) -> str:
     if run.receipt is None:
         return ""
     told = {key: value for key, value in run.receipt.items() if key != "energy"}  # has a section of its own
-    return table(["what", "value"], [[key, value] for key, value in _flat(told)])
+    rows = [[key, "none" if value is None else value] for key, value in _flat(told)]
+    return table(["what", "value"], rows)
 
 
 def recipe(run: RunRecord) -> str:
@@ -85,7 +86,7 @@ def _events(run: RunRecord) -> str:
             ["…", "", f"{len(rows) - 2 * half} more in events.jsonl", "", ""],
             *rows[-half:],
         ]
-    listing = table(["time", "stage", "event", "step", "details"], rows, numbers=(3,))
+    listing = table(["time (UTC)", "stage", "event", "step", "details"], rows, numbers=(3,))
     return f"<details><summary>All events</summary>{listing}</details>"
 
 

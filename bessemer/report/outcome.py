@@ -90,9 +90,10 @@ def evaluation(run: RunRecord) -> str:
             rows.append([name, *(Markup("–") if v is None else form.format(v) for v in values)])
     rows.append(["Held-out examples answered", *(str(r.get("examples") or "–") for r in stages.values())])
     rows.append(["Checkpoint, step", *(str(result.get("step", "–")) for result in stages.values())])
+    names = {key: name.split(" [")[0] for key, name, _ in _MEASURES}
     notes = "".join(
-        paragraph(f"{name.replace('_', ' ')}: {words}", "note")
-        for name, words in ((run.evaluation or {}).get("conventions") or {}).items()
+        paragraph(f"{names.get(key, key.replace('_', ' '))}: {words}", "note")
+        for key, words in ((run.evaluation or {}).get("conventions") or {}).items()
     )
     return table(["", *stages], rows, numbers=range(1, len(stages) + 1)) + notes
 
@@ -138,7 +139,7 @@ def _tried(scratch: dict[str, Any]) -> str:
         [f"{row['lr']:g}", _loss(row.get("loss")), "taken" if row["lr"] == scratch.get("lr") else ""]
         for row in tried
     ]
-    lead = paragraph("From scratch got its own search for a learning rate, so that it loses fairly.", "note")
+    lead = paragraph("From scratch had its own search for a learning rate, so that the race is fair.", "note")
     return lead + table(["learning rate from scratch", "loss", ""], rows, numbers=(0, 1))
 
 

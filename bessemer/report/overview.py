@@ -1,7 +1,6 @@
 """The top of the report: what was trained and how it came out, in one sentence and a few figures."""
 
 from html import escape
-from typing import Any
 
 from bessemer.formulas.objective import PREFERENCES
 from bessemer.report.html import Tile, tiles
@@ -27,9 +26,13 @@ def result_sentence(run: RunRecord) -> str:
     return sentence if run.comparison is None else f"{sentence} {run.comparison.get('sentence', '')}".strip()
 
 
-def bits_per_byte(run: RunRecord) -> float | None:
-    stages: dict[str, Any] = (run.evaluation or {}).get("stages", {})
-    return next((v for row in stages.values() if (v := number(row.get("bits_per_byte"))) is not None), None)
+def held_out(run: RunRecord, stage: StageRecord) -> tuple[float | None, float | None]:
+    """Loss and bits per byte of the stage's end: on all held-out rows where they were evaluated since, else
+    the loss on those that training measures."""
+    result = ((run.evaluation or {}).get("stages") or {}).get(stage.name) or {}
+    if result.get("step") == stage.last.get("step") and number(result.get("validation_loss")) is not None:
+        return number(result["validation_loss"]), number(result.get("bits_per_byte"))
+    return stage.final_validation, None
 
 
 def _pretrain_words(run: RunRecord, stage: StageRecord) -> str:
@@ -43,9 +46,9 @@ def _pretrain_words(run: RunRecord, stage: StageRecord) -> str:
     words += f" of {len(sources)} source{'s' * (len(sources) != 1)}" if sources else ""
     seconds = stage.time_in_steps_s
     words += f" in {format_seconds(seconds)}" if seconds else ""
-    if stage.final_validation is not None:
-        words += f" and ends at a validation loss of {stage.final_validation:.3f} nat per token"
-        bits = bits_per_byte(run)
+    validation, bits = held_out(run, stage)
+    if validation is not None:
+        words += f" and ends at a validation loss of {validation:.3f} nat per token"
         words += f" ({bits:.3f} bits per byte)" if bits is not None else ""
     elif number(stage.last.get("loss")) is not None:
         words += f" and ends at a training loss of {stage.last['loss']:.3f} nat per token"
@@ -120,7 +123,7 @@ def _attempts(stage: StageRecord) -> str:
 
 def _result_tiles(run: RunRecord) -> list[Tile]:
     stage = run.first_of_kind("pretrain") or run.stages[0]
-    validation, bits = stage.final_validation, bits_per_byte(run)
+    validation, bits = held_out(run, stage)
     entries = [
         Tile(
             "Validation loss",

@@ -33,9 +33,8 @@ def _score(run: RunRecord, found: list[Grade]) -> str:
         words += f" Those of the whole run are for the {share:.0%} of its steps that were made."
     apart = [event for event in stage.events if event.get("kind") == "deviation"]
     if apart:
-        words += (
-            f" While it ran, steps left the prediction {len(apart)} time(s); last: {apart[-1].get('cause')}."
-        )
+        times = "once" if len(apart) == 1 else f"{len(apart)} times"
+        words += f" While it ran, steps left the prediction {times}; last: {apart[-1].get('cause')}."
     return paragraph(words, "note")
 
 

@@ -166,7 +166,7 @@ def _line(frame: _Frame, line: Series) -> None:
         None if y is None or not math.isfinite(y) else (_round(frame.place_x(x)), _round(frame.place_y(y)))
         for x, y in points
     ]
-    style = f"line s{line.colour}" + (" dashed" if line.dashed else "") + (" faint" if line.faint else "")
+    style = f"line {_look(line)}"
     path, pen_up = "", True
     for place in placed:
         if place is not None:
@@ -197,12 +197,15 @@ def _legend(chart: Chart) -> str:
     if len(chart.series) < 2:
         return ""
     keys = (
-        f'<span class="key"><i class="s{line.colour}{" dashed" if line.dashed else ""}"></i>'
-        f"{escape(line.name)}</span>"
-        for line in chart.series
+        f'<span class="key"><i class="{_look(line)}"></i>{escape(line.name)}</span>' for line in chart.series
     )
     return f'<span class="legend">{"".join(keys)}</span>'
 
 
 def _round(pixels: float) -> float:
     return round(pixels, 1)
+
+
+def _look(line: Series) -> str:
+    """Its classes, in the picture and in the legend alike."""
+    return f"s{line.colour}" + (" dashed" if line.dashed else "") + (" faint" if line.faint else "")

@@ -18,12 +18,29 @@ def attempt(work: Callable[[], Document]) -> Document:
         return {"error": type(error).__name__, **texts}
 
 
+def as_document(work: Callable[[], object]) -> Callable[[], Document]:
+    """Work that gives nothing to tell."""
+
+    def nothing() -> Document:
+        work()
+        return {}
+
+    return nothing
+
+
 def result(answer: Document) -> Document:
     """The value; or the error, raised here as where it arose."""
     if "error" not in answer:
         return answer["value"]  # type: ignore[no-any-return]
     kind = getattr(errors, answer["error"])
     raise kind(answer["problem"], found=answer["found"], wanted=answer["wanted"], fix=answer["fix"])
+
+
+def check_answer(rank: int, answer: Document) -> None:
+    """Raises the error that a rank has told of."""
+    if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
+        answer["problem"] = f"rank {rank}: {answer['problem']}"
+    result(answer)
 
 
 def failed(rank: int, error: BaseException) -> Document:

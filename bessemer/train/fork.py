@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from bessemer.checkpoint.folder import checkpoint_folder, verify
-from bessemer.data.prepared import Prepared, PreparedTask, identity, told
+from bessemer.data.kept import identity, told
+from bessemer.data.prepared import Prepared, PreparedTask
 from bessemer.durable import cannot_write, publish_folder
 from bessemer.errors import RecipeError
 from bessemer.formulas.shape import ModelShape

@@ -1,7 +1,8 @@
 """From what a recipe says of levers to those that a rank holds: checked before the start, then moved.
 
-`[energy] power_limit, slower_at_most, governor, threads` reach the ranks as one JSON object (train/build.py,
-Machine). Each rank sets the limit of its own board, the first of each machine the governor of its CPUs.
+`[energy] power_limit, slower_at_most, governor, threads` reach the ranks as one JSON object (Machine in
+train/machine.py). Each rank sets the limit of its own board, the first of each machine the governor of its
+CPUs.
 """
 
 from pathlib import Path

@@ -61,16 +61,7 @@ def train(job: Job, state: TrainState) -> TrainState:
         if job.is_due(job.plan.save_every, state.step):
             saved = write_checkpoint(job, state)
         stopping = stopping or job.stops_alone
-    if job.pause is not None:
-        job.pause.look(state.step)  # the last step may have ended in another hour than any before
-    if saved < state.step:
-        write_checkpoint(job, state)
-    with job.record.phase("saving"):
-        job.saver.wait()
-    job.record.saved(job.saver.finished(), state.step)
-    if state.step < job.plan.steps:
-        raise stopped(job, state)
-    job.record.ended("done", state.step)
+    finish(job, state, saved)
     return state
 
 
@@ -123,6 +114,20 @@ def write_checkpoint(job: Job, state: TrainState) -> int:
         )
     job.record.saved(job.saver.finished(), state.step)
     return state.step
+
+
+def finish(job: Job, state: TrainState, saved: int) -> None:
+    """After the last step of this attempt: all of it saved, and told. StoppedError where steps are left."""
+    if job.pause is not None:
+        job.pause.look(state.step)  # the last step may have ended in another hour than any before
+    if saved < state.step:
+        write_checkpoint(job, state)
+    with job.record.phase("saving"):
+        job.saver.wait()
+    job.record.saved(job.saver.finished(), state.step)
+    if state.step < job.plan.steps:
+        raise stopped(job, state)
+    job.record.ended("done", state.step)
 
 
 def pause(job: Job, grid: Pause, state: TrainState, saved: int) -> tuple[int, bool]:

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bessemer.data.kept import open_told
 from bessemer.data.mixture import Mixing, Mixture
-from bessemer.data.prepared import Prepared, Replayed, open_told
+from bessemer.data.prepared import Prepared, Replayed
 from bessemer.data.replay import check_alike, find_replayed
 from bessemer.data.store import prepare
 from bessemer.energy.levers.restore import restore_left
@@ -21,10 +22,10 @@ from bessemer.recipe.load import LoadedRecipe
 from bessemer.recipe.schema import Data, Recipe
 from bessemer.rundir import read_object
 from bessemer.train.budget import check_allowance
-from bessemer.train.build import machine_of
 from bessemer.train.compiling import check_compiled, settle_compiled
 from bessemer.train.fork import check_origin, fork, steps_made
 from bessemer.train.levers import asked_of, check_boards, check_here
+from bessemer.train.machine import machine_of
 from bessemer.train.origin import Origin, find_origin
 from bessemer.train.pause import pause_rule
 from bessemer.train.run import Ready, run_stage

@@ -23,7 +23,15 @@ from bessemer.launch.environment import name_interface
 from bessemer.launch.world import World
 from bessemer.measure.facts import meter_name
 from bessemer.model.device import this_device
-from bessemer.train.answers import Document, attempt, failed, first_difference, result
+from bessemer.train.answers import (
+    Document,
+    as_document,
+    attempt,
+    check_answer,
+    failed,
+    first_difference,
+    result,
+)
 from bessemer.train.meeting import meet
 
 _WORK_S = 7 * 86400.0  # of the first rank, which may have data to prepare; when it dies, so does its store
@@ -89,12 +97,12 @@ class _Many(Company):
         return self._shared_result(self._get(what, 0, patience_s))
 
     def all_do(self, what: str, work: Callable[[], object]) -> None:
-        self._tell(f"{what}/{self.rank}", _as_document(work))
+        self._tell(f"{what}/{self.rank}", as_document(work))
         self.first_does(what, lambda: self._first_error(what), 2 * _ANSWER_S)
 
     def each_does(self, what: str, work: Callable[[], object], progress: Callable[[], int]) -> None:
         begin_s = time.monotonic()
-        self._tell(f"{what}/{self.rank}", _as_document(work))
+        self._tell(f"{what}/{self.rank}", as_document(work))
         own_s = time.monotonic() - begin_s
         self.first_does(what, lambda: self._all_through(what, progress, own_s))
 
@@ -156,7 +164,7 @@ class _Many(Company):
 
     def _first_error(self, what: str) -> Document:
         for rank, answer in enumerate(self._of_all(what)):
-            _check_answer(rank, answer)
+            check_answer(rank, answer)
         return {}
 
     def _all_through(self, what: str, progress: Callable[[], int], own_s: float) -> Document:
@@ -166,7 +174,7 @@ class _Many(Company):
         seen, since_s = progress(), time.monotonic()
         while missing:
             for rank in [rank for rank in missing if self._has([f"{what}/{rank}"])]:
-                _check_answer(rank, self._get(f"{what}/{rank}", rank, _ANSWER_S))
+                check_answer(rank, self._get(f"{what}/{rank}", rank, _ANSWER_S))
                 missing.remove(rank)
             if (now := progress()) != seen:
                 seen, since_s = now, time.monotonic()
@@ -265,21 +273,6 @@ def lost_error(rank: int, error: BaseException) -> WorkerError:
         wanted="every rank until the end",
         fix="look for the rank that ended first, and why; run the same command again to go on",
     )
-
-
-def _as_document(work: Callable[[], object]) -> Callable[[], Document]:
-    def nothing() -> Document:
-        work()
-        return {}
-
-    return nothing
-
-
-def _check_answer(rank: int, answer: Document) -> None:
-    """Raises the error that a rank has told of."""
-    if rank > 0 and answer.get("error") not in (None, WorkerError.__name__):  # which names it already
-        answer["problem"] = f"rank {rank}: {answer['problem']}"
-    result(answer)
 
 
 def _silent(speaker: int, listener: int, what: str, patience_s: float) -> WorkerError:

@@ -23,10 +23,12 @@ from bessemer.measure.threads import using_threads
 from bessemer.processes import worker_command
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.rundir import lock
-from bessemer.train.build import FeedOf, Machine, build, prepared_feed
+from bessemer.train.build import FeedOf, build
 from bessemer.train.loop import train
+from bessemer.train.machine import Machine
 from bessemer.train.metering import LOG
 from bessemer.train.ranks import ALONE, Company, grouped, joined, lost, lost_error, met
+from bessemer.train.rows import prepared_feed
 from bessemer.train.settle import code_hash
 from bessemer.train.stage import Stage, outcome, read_stage
 from bessemer.train.stop import Stop

@@ -12,8 +12,9 @@ from typing import Any
 
 from bessemer.checkpoint.folder import listed, step_of, verify
 from bessemer.checkpoint.needed import note_needs
+from bessemer.data.kept import open_told, told
 from bessemer.data.mixture import Mixing
-from bessemer.data.prepared import Prepared, PreparedTask, open_told, told
+from bessemer.data.prepared import Prepared, PreparedTask
 from bessemer.durable import write_bytes, write_json
 from bessemer.energy.accounting.ledger import StageLedger
 from bessemer.errors import CheckpointError, DataError, RecipeError

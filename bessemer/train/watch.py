@@ -234,7 +234,7 @@ class _Seen:
             (max(waiting_s, others * self.expected.step_s), share if busy else ""),
             (save_s, f"a checkpoint was written during {saves} steps" if saves and save_s > enough else ""),
             (self.excess_s, f"memory is short: {faults:.0f} pages a step from disk" if faults > 20 else ""),
-            (self.excess_s, f"code was compiled again {graphs} times" if graphs > 0 else ""),
+            (self.excess_s, f"code was compiled again ({graphs} ×)" if graphs > 0 else ""),
             (self.excess_s, f"{threads} threads a process, predicted for {self.expected.threads}"
              if threads < self.expected.threads else ""),
             (self.excess_s, "" if self.limit_w is None else f"the power limit is {self.limit_w:.0f} W"),

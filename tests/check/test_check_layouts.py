@@ -23,7 +23,7 @@ from bessemer.errors import RefusedError, UserError
 from bessemer.formulas.layout import Layout
 from bessemer.log import Console
 from bessemer.recipe.load import load
-from bessemer.train.build import Machine
+from bessemer.train.machine import Machine
 from bessemer.train.stage import read_stage
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from making_tasks import chat, chat_tokenizer
 
 from bessemer.cli import data
 from bessemer.errors import DataError, RecipeError
-from bessemer.finetune.run import prepare_finetune
+from bessemer.finetune.task import prepare_finetune
 from bessemer.recipe.load import load
 from bessemer.train.pretrain import Place
 

@@ -33,7 +33,8 @@ from bessemer.launch.world import held_port, world_of_environment
 from bessemer.planner.layout import parse_layout
 from bessemer.train import loop, metering
 from bessemer.train import ranks as ranking
-from bessemer.train.build import Machine, build
+from bessemer.train.build import build
+from bessemer.train.machine import Machine
 from bessemer.train.ranks import ALONE, joined
 from bessemer.train.stage import read_stage
 from bessemer.train.stop import Stop

@@ -18,8 +18,8 @@ from bessemer.checkpoint.ranks import Ranks, Talk
 from bessemer.errors import DataError, NumericsError, RecipeError, UserError, WorkerError, WriteError
 from bessemer.launch.world import World
 from bessemer.train import ranks as ranking
-from bessemer.train.build import prepared_feed
 from bessemer.train.ranks import Company, _Many, grouped, lost, lost_error
+from bessemer.train.rows import prepared_feed
 from bessemer.train.run import _among
 
 Answer = tuple[Company, Any]

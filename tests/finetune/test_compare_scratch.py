@@ -13,7 +13,8 @@ from bessemer.errors import RecipeError
 from bessemer.finetune import compare_scratch as module
 from bessemer.finetune.compare_scratch import check_comparable, compare_scratch
 from bessemer.finetune.curve import Curve, Point, examples_ratio, means, ratio_band, ratio_words, sentence
-from bessemer.finetune.run import finetune, prepare_finetune
+from bessemer.finetune.run import finetune
+from bessemer.finetune.task import prepare_finetune
 from bessemer.recipe.load import load
 from bessemer.report.outcome import two_stages
 from bessemer.report.record import read_run

@@ -27,7 +27,8 @@ from bessemer.data.order import sample
 from bessemer.errors import DataError, RecipeError, UserError
 from bessemer.export.huggingface import export_huggingface
 from bessemer.finetune import run as module
-from bessemer.finetune.run import Task, finetune, prepare_finetune
+from bessemer.finetune.run import finetune
+from bessemer.finetune.task import Task, prepare_finetune
 from bessemer.recipe.load import load
 from bessemer.rundir import read_object
 from bessemer.train.build import build

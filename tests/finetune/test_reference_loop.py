@@ -14,7 +14,8 @@ from transformers import LlamaForCausalLM
 from bessemer.data.order import sample
 from bessemer.data.rows import NO_LOSS, Row
 from bessemer.export.huggingface import export_huggingface
-from bessemer.finetune.run import finetune, prepare_finetune
+from bessemer.finetune.run import finetune
+from bessemer.finetune.task import prepare_finetune
 from bessemer.recipe.load import load
 from bessemer.rundir import read_object
 

@@ -90,6 +90,15 @@ def test_override_cannot_smuggle_in_a_second_key() -> None:
     assert parse(SOURCES, "r", ['pretrain.schedule="wsd"', "data.source.0.path=1\nname = 'b'"]).name == "a"
 
 
+def test_length_that_is_set_replaces_the_hours_in_the_file() -> None:
+    text = 'name = "a"\n[pretrain]\nhours = 2.0\n'
+    assert parse(text, "r", ["pretrain.steps=10"]).pretrain.hours is None
+    assert parse(text, "r", ["pretrain.tokens=2M"]).pretrain.hours is None
+    assert parse(text.replace("hours = 2.0", "steps = 3"), "r", ["pretrain.hours=1"]).pretrain.steps == "auto"
+    both = parse(text, "r", ["pretrain.hours=1", "pretrain.steps=10"]).pretrain
+    assert (both.hours, both.steps) == (1.0, 10)  # said twice at once: for the planner to refuse
+
+
 def test_length_that_is_set_replaces_the_other_one_in_the_file() -> None:
     text = 'name = "a"\n[pretrain]\ntokens = "2B"\n'
     assert parse(text, "r", ["pretrain.steps=10"]).pretrain.tokens is None

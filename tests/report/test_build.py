@@ -137,3 +137,21 @@ def test_verb_prints_the_path(made_run):
     document = verb.run(parser.parse_args([str(made_run)]))
     assert verb.show(document) == str(made_run / "report.html")
     json.dumps(document)
+
+
+def test_result_is_that_of_all_held_out_rows_where_the_last_step_was_evaluated(made_run):
+    assert "a validation loss of 2.620 nat per token (1.020 bits per byte)" in report(made_run)
+    path = made_run / "evaluate/results.json"
+    path.write_text(path.read_text().replace('"step": 1000', '"step": 900'))  # and then it was trained on
+    measured_while_training = read_stage(made_run / "pretrain").final_validation
+    assert f"a validation loss of {measured_while_training:.3f} nat per token;" in report(made_run)
+
+
+def test_conventions_are_called_as_the_rows_that_they_explain(made_run):
+    assert "Bits per byte: sum of the loss over ln 2" in report(made_run)
+
+
+def test_run_without_a_parent_has_none_and_nobody_measured_it(made_run):
+    told = json.loads((made_run / "receipt.json").read_text())
+    (made_run / "receipt.json").write_text(json.dumps({**told, "parent": None}))
+    assert "<td>parent</td><td>none</td>" in report(made_run)

@@ -107,6 +107,7 @@ def test_the_page_and_the_json_have_every_grade(made_run: Path) -> None:
     right = sum(row["inside"] is True for row in rows.values())
     graded_ = sum(row["inside"] is not None for row in rows.values())
     assert f"{right} of {graded_} predictions hold." in page and "last: waiting for data" in page
+    assert "steps left the prediction once;" in page
     for row in rows.values():
         assert row["name"] in page
 

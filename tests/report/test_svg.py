@@ -20,6 +20,18 @@ def test_picture_is_well_formed_and_names_what_it_shows():
     assert markup.count("<circle") == 3
 
 
+def test_legend_shows_a_line_as_the_picture_draws_it():
+    points = [(0, 1.0), (1, 2.0)]
+    lines = (
+        Series("rows", points, 1, faint=True),
+        Series("mean", points, 1),
+        Series("level", points, 2, dashed=True),
+    )
+    markup = picture(*lines)
+    keys = re.findall(r'<i class="([^"]*)"></i>', markup)
+    assert keys == re.findall(r'class="line ([^"]*)" d=', markup) and len(set(keys)) == 3
+
+
 def test_highest_value_is_drawn_highest():
     points = re.findall(r"[ML]([\d.]+) ([\d.]+)", path_of(picture(Series("a", [(0, 5.0), (10, 1.0)], 1))))
     (x1, y1), (x2, y2) = [(float(x), float(y)) for x, y in points]

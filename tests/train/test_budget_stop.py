@@ -33,7 +33,8 @@ from bessemer.energy.accounting.account import account
 from bessemer.energy.accounting.allowance import allowance_of
 from bessemer.energy.grid.hourly import HOUR_S, hour_text
 from bessemer.errors import RefusedError, StoppedError
-from bessemer.finetune.run import _check, finetune, prepare_finetune
+from bessemer.finetune.run import _check, finetune
+from bessemer.finetune.task import prepare_finetune
 from bessemer.hardware import Ceilings, machine, store_ceilings
 from bessemer.log import Console
 from bessemer.planner.calibrated.taught import note_run, step_key

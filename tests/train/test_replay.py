@@ -11,8 +11,9 @@ import pytest
 from making_runs import QUIET, assert_same_training, own_cache, place, pretrained, write_recipe
 
 from bessemer.checkpoint.folder import listed
+from bessemer.data.kept import open_told
 from bessemer.data.mixture import Mixing, Mixture, MixtureStage, with_replay
-from bessemer.data.prepared import Prepared, open_told
+from bessemer.data.prepared import Prepared
 from bessemer.data.store import prepare
 from bessemer.errors import DataError, RecipeError
 from bessemer.evaluate.run import evaluate

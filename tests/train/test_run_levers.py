@@ -18,7 +18,7 @@ from bessemer.energy.levers import governor as governors
 from bessemer.energy.levers.governor import Governor
 from bessemer.energy.levers.record import records, take
 from bessemer.errors import RecipeError, RefusedError, UserError
-from bessemer.finetune.run import prepare_finetune
+from bessemer.finetune.task import prepare_finetune
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.hardware import machine, store_ceilings, stored_ceilings, usable_cores
 from bessemer.log import Console

@@ -31,6 +31,7 @@ from bessemer.recipe.schema import Clean, Source
 
 Fates = np.ndarray[tuple[int], np.dtype[np.uint8]]
 TRAIN, VALIDATION = 0, 1
+SPLITS = {"train": TRAIN, "validation": VALIDATION}
 
 
 @dataclass

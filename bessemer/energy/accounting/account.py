@@ -41,24 +41,12 @@ def account(
     everything = _in_order(trained, _works(run, list(ledgers), place))
     told = [stage for stage in everything if stage.counts]
     factor, whence = place.pue
-    carbon = _sum(stage.carbon for stage in told)
-    kwh = _sum(stage.kwh_facility for stage in told)
+    total = _total(told)
     kwh_of = {stage.name: stage.kwh_facility for stage in told}
     return {
         "run": str(run),
         "stages": {stage.name: stage.to_json() for stage in everything},
-        "total": {
-            "energy_j": _sum(stage.energy for stage in told).to_json(),
-            "kwh_facility": kwh.to_json(),
-            "kg_co2e": carbon.to_json(),
-            "usd": _sum(stage.usd for stage in told).to_json(),
-            "lost_j": _sum(stage.lost for stage in told).to_json(),
-            "restarting_j": _sum(stage.restarting for stage in told).to_json(),
-            "after_kills_j": _sum(stage.after_kills for stage in told).to_json(),
-            "waiting_for_data_j": _sum(
-                UNKNOWN if stage.waiting is None else stage.waiting[1] for stage in told
-            ).to_json(),
-        },
+        "total": {name: quantity.to_json() for name, quantity in total.items()},
         "scope": {
             "metered": _metered(told, place),
             "node": _around(told, place),
@@ -74,8 +62,21 @@ def account(
         ),
         "inherited": _inherited(list(ledgers)),
         "plan": _against_plan(run, told, ledgers),
-        "equivalents": equivalents(kwh.value, carbon.value),
-        "published": published_models(kwh.value),
+        "equivalents": equivalents(total["kwh_facility"].value, total["kg_co2e"].value),
+        "published": published_models(total["kwh_facility"].value),
+    }
+
+
+def _total(told: list[StageAccount]) -> dict[str, Quantity]:
+    return {
+        "energy_j": _sum(stage.energy for stage in told),
+        "kwh_facility": _sum(stage.kwh_facility for stage in told),
+        "kg_co2e": _sum(stage.carbon for stage in told),
+        "usd": _sum(stage.usd for stage in told),
+        "lost_j": _sum(stage.lost for stage in told),
+        "restarting_j": _sum(stage.restarting for stage in told),
+        "after_kills_j": _sum(stage.after_kills for stage in told),
+        "waiting_for_data_j": _sum(UNKNOWN if stage.waiting is None else stage.waiting[1] for stage in told),
     }
 
 

@@ -44,10 +44,18 @@ def prometheus_text(document: Mapping[str, Any]) -> str:
 
 
 Stage = tuple[dict[str, str], Mapping[str, Any]]
+Family = tuple[str, str, str, Iterable[Sample]]  # name, type, help, samples
 
 
-def _families(stages: list[Stage]) -> Iterator[tuple[str, str, str, Iterable[Sample]]]:
-    """(name, type, help, samples)."""
+def _families(stages: list[Stage]) -> Iterator[Family]:
+    yield from _metered(stages)
+    yield from _by_phase(stages)
+    for family, text, values in _scalars(stages):
+        yield family, "counter", text, values
+
+
+def _metered(stages: list[Stage]) -> Iterator[Family]:
+    """Energy, how well it is known, and what drew it."""
     yield (
         "bessemer_energy_joules_total",
         "counter",
@@ -73,6 +81,9 @@ def _families(stages: list[Stage]) -> Iterator[tuple[str, str, str, Iterable[Sam
         "Energy of a component, by how it was come by; node is the whole, other what the rest leaves of it.",
         [sample for at, row in stages for sample in _components(at, row["parts_j"] or {})],
     )
+
+
+def _by_phase(stages: list[Stage]) -> Iterator[Family]:
     yield (
         "bessemer_phase_energy_joules_total",
         "counter",
@@ -93,8 +104,6 @@ def _families(stages: list[Stage]) -> Iterator[tuple[str, str, str, Iterable[Sam
             for phase, seconds in (row["phases_s"] or {}).items()
         ],
     )
-    for family, text, values in _scalars(stages):
-        yield family, "counter", text, values
 
 
 def _components(at: Mapping[str, str], parts: Mapping[str, Any]) -> Iterator[Sample]:

@@ -74,27 +74,13 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
     found, unknown = _shape(cells, model, context)
     degrees = {axis: int(cells[axis]) for axis in ("tp", "pp", "cp", "dp", "ep") if cells.get(axis)}
     devices = int(cells.get("devices", 0)) or _product(degrees)
-    sharding = cells.get("sharding", "")
-    parallel = degrees.get("tp", 1) * degrees.get("pp", 1) > 1
-    stack = conventions.stack_of(source, sharding, notes, device, parallel)
-    full = conventions.recompute_of(cells.get("recompute", ""), source) == RECOMPUTE.index("full")
-    stack = conventions.sequence_parallel_of(stack, f"{source} | {sharding} | {notes}", full)
-    misfitting = misfit(cells, degrees, devices)
-    layout = None if misfitting else read_layout(cells, degrees, devices, device, stack)
-    skipped = None
-    if device is None:
-        skipped = f"unknown device {cells.get('device', '')!r}"
-    elif device.memory_gb_per_s is None or peak_tflops(device, "bf16") is None:
-        skipped = f"unknown device {device.name!r}: the catalogue has no peak of it"
-    elif found is None:
-        skipped = unknown
-    elif layout is None:
-        skipped = misfitting or "missing layout"
+    stack = _stack(cells, device, degrees)
+    layout, unread = _layout(cells, degrees, devices, device, stack)
+    skipped = _unknown_device(cells, device) or unknown or unread
     shape = _with_mtp(found.shape, cells, model) if found else None
     release = conventions.release_of(notes)
     published = bool(cells.get("batch_rows") or cells.get("batch_tokens") or cells.get("micro_batches"))
     batch_rows = int(cells.get("batch_rows") or (step_rows(layout) if layout else 0))
-    step, speed = _speed(cells, shape, context, device, devices, batch_rows if published else 0)
     return PublishedRun(
         row=number,
         source=source,
@@ -117,8 +103,7 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
         batch_published=published,
         out_of_memory=conventions.out_of_memory(notes),
         stage=int(cells["stage"]) if "stage" in cells else None,
-        actual_step_time_s=step,
-        actual_tokens_per_s_per_device=speed,
+        **_speed(cells, shape, context, device, devices, batch_rows if published else 0),
         **_memory(cells),
         gpu_hours=cells.get("gpu_hours"),
         notes=notes,
@@ -126,7 +111,25 @@ def _run(number: int, cells: dict[str, Any]) -> PublishedRun:
     )
 
 
-def _shape(cells: dict[str, Any], model: str, context: int) -> tuple[FoundShape | None, str]:
+def _stack(cells: dict[str, Any], device: Device | None, degrees: dict[str, int]) -> str:
+    """The software, as its layouts are read; its variants for a model come after."""
+    source, sharding, notes = (cells.get(key, "") for key in ("source", "sharding", "notes"))
+    parallel = degrees.get("tp", 1) * degrees.get("pp", 1) > 1
+    stack = conventions.stack_of(source, sharding, notes, device, parallel)
+    full = conventions.recompute_of(cells.get("recompute", ""), source) == RECOMPUTE.index("full")
+    return conventions.sequence_parallel_of(stack, f"{source} | {sharding} | {notes}", full)
+
+
+def _unknown_device(cells: dict[str, Any], device: Device | None) -> str | None:
+    """Why nothing can be predicted of the row's device; None: it can."""
+    if device is None:
+        return f"unknown device {cells.get('device', '')!r}"
+    if device.memory_gb_per_s is None or peak_tflops(device, "bf16") is None:
+        return f"unknown device {device.name!r}: the catalogue has no peak of it"
+    return None
+
+
+def _shape(cells: dict[str, Any], model: str, context: int) -> tuple[FoundShape | None, str | None]:
     """The shape, or None and why there is none."""
     if not set(DIMS) & cells.get("impossible", {}).keys():
         try:
@@ -134,8 +137,17 @@ def _shape(cells: dict[str, Any], model: str, context: int) -> tuple[FoundShape 
         except ImpossibleShape:
             pass
         else:
-            return found, f"unknown model {model!r}"
+            return found, None if found is not None else f"unknown model {model!r}"
     return None, f"unknown model: impossible dimensions of {model!r}"
+
+
+def _layout(
+    cells: dict[str, Any], degrees: dict[str, int], devices: int, device: Device | None, stack: str
+) -> tuple[Candidates | None, str | None]:
+    """The layout, or None and why there is none."""
+    unread = misfit(cells, degrees, devices)
+    layout = None if unread else read_layout(cells, degrees, devices, device, stack)
+    return layout, None if layout is not None else unread or "missing layout"
 
 
 def _dims(cells: dict[str, Any], source: str) -> dict[str, int]:
@@ -175,8 +187,8 @@ def _speed(
     device: Device | None,
     devices: int,
     batch_rows: int,
-) -> tuple[float | None, float | None]:
-    """(step time in s, tokens/s of a device) as published, one from the other where one is missing.
+) -> dict[str, float | None]:
+    """Actual step time and tokens/s of a device as published, one from the other where one is missing.
 
     batch_rows: of a step; 0 where not published: then there is no step, only speed.
     """
@@ -193,7 +205,7 @@ def _speed(
         speed = 1e12 * tflops / counted if tflops else None
     if not step and speed and tokens and devices:
         step = tokens / (speed * devices)
-    return step, speed
+    return {"actual_step_time_s": step, "actual_tokens_per_s_per_device": speed}
 
 
 def _step_time_s(cells: dict[str, Any]) -> float | None:

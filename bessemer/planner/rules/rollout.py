@@ -43,31 +43,8 @@ def rollouts_of(
     section: Finetune, prompt_tokens: Sequence[int], context: int, rules: Rules
 ) -> tuple[Rollouts, int]:
     """The rounds, and rows per step. prompt_tokens: of each of the task's prompts."""
-    room = context - section.answer_tokens
-    lengths = [length for length in prompt_tokens if length <= room]
-    if not prompt_tokens:
-        raise RecipeError(
-            "there is nothing to ask",
-            found="no prompt in the task's data",
-            wanted="at least one example to train on",
-            fix="add examples, or hold out less with data.validation",
-        )
-    if not lengths:
-        raise RecipeError(
-            "no prompt leaves room for an answer",
-            found=f"{len(prompt_tokens)} prompts of {min(prompt_tokens)} tokens or more, rows of {context}, "
-            f"finetune.answer_tokens = {section.answer_tokens}",
-            wanted="prompt and answer within a row",
-            fix="set a smaller finetune.answer_tokens, or a larger finetune.context",
-        )
-    group = section.group_size if section.method == "grpo" else 1
-    if section.method == "grpo" and group < 2:
-        raise RecipeError(
-            "a group of one answer has nothing to be better than",
-            found="finetune.group_size = 1",
-            wanted="2 answers to a prompt or more",
-            fix="set finetune.group_size=8",
-        )
+    lengths = _askable(section, prompt_tokens, context)
+    group = _group(section)
     prompts = -(-section.epochs * len(lengths) // section.rounds)
     in_row = context // (max(lengths) + section.answer_tokens)
     rows = rows_of(section, "finetune", context)
@@ -87,3 +64,37 @@ def rollouts_of(
     steps = f"{rollouts.rounds} rounds of {rollouts.answers:,} answers, {rollouts.answers_per_step} a step"
     rules.settle("steps", "auto", rollouts.rounds * rollouts.steps, steps)
     return rollouts, rows
+
+
+def _askable(section: Finetune, prompt_tokens: Sequence[int], context: int) -> list[int]:
+    """Lengths of the prompts that leave room for an answer. RecipeError where there are none."""
+    lengths = [length for length in prompt_tokens if length <= context - section.answer_tokens]
+    if not prompt_tokens:
+        raise RecipeError(
+            "there is nothing to ask",
+            found="no prompt in the task's data",
+            wanted="at least one example to train on",
+            fix="add examples, or hold out less with data.validation",
+        )
+    if not lengths:
+        raise RecipeError(
+            "no prompt leaves room for an answer",
+            found=f"{len(prompt_tokens)} prompts of {min(prompt_tokens)} tokens or more, rows of {context}, "
+            f"finetune.answer_tokens = {section.answer_tokens}",
+            wanted="prompt and answer within a row",
+            fix="set a smaller finetune.answer_tokens, or a larger finetune.context",
+        )
+    return lengths
+
+
+def _group(section: Finetune) -> int:
+    """Answers to each prompt, which GRPO compares. RecipeError where there is nothing to compare."""
+    group = section.group_size if section.method == "grpo" else 1
+    if section.method == "grpo" and group < 2:
+        raise RecipeError(
+            "a group of one answer has nothing to be better than",
+            found="finetune.group_size = 1",
+            wanted="2 answers to a prompt or more",
+            fix="set finetune.group_size=8",
+        )
+    return group
