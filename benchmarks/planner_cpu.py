@@ -72,6 +72,7 @@ CASES = (
     Case(ONE, 1, 384, "fp32", steps=14, rows=8),
     Case(ONE, 2, 512, "bf16", steps=24, compiled=True),
     Case(ONE, 2, 256, "fp32", steps=16, experts=8),
+    Case(ONE, 2, 256, "bf16", steps=16, experts=8),
     Case("replicate=2", 1, 384, "fp32"),
     Case("replicate=2", 1, 512, "bf16", steps=20),
     Case("shard=2", 1, 256, "fp32", steps=20),

@@ -23,6 +23,8 @@ _KEPT = (
     torch.ops.aten._grouped_mm.default,
 )
 _KEPT_NAMESPACES = ("_c10d_functional",)  # traffic costs more than memory; FSDP's own is not part of it
+# Gives what it is given, once that is there: kept already. Where nothing is sent it would be a copy.
+_WAIT = torch.ops._c10d_functional.wait_tensor.default
 
 
 def run_block(block: nn.Module, recompute: str, *args: Any) -> Tensor:
@@ -47,7 +49,7 @@ def _contexts(block: nn.Module, recompute: str) -> Callable[[], Contexts]:
 
 
 def _policy(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    kept = operator in _KEPT or operator.namespace in _KEPT_NAMESPACES
+    kept = operator in _KEPT or (operator.namespace in _KEPT_NAMESPACES and operator is not _WAIT)
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 

@@ -191,6 +191,42 @@ def test_weights_are_cast_to_the_type_of_the_input():
     torch.testing.assert_close(one, functional.linear(x[0].bfloat16(), moe.experts.up_proj[0].bfloat16()))
 
 
+def narrow_experts(counts: list[int], ffn: int = F) -> tuple[Experts, Tensor]:
+    experts = filled(Experts(len(counts), D, ffn, ("gate_proj", "up_proj", "down_proj")))
+    x_SD = torch.randn(sum(counts), D, generator=torch.Generator().manual_seed(2))
+    return experts, x_SD.bfloat16().requires_grad_()
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [[40, 0, 33, 1], [64, 32, 0, 0], [0, 0, 0, 0]],
+    ids=["parts of blocks", "whole blocks", "no row"],
+)
+def test_blocks_of_rows_change_no_bit(counts):
+    experts, x_SD = narrow_experts(counts)
+    weigh_SD = torch.randn_like(x_SD)
+    found = []
+    for call in (experts.forward, experts._swiglu):
+        out_SD = call(x_SD, torch.tensor(counts))
+        found.append([out_SD, *torch.autograd.grad(out_SD, [x_SD, *experts.parameters()], weigh_SD)])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert found[0][0].shape == x_SD.shape and bool(found[0][0].any()) == (sum(counts) > 0)
+
+
+def test_another_share_of_rows_makes_no_matmul_anew(capfd):
+    made = []
+    for way in ("forward", "_swiglu"):
+        for counts in ([40, 3, 33, 1], [57, 31, 46, 9]):  # as many blocks of 32
+            experts, x_SD = narrow_experts(counts, ffn=152)  # no other test has made these
+            with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION):
+                getattr(experts, way)(x_SD, torch.tensor(counts)).sum().backward()
+            lines = capfd.readouterr().out.splitlines()
+            made.append(sum("create:cache_miss" in line and "matmul" in line for line in lines))
+    assert made[1] == 0, "a matmul was made for a number of rows"
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert made[0] > 0 and made[3] > 0, "oneDNN told of nothing that it made"
+
+
 def explicit_balance(moe: MoE, x_BTD: Tensor) -> Tensor:
     """E Σ f P of each row, written out: f over all choices, P over all tokens."""
     losses = []
