@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from bessemer.planner.layout import parse_layout
 _BYTES = {"cpu": (2**8, 2**14, 2**18, 2**21, 2**24)}
 _BYTES_ACCELERATOR = (2**10, 2**16, 2**20, 2**24, 2**28)
 _LEAST, _ENOUGH_S = 4, 0.03
-_WIDTHS = (128, 512)
+_WIDTHS = {layout: (256,) if "expert" in layout else (128, 512) for layout in ANCHOR_LAYOUTS}
+_EXPERTS = {"experts": 8, "experts_per_token": 2, "expert_ffn": 256}
 
 
 def main(folder: Path) -> None:
@@ -50,7 +50,9 @@ def main(folder: Path) -> None:
             dist.barrier()
             found = Probes(device, dtype).speeds(world, torch.get_num_threads())
             more = [
-                layout_anchor(layout, hidden, dtype) for layout, hidden in product(ANCHOR_LAYOUTS, _WIDTHS)
+                layout_anchor(layout, hidden, dtype)
+                for layout in ANCHOR_LAYOUTS
+                for hidden in _WIDTHS[layout]
             ]
             answer["speeds"].append(asdict(replace(found, anchors=(*found.anchors, *more))))
     dist.barrier()
@@ -62,8 +64,9 @@ def main(folder: Path) -> None:
 def layout_anchor(layout: str, hidden: int, dtype: str) -> Anchor:
     """Whole steps of a small model in a layout of both: what exchanging costs beyond the exchange."""
     context, rows = 256, 4
-    shape = small_shape(hidden, heads=max(2, hidden // 64), context=context, layers=2)
     mesh = Mesh(parse_layout(layout), torch.device("cpu"))
+    experts = _EXPERTS if mesh.layout.expert > 1 else {}
+    shape = small_shape(hidden, heads=max(2, hidden // 64), context=context, layers=2, **experts)
     rows *= mesh.layout.data
     parts = build_parts(shape, COMPUTE[dtype], mesh, context=context)
     materialise(joined(parts), shape, mesh, 0)
@@ -73,7 +76,7 @@ def layout_anchor(layout: str, hidden: int, dtype: str) -> Anchor:
     step = step_of(engine, [MicroBatch(tokens, tokens, torch.zeros_like(tokens))])
     step()  # makes the optimizer's state
     seconds = _agreed_s(step, torch.device("cpu"), least=2, enough_s=0.0)
-    return Anchor(2, hidden, shape.heads, shape.ffn, shape.vocab, rows, context, seconds, layout)
+    return Anchor(2, hidden, shape.heads, shape.ffn, shape.vocab, rows, context, seconds, layout, **experts)
 
 
 def exchange_table(kind: str, device: torch.device, rank: int) -> Table:

@@ -49,7 +49,7 @@ _GRIDS: dict[str, tuple[tuple[int, ...], ...]] = {
 _ANCHORS = ((128, 4), (384, 2), (768, 1))
 _ENOUGH_S = 0.008  # for the repetitions of one size
 _FUSED = ("cpu", "cuda", "mps", "xpu")  # devices of torch's fused AdamW
-_LEAST, _LONG_S = 3, 0.1  # twice where once takes long
+_LEAST, _LONG_S = 3, 0.05  # twice where once takes long
 
 
 class Probes:

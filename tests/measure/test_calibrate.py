@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from bessemer.cli.doctor_speeds import calibration_text
 from bessemer.measure import calibrate as measure
 from bessemer.measure import calibrate_pair, probes
 from bessemer.measure.calibrate import calibrate
-from bessemer.measure.calibrate_pair import exchange_table
+from bessemer.measure.calibrate_pair import exchange_table, layout_anchor
 from bessemer.measure.probes import Probes, best_s
 from bessemer.planner.calibrated.tables import (
     EXCHANGES,
     PARTS,
+    Anchor,
     Calibration,
     stored_calibration,
     table_of_json,
@@ -115,6 +117,17 @@ def test_exchanges_between_two_processes_are_timed_alike_on_both(kind: str, pair
     assert one == other, "both agree on the slower"
     table = table_of_json(one)
     assert 0 < table.at(2**10) < table.at(2**20) < 1.0
+
+
+def anchor_times(rank: int, layout: str) -> dict[str, Any]:
+    return asdict(layout_anchor(layout, 64, "fp32"))
+
+
+@pytest.mark.parametrize("layout", ["shard=2", "shard=2,expert=2"])
+def test_steps_of_two_processes_are_timed_alike_on_both(layout: str, pair: Pool) -> None:
+    one, other = (Anchor(**each) for each in pair.run(anchor_times, 2, layout=layout))
+    assert one == other and 0 < one.seconds < 10.0 and one.layout == layout
+    assert (one.experts > 0) == ("expert" in layout)
 
 
 def test_busy_cores_are_told_with_a_calibration() -> None:

@@ -326,3 +326,21 @@ def test_what_exchanging_costs_beyond_itself_is_read_from_the_anchors_of_layouts
     assert seconds(plan, facts(told), shape) == pytest.approx(_MEDIAN_OVER_BEST * (counted + 0.5))
     other = replace(plan, layout=parse_layout("tensor=2"), micro_batch=8)
     assert seconds(other, facts(told), shape) == pytest.approx(seconds(other, facts(alone), shape))
+
+
+def test_what_ranks_of_experts_wait_for_each_other_is_read_from_the_anchor_with_experts() -> None:
+    pair = speeds(2, 1, rate=0.5)
+    alone = made(speeds=(pair,))
+    anchor = Anchor(2, 256, 4, 704, 1024, 8, 256, 0.0, "shard=2,expert=2", 8, 2, 256)
+    shape = calibrated.anchor_shape(anchor)
+    assert (shape.experts, shape.experts_per_token, shape.expert_ffn) == (8, 2, 256)
+    plan = StagePlan(1, 256, 8, 4, 1.0, layout=parse_layout(anchor.layout))
+    before = step_seconds(shape, plan, facts(alone))
+    assert before is not None
+    timed = replace(anchor, seconds=before.value / _MEDIAN_OVER_BEST + 0.5)
+    told = facts(made(speeds=(replace(pair, anchors=(timed,)),)))
+    after = step_seconds(shape, plan, told)
+    assert after is not None
+    assert after.parts["expert_s"] - before.parts["expert_s"] == pytest.approx(0.5 * _MEDIAN_OVER_BEST)
+    dense = replace(plan, layout=parse_layout("shard=2"))
+    assert seconds(dense, told) == pytest.approx(seconds(dense, facts(alone)))

@@ -20,7 +20,7 @@ from itertools import pairwise
 
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.memory.parts import Workload
-from bessemer.formulas.passes import pass_lengths
+from bessemer.formulas.passes import backward_and_weight, pass_lengths
 from bessemer.formulas.shape import ModelShape
 from bessemer.formulas.traffic.sizes import Exchange
 from bessemer.formulas.traffic.step import step_exchanges
@@ -42,8 +42,9 @@ _AXIS_PART = {"fsdp": "data_s", "inner": "data_s", "replicate": "data_s", "outer
               "tensor": "tensor_s", "context": "context_s", "expert": "expert_s",
               "pipeline": "pipeline_s", "ends": "pipeline_s", "all": "overhead_s"}  # fmt: skip
 # Which exchanges an anchor's layout tells of: those of weights first, as context has them too.
-_ANCHOR_AXES = ("fsdp", "tensor", "context")
-_SAME_AXES = {"fsdp": ("fsdp", "inner"), "tensor": ("tensor",), "context": ("context",)}
+_ANCHOR_AXES = ("fsdp", "tensor", "context", "expert")
+_SAME_AXES = {"fsdp": ("fsdp", "inner"), "tensor": ("tensor",), "context": ("context",),
+              "expert": ("expert",)}  # fmt: skip
 PARTS = (*_COMPUTE, "tensor_s", "context_s", "expert_s", "pipeline_s", "bubble_s", "data_s", "overhead_s")
 
 
@@ -184,12 +185,20 @@ def _parts(
 
 
 def _played(shape: ModelShape, stage: StagePlan, stages: dict[int, StageTimes], send_s: float) -> float:
-    """Seconds from the first forward pass to the last backward pass, half of which is for weights."""
+    """Seconds from the first forward pass to the last backward pass; the share of that which is for weights,
+    and may wait in a zero-bubble pipeline, is as of FLOPs and bytes."""
     times = [stages[number] for number in range(stage.layout.num_stages)]
-    halves = [each.backward_s / 2 for each in times]
-    forward_s = [each.forward_s for each in times]
-    lengths = pass_lengths(shape, stage.context, stage.recompute)
-    return simulate(stage.layout, stage.micro_batches, forward_s, halves, halves, send_s, lengths)
+    backward, weight = backward_and_weight(shape, stage.context, stage.recompute)
+    share = weight / (backward + weight)
+    return simulate(
+        stage.layout,
+        stage.micro_batches,
+        [each.forward_s for each in times],
+        [each.backward_s * (1.0 - share) for each in times],
+        [each.backward_s * share for each in times],
+        send_s,
+        pass_lengths(shape, stage.context, stage.recompute),
+    )
 
 
 def _exchanged(
@@ -278,7 +287,7 @@ def _ratio(anchor: Anchor, speeds: Speeds) -> float:
 def anchor_shape(anchor: Anchor) -> ModelShape:
     """The model that was timed."""
     return ModelShape(
-        family="llama",
+        family="qwen3-moe" if anchor.experts else "llama",
         layers=anchor.layers,
         hidden=anchor.hidden,
         heads=anchor.heads,
@@ -289,6 +298,9 @@ def anchor_shape(anchor: Anchor) -> ModelShape:
         context=anchor.context,
         tie_embeddings=False,
         qk_norm=False,
+        experts=anchor.experts,
+        experts_per_token=anchor.experts_per_token,
+        expert_ffn=anchor.expert_ffn,
     )
 
 

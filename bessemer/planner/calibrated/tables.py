@@ -38,7 +38,7 @@ PARTS: dict[str, tuple[tuple[str, int], ...]] = {
 }
 # Sums in bf16 are apart: gloo adds that type slowly.
 EXCHANGES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send", "reduce_scatter bf16")
-ANCHOR_LAYOUTS = ("shard=2", "tensor=2", "context=2")
+ANCHOR_LAYOUTS = ("shard=2", "tensor=2", "context=2", "shard=2,expert=2")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Anchor:
-    """A step of a small model that was timed: dense, one micro-batch, not compiled.
+    """A step of a small model that was timed: one micro-batch, not compiled.
 
-    layout: of two processes; "": each by itself. rows: of the whole step.
+    layout: of two processes; "": each by itself. rows: of the whole step. experts: 0 of a dense model; with
+    the router's first weights they do not get alike many tokens, and ranks wait for the fullest.
     """
 
     layers: int
@@ -88,6 +89,9 @@ class Anchor:
     context: int
     seconds: float
     layout: str = ""
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_ffn: int = 0
 
 
 @dataclass(frozen=True)
