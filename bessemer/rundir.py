@@ -111,31 +111,32 @@ def begins_at(events: list[Row]) -> int:
     return int(first.get("step") or 0)
 
 
-def time_in_steps_s(rows: list[Row]) -> float | None:
-    """The time of counting rows. None: no row has one; steps of a row without one are left out.
+def time_in_steps_s(rows: list[Row], since: int = 0) -> float | None:
+    """The time of counting rows, of those after the step `since`. None: no row has one; steps of a row without
+    one are left out.
 
     Not `time_s`, which also counts steps that were lost to a kill and run again.
     """
     timed = [
         steps * row["step_time_s"]
         for row, steps in zip(rows, _num_steps(rows), strict=True)
-        if row.get("step_time_s") is not None
+        if row.get("step_time_s") is not None and row["step"] > since
     ]
     return sum(timed) if timed else None
 
 
-def steady_median(rows: list[Row], key: str) -> float | None:
+def steady_median(rows: list[Row], key: str, since: int = 0) -> float | None:
     """The median of a figure over counting rows, without those that tell of an attempt's first steps.
 
-    Where no others are left, over all of them. None: no row has the figure.
+    Where no others are left, over all of them. None: no row has the figure. since: only rows after this step.
     """
     begins: dict[int | None, int] = {}
-    calm = []
+    calm, later = [], [row for row in rows if row["step"] > since]
     for row, steps in zip(rows, _num_steps(rows), strict=True):
         before = row["step"] - steps
-        if before >= begins.setdefault(row.get("attempt"), before) + WARMUP_STEPS:
+        if row["step"] > since and before >= begins.setdefault(row.get("attempt"), before) + WARMUP_STEPS:
             calm.append(row)
-    values = [row[key] for row in calm or rows if row.get(key) is not None]
+    values = [row[key] for row in calm or later if row.get(key) is not None]
     return median(values) if values else None
 
 

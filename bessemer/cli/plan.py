@@ -124,7 +124,8 @@ def _of_the_layout(document: dict[str, Any]) -> list[str]:
         parts.append(plan_search.show_place(document["place"]))
     if document["search"]:
         parts.append(plan_search.show_candidates(document["candidates"]))
-        parts.append(plan_search.show_front(document["front"]))
+        if document["search"]["looked_at"] > 1:
+            parts.append(plan_search.show_front(document["front"]))
     if document["rejected"] and document["search"]:
         parts.append(plan_search.show_rejected(document["rejected"]))
     elif document["rejected"]:  # of several devices, of which nothing is known without a layout

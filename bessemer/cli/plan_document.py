@@ -20,6 +20,7 @@ from bessemer.hardware import GIB
 from bessemer.planner.limits import check_start, untrainable
 from bessemer.planner.programme import programme
 from bessemer.planner.search.processes import ChosenProcesses
+from bessemer.planner.task import only_finetunes
 
 
 def plan_document(recipe: Any, plan: Any, facts: Any, cluster: Any) -> dict[str, Any]:
@@ -85,7 +86,8 @@ def _refusal(recipe: Any, plan: Any, facts: Any) -> str | None:
     if facts.devices > 1 and plan.pretrain.layout.world == 1:
         return "training on several devices needs a layout"
     try:
-        check_start(recipe, plan.shape, plan.pretrain, facts)
+        name = "finetune" if only_finetunes(recipe) else "pretrain"
+        check_start(recipe, plan.shape, plan.pretrain, facts, name=name)
     except RefusedError as error:
         return f"{error.problem}: {error.found}; {error.fix}"
     return None

@@ -44,9 +44,20 @@ def show_memory(document: dict[str, Any]) -> str:
     )
     parts = [[name, format_bytes(value)] for name, value in document["memory"].items() if value]
     lines = text_table([what if len(ranks) == 1 else f"{what}, the fullest", ""], parts)
+    if document["memory"]["allocator"]:
+        lines.append(_together(document))
     if len(ranks) > 1:
         lines += ["", *text_table(["Pipeline rank", "layers", "memory"], _rank_rows(ranks))]
     return "\n".join(lines)
+
+
+def _together(document: dict[str, Any]) -> str:
+    """Why the table is more than `memory_gib`: what of the allocator's part that has."""
+    total, base = sum(document["memory"].values()), document["memory_parts"]["base"]
+    return (
+        f"together {format_bytes(total)}; memory_gib has {format_bytes(base)} of the allocator's part, "
+        "and its high end the most that it was seen to take"
+    )
 
 
 def _rank_rows(ranks: list[dict[str, Any]]) -> list[list[str]]:

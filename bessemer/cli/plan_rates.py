@@ -27,6 +27,7 @@ def rates_document(recipe: Any, facts: Any, devices: int) -> dict[str, Any]:
         "price": bill.whence,
         "price_source": device.price_source if device and listed else None,
         "servers": facts.kind != "cpu",  # that energy is counted around the devices too
+        "tdp_w": device.tdp_w if device else None,
         "pue": pue,
         "pue_from": pue_from,
         "region": code,
@@ -41,6 +42,8 @@ def show_rates(rates: dict[str, Any]) -> str:
         money += f" ({rates['price_source']}), {elsewhere}: cluster.usd_per_device_hour is yours"
     servers = "with the servers around the devices, and " if rates["servers"] else ""
     energy = f"energy: {servers}PUE {rates['pue']:g} ({rates['pue_from']})"
+    if rates["servers"] and rates["tdp_w"] is None:
+        energy = "energy: nobody knows the device's watts: tdp_w of [device] in a cluster file"
     carbon = 'carbon: no region is named: cluster.region, such as "DEU"'
     if rates["region"]:
         carbon = f"carbon: {rates['g_co2e_per_kwh']:.0f} g CO2e a kWh, the yearly mean of {rates['region']}"

@@ -91,24 +91,27 @@ def processes_document(chosen: Any, recipe: Any, plan: Any, facts: Any, top: int
     from bessemer.planner.predict import predict
     from bessemer.planner.search.rejected_processes import rejected_processes
 
-    rows = [
-        {
+    def row(way: Any) -> dict[str, Any]:
+        predicted = predict(recipe, plan.shape, way.stage, facts)
+        return {
             "layout": _words(way.layout, way.stage.micro_batch, way.stage.recompute),
-            "predicted": {
-                name: _vars(estimate)
-                for name, estimate in predict(recipe, plan.shape, way.stage, facts).items()
-            },
+            "predicted": {name: _vars(estimate) for name, estimate in predicted.items()},
         }
-        for way in chosen.ranked[:top]
-    ]
-    first = {**rows[0], "devices": 1, "sentence": "chosen"}
+
+    too_large = {stage.layout for stage in chosen.too_large} - {way.layout for way in chosen.ranked}
+    best, *others = chosen.ranked
+    points = [{**row(best), "devices": 1, "sentence": "chosen"}]
+    for fastest in others[:1]:  # a plainer one may have been chosen
+        less = 1.0 - fastest.step_s / best.step_s
+        if less >= 0.005:
+            points.append({**row(fastest), "devices": 1, "sentence": f"{less:.0%} less time a step"})
     return {
-        "candidates": rows,
-        "front": [first],
+        "candidates": [row(way) for way in chosen.ranked[:top]],
+        "front": points,
         "rejected": _reasons(rejected_processes(chosen, plan.shape, facts)),
         "search": {
             "looked_at": len(chosen.ranked),
-            "structures_too_large": len(chosen.too_large),
+            "structures_too_large": len(too_large),
             "preferred": "time",
         },
     }
@@ -323,7 +326,7 @@ def show_place(place: dict[str, Any]) -> str:
         return "The search found no layout that fits to compare with."
     if slower < 0.005:
         return f"No layout is faster (the search's best: {words})."
-    many = f"{place['faster_finalists']} of its {place['finalists']} finalists are faster"
+    many = f"{place['faster_finalists']} of the {place['finalists']} that the search compared last are faster"
     return f"{slower:.0%} slower than the best, {words}; {many}."
 
 

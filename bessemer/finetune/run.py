@@ -121,7 +121,7 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
     check_sampling(stage.shape, plan)
     if not stage.is_done:
         check_reference(stage)
-        check_start(task.recipe, stage.shape, stage.plan, task.facts, task.world)
+        check_start(task.recipe, stage.shape, stage.plan, task.facts, task.world, "finetune")
         check_allowance(stage, task.recipe, task.facts, task.place.console)
         check_boards(task.recipe.energy, stage.plan.layout, task.world)
         check_compiled(stage.plan, task.facts)

@@ -10,6 +10,7 @@ from functools import cache
 from math import ceil
 from typing import Any
 
+from bessemer.formulas.parameters import head_rows
 from bessemer.formulas.shape import ModelShape
 
 AXES = ("replicate", "shard", "tensor", "pipeline", "context", "expert")
@@ -142,4 +143,4 @@ def _head_in_layers(shape: ModelShape) -> float:
     """Matmul work of the head over that of one layer."""
     attention = 2 * shape.hidden * (shape.heads + shape.kv_heads) * shape.head_dim
     ffn = shape.experts_per_token * shape.expert_ffn + shape.shared_ffn if shape.experts else shape.ffn
-    return shape.vocab * shape.hidden / (attention + 3 * shape.hidden * ffn)
+    return head_rows(shape) * shape.hidden / (attention + 3 * shape.hidden * ffn)

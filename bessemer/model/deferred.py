@@ -60,31 +60,52 @@ def current_deferral() -> Deferral | None:
     return _current[-1] if _current else None
 
 
-def rejoined_linear(x: Tensor, *weights: Tensor) -> Tensor:
+Product = Callable[[Tensor, Sequence[Tensor]], Tensor]
+
+
+def linear(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    return functional.linear(x, joined(weights, x.dtype))
+
+
+def forgotten_linear(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """The same into a tensor that is there, which selective recomputation does not keep."""
+    out = unread_linear(x, weights)
+    torch.mm(x.flatten(0, -2), joined(weights, x.dtype).T, out=out.flatten(0, -2))
+    return out
+
+
+def unread_linear(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """Its size alone, any values: for a pass whose results nobody reads."""
+    return x.new_empty(*x.shape[:-1], sum(weight.shape[0] for weight in weights))
+
+
+def rejoined_linear(x: Tensor, *weights: Tensor, product: Product = linear) -> Tensor:
     """x (W1; W2; …)ᵀ, as `layers.fused_linear` computes it, without keeping what is cast and joined.
 
     The copy would be as large as the weights, for every micro-batch in flight, and would outlive the gathered
     weights that sharding frees. Cost: the cast and the join once more, small against the matmuls.
     """
-    return _Rejoined.apply(x, *weights)  # type: ignore[no-any-return]
+    return _Rejoined.apply(product, x, *weights)  # type: ignore[no-any-return]
 
 
 class _Rejoined(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, product: Product, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.weights = weights  # themselves: what recomputation saves are copies, whose grad nobody reads
-        return functional.linear(x, joined(weights, x.dtype))
+        # Themselves: what recomputation saves are copies, whose grad nobody reads. A weight that was cast
+        # before does not wait, and would only stay here.
+        ctx.weights = weights if weights[0].is_leaf else ()
+        return product(x, weights)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, *weights = ctx.saved_tensors
-        grad_x = grad @ joined(weights, x.dtype) if ctx.needs_input_grad[0] else None
+        grad_x = grad @ joined(weights, x.dtype) if ctx.needs_input_grad[1] else None
         deferral = current_deferral()
         if deferral is None:
-            return grad_x, *_gradients(x, grad, weights)
+            return None, grad_x, *_gradients(x, grad, weights)
         deferral.add(lambda: add_gradients(ctx.weights, _gradients(x, grad, weights)))
-        return grad_x, *(None for _ in weights)
+        return None, grad_x, *(None for _ in weights)
 
 
 def joined(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:

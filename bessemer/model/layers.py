@@ -11,7 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bessemer.model.deferred import is_deferring, rejoined_linear
+from bessemer.model.deferred import (
+    forgotten_linear,
+    is_deferring,
+    linear,
+    rejoined_linear,
+    unread_linear,
+)
 from bessemer.model.frozen import FrozenPart, frozen_linear
 from bessemer.model.quantized import Packing
 
@@ -28,9 +34,11 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
         self.bias = nn.Parameter(torch.empty(outputs)) if bias else None
         self.rejoins = False  # cast and join weights again in the backward pass, rather than keep a copy
+        # What it gives is added up over ranks at once. Recomputation, where it keeps anything, keeps the sum.
+        self.summed = False
+        self.remembered = False  # whether what it gives is kept, and this pass run again without need of it
         # Of a frozen weight (model/adapter.py). packing: how it is kept in 4 or 8 bits.
         self.packing: Packing | None = None
-        self.remembered = False  # whether what it gives is kept, and this pass run again without need of it
         self.scale = 1.0
         self.over_columns: Callable[[Tensor], Tensor] = _identity
         for name in ("lora_A", "lora_B", "lora_magnitude_vector"):
@@ -67,11 +75,18 @@ def fused_linear(x: Tensor, *parts: Linear) -> list[Tensor]:
 def _fused_matmul(x: Tensor, parts: tuple[Linear, ...]) -> list[Tensor]:
     if not parts[0].weight.requires_grad:
         return frozen_linear(x, [part.frozen_part() for part in parts])
-    if parts[0].rejoins or is_deferring():
-        out = rejoined_linear(x, *(part.weight for part in parts))
+    weights: list[Tensor] = [part.weight for part in parts]
+    rejoins, forgets = (
+        parts[0].rejoins or is_deferring(),
+        parts[0].summed and not torch.compiler.is_compiling(),
+    )
+    if not rejoins:  # then copies are kept
+        weights = [weight.to(x.dtype) for weight in weights]
+    if rejoins or forgets:
+        product = linear if not forgets else unread_linear if parts[0].remembered else forgotten_linear
+        out = rejoined_linear(x, *weights, product=product)
     else:
-        cast = [part.weight.to(x.dtype) for part in parts]
-        out = functional.linear(x, cast[0] if len(cast) == 1 else torch.cat(cast))
+        out = functional.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights))
     return list(out.split([part.weight.shape[0] for part in parts], dim=-1)) if len(parts) > 1 else [out]
 
 

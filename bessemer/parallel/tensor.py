@@ -50,6 +50,7 @@ def split_over_tensor(model: Decoder, mesh: Mesh, context: int) -> None:
             layer.register_forward_hook(_scattered_output(group))
         for name, module in block.named_modules():
             if name.endswith(("o_proj", "down_proj")) and isinstance(module, Linear):
+                module.summed = True
                 module.over_columns = partial(all_reduce, operation="sum", group=group)
         if isinstance(block.feed_forward, MoE):
             block.feed_forward.share = 1.0 / mesh.degree["tensor"]

@@ -65,17 +65,19 @@ def check_start(
     stage: StagePlan,
     facts: Facts,
     world: int | None = None,
+    name: str = "pretrain",
 ) -> None:
     """RefusedError when devices or memory will not do.
 
     world: processes that were started, on whichever machines; None: all ranks are started on this one.
+    name: of the stage's section.
     """
     _check_source(facts)
     _check_deterministic(recipe, facts)
     if world is None:
         _check_devices(recipe, stage.layout, facts)
     check_levers(recipe, stage.layout, facts, world)
-    _check_memory(shape, stage, facts)
+    _check_memory(shape, stage, facts, name)
 
 
 def _check_source(facts: Facts) -> None:
@@ -117,19 +119,19 @@ def _check_devices(recipe: Recipe, layout: Layout, facts: Facts) -> None:
 
 def fits(shape: ModelShape, stage: StagePlan, facts: Facts) -> bool:
     """Whether the predicted memory is there; also where it is not known how much there is."""
-    return facts.memory_bytes is None or needed_bytes(shape, stage, facts) <= _usable_bytes(facts)
+    return facts.memory_bytes is None or needed_bytes(shape, stage, facts) <= usable_bytes(facts)
 
 
-def _usable_bytes(facts: Facts) -> int:
+def usable_bytes(facts: Facts) -> int:
     """Of a device's memory."""
     assert facts.memory_bytes is not None
     return round(_USABLE_SHARE * facts.memory_bytes) if facts.kind == "cpu" else facts.memory_bytes
 
 
-def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
+def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts, name: str) -> None:
     if not fits(shape, stage, facts):
         assert facts.memory_bytes is not None
-        usable, predicted = _usable_bytes(facts), device_bytes(shape, stage, facts)
+        usable, predicted = usable_bytes(facts), device_bytes(shape, stage, facts)
         needed = needed_bytes(shape, stage, facts)
         room = "" if facts.kind == "cpu" else f", {format_bytes(needed)} with room for fragments"
         raise RefusedError(
@@ -137,7 +139,7 @@ def _check_memory(shape: ModelShape, stage: StagePlan, facts: Facts) -> None:
             found=f"{format_bytes(predicted)} predicted{_for_ranks(stage, facts)}{room}, "
             f"{format_bytes(facts.memory_bytes)} on {facts.device}",
             wanted=f"at most {format_bytes(usable)}",
-            fix=_cheapest_fix(shape, stage, facts, usable),
+            fix=_cheapest_fix(shape, stage, facts, usable, name),
         )
 
 
@@ -148,22 +150,22 @@ def _for_ranks(stage: StagePlan, facts: Facts) -> str:
     return f" for {on_one} ranks" if facts.kind == "cpu" else " for a rank"
 
 
-def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int) -> str:
-    """The first of these that fits: smaller micro-batches cost little, shards in place of whole copies some
-    exchanges, recomputation a third more time."""
+def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int, name: str) -> str:
+    """The first of these that fits, as `--set` takes it: smaller micro-batches cost little, shards in place
+    of whole copies some exchanges, recomputation a third more time."""
     sizes = [rows for rows in (2**power for power in range(12, -1, -1)) if rows < stage.micro_batch]
-    options = [("async_save=false", replace(stage, async_save=False))] if stage.async_save else []
-    options += [(f"micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
+    options = [(f"{name}.async_save=false", replace(stage, async_save=False))] if stage.async_save else []
+    options += [(f"{name}.micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
     layout, words = stage.layout, ""
     if layout.replicate > 1:
         layout = replace(layout, replicate=1, shard=layout.replicate * layout.shard)
         stage, words = replace(stage, layout=layout), f'parallel.layout="{layout}"'
         options.append((words, stage))
         words += " and "
-        options += [(f"{words}micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
+        options += [(f"{words}{name}.micro_batch={rows}", replace(stage, micro_batch=rows)) for rows in sizes]
     for rows in [stage.micro_batch, *sizes]:
         changed = replace(stage, recompute="full", recompute_layers=None, micro_batch=rows)
-        options.append((f"{words}recompute=full and micro_batch={rows}", changed))
+        options.append((f"{words}{name}.recompute=full and {name}.micro_batch={rows}", changed))
     for text, option in options:
         if not allows(option.layout, option.micro_batches):
             continue
@@ -171,7 +173,8 @@ def _cheapest_fix(shape: ModelShape, stage: StagePlan, facts: Facts, usable: int
         if needed <= usable:
             return f"set {text}: {format_bytes(needed)}"
     least = needed_bytes(shape, options[-1][1], facts)
-    return f"take a smaller model ({format_bytes(least)} is its least on one device), or one with more memory"
+    needs = f"{format_bytes(least)} is its least on one device"
+    return f"take a smaller model ({needs}), or a device with more memory"
 
 
 def _shape_refusals(shape: ModelShape) -> list[Refusal]:

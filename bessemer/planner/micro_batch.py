@@ -30,6 +30,7 @@ def choose_micro_batch(
         rule = f"two micro-batches or more for each of {layout.num_stages} stages, where the rows allow it"
     best = _evenest(share, limit, layout)
     known = facts.devices == 1 or layout.world > 1
+    fitting = f"what fits in {_MEMORY_SHARE:.0%} of memory, with the fewest empty rows"
     while (
         known
         and best > 1
@@ -39,7 +40,9 @@ def choose_micro_batch(
         if smaller >= best:  # of the smaller sizes the schedule takes none
             break
         best = smaller
-        rule = f"what fits in {_MEMORY_SHARE:.0%} of memory, with the fewest empty rows"
+        rule = fitting
+    if rule == fitting and not fits(section, shape, replace(batch, micro_batch=best), facts, _MEMORY_SHARE):
+        rule = f"the least there is; it does not fit in {_MEMORY_SHARE:.0%} of memory"
     return best, rule
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from bessemer.formulas.layout import Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.layout import check_cluster, stage_layout
+from bessemer.planner.limits import fits
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.micro_batch import choose_micro_batch
 from bessemer.planner.plan import StagePlan
@@ -38,8 +39,7 @@ def relaid(
         check_cluster(layout, facts)
     elif layout != plan.layout:
         layout, section = _searched_again(replace(plan, layout=layout), recipe, section, shape, facts, world)
-    elif plan.layout.world > 1 and "recompute" not in section.model_fields_set and not plan.recompute_layers:
-        # The search chose it with the layout, which may not fit without.
+    elif _is_chosen(plan, section, shape, facts):
         section = section.model_copy(update={"recompute": plan.recompute})
     facts = devices_of(layout, facts)
     compiles = compile_for(section, layout, name)
@@ -55,6 +55,15 @@ def relaid(
     check_micro_batches(layout, plan.batch_rows, plan.micro_batch, name)
     recompute = settle_recompute(section, shape, plan, facts, name)
     return replace(plan, recompute=recompute.kind, recompute_layers=recompute.layers)
+
+
+def _is_chosen(plan: StagePlan, section: Optimization, shape: ModelShape, facts: Facts) -> bool:
+    """Whether its recomputation was chosen with its layout, which may not fit without. That of one process is
+    chosen only where it does not."""
+    if "recompute" in section.model_fields_set or section.activation_memory is not None:
+        return False
+    without = replace(plan, recompute="none", recompute_layers=None)
+    return not plan.recompute_layers and (plan.layout.world > 1 or not fits(shape, without, facts))
 
 
 def _searched_again(

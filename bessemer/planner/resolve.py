@@ -5,7 +5,7 @@ be planned but not trained yet (`planner/limits.py`) is refused by `check_traina
 which the training verbs call and `bessemer plan` does not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,14 +87,14 @@ def _settle(recipe: Recipe, facts: Facts, place: Place) -> tuple[Plan, "_Draft"]
         same = abs(reserve - draft.reserve) < _STILL_RESERVE
         if speed is None or (before is not None and same and abs(speed / before - 1.0) < _STILL):
             break
-        draft = _draft(recipe, facts, place, speed, reserve)
+        draft = _draft(recipe, facts, place, _Before(speed, reserve, plan.predicted))
         plan = _plan(recipe, draft)
     return _within(recipe, draft, plan, place.made), draft
 
 
 def _reserve(recipe: Recipe, draft: "_Draft", plan: Plan) -> float:
     """Of the limit that decides, by the band that the plan has."""
-    found = limits(recipe, draft.facts)
+    found = limits(recipe, draft.facts, predicted=plan.predicted)
     return reserve_of(found[0].name, plan.predicted) if found else MOST_RESERVE
 
 
@@ -137,22 +137,26 @@ class _Draft:
     reserve: float  # of the budget, where that did
 
 
-def _draft(
-    recipe: Recipe,
-    facts: Facts,
-    place: Place,
-    flops_per_s: float | None = None,
-    reserve: float = MOST_RESERVE,
-) -> _Draft:
+@dataclass(frozen=True)
+class _Before:
+    """What the plan of the round before says; of the first round nothing, and typical figures count."""
+
+    flops_per_s: float | None = None
+    reserve: float = MOST_RESERVE
+    predicted: Mapping[str, Estimate] | None = None
+
+
+def _draft(recipe: Recipe, facts: Facts, place: Place, before: _Before = _Before()) -> _Draft:
     rules = Rules("pretrain")
     section = recipe.pretrain
     facts = with_devices(recipe, facts, place)
-    shape, derived, loss = _shape(recipe, facts, flops_per_s, reserve)
+    flops_per_s, reserve = before.flops_per_s, before.reserve
+    shape, derived, loss = _shape(recipe, facts, before)
     _check_data(shape, facts)
     layout, facts = given_layout(recipe, shape, shape.context, facts, place)
     dtype = choose_dtype(section.dtype, facts, rules)
     decides = section.steps == "auto" and section.tokens is None
-    found = limits(recipe, facts, decide=decides, reserve=reserve)
+    found = limits(recipe, facts, decide=decides, reserve=reserve, predicted=before.predicted)
     per_hour = 3600.0 * flops_per_s / train_flops_per_token(shape, shape.context) if flops_per_s else None
     hours = length_hours(recipe, found, per_hour)
     by_hours = hours is not None and decides
@@ -175,7 +179,7 @@ def _draft(
 
 
 def _shape(
-    recipe: Recipe, facts: Facts, flops_per_s: float | None, reserve: float
+    recipe: Recipe, facts: Facts, before: _Before
 ) -> tuple[ModelShape, list[Derived], Estimate | None]:
     """The shape, what was derived of it, and the loss that its size was chosen for."""
     check_size_keys(recipe)
@@ -185,14 +189,14 @@ def _shape(
 
     def speed(shape: ModelShape) -> float | None:
         """Of all devices together, failures taken off."""
-        given = flops_per_s
+        given = before.flops_per_s
         if given is None:
             found = training_speed(shape, facts, dtype, recipe.pretrain.recompute)
             given = None if found is None else found.tflops.value * 1e12 * facts.devices
         kept = goodput_of(recipe, shape, facts).value or 1.0
         return None if given is None else given * kept
 
-    found = limits(recipe, facts, reserve=reserve)
+    found = limits(recipe, facts, reserve=before.reserve, predicted=before.predicted)
     return sized_shape(recipe, facts, lambda shape_of: size_for_budget(recipe, facts, found, shape_of, speed))
 
 
@@ -207,7 +211,7 @@ def _within(recipe: Recipe, draft: _Draft, plan: Plan, made: int) -> Plan:
     if not draft.by_hours or not hours or recipe.pretrain.tokens is not None:
         return plan
     per_hour = steps * plan.pretrain.batch_tokens / hours
-    found = limits(recipe, draft.facts, reserve=draft.reserve)
+    found = limits(recipe, draft.facts, reserve=draft.reserve, predicted=plan.predicted)
     share = (length_hours(recipe, found, per_hour) or hours) / hours
     if share >= 1.0 or recipe.pretrain.steps != "auto":
         return plan

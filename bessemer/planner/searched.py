@@ -69,7 +69,7 @@ def choose(
     nothing to choose from.
     """
     if not is_searched(recipe, facts, place):
-        _check_preference(recipe)
+        _check_preference(recipe, facts)
         if facts.kind != "cpu" or recipe.parallel.layout != "auto" or facts.cluster is not None:
             return decided, None, facts
         processes = choose_processes(recipe, section, shape, decided, facts, place.world)
@@ -108,7 +108,11 @@ def with_chosen(section: Optimization, chosen: Chosen | ChosenProcesses | None, 
     if chosen is None:
         return section
     rules.derived.append(Derived("parallel.layout", str(chosen.layout), chosen.rule))
-    return chosen.section(section)
+    settled = chosen.section(section)
+    if settled.recompute != section.recompute:
+        key = f"{rules.section}.recompute"
+        rules.derived.append(Derived(key, settled.recompute, "chosen with the layout, for what memory holds"))
+    return settled
 
 
 def _devices(facts: Facts, place: Place) -> int:
@@ -126,11 +130,13 @@ def _fewer(devices: int) -> Iterator[int]:
     return (count for count in range(devices, 0, -1) if devices % count == 0)
 
 
-def _check_preference(recipe: Recipe) -> None:
+def _check_preference(recipe: Recipe, facts: Facts) -> None:
     if recipe.energy.prefer != "time":
+        is_chosen = facts.kind == "cpu" and recipe.parallel.layout == "auto"
+        where = "on a CPU, whose energy goes with the time" if is_chosen else "with one layout"
         raise RecipeError(
             "energy.prefer has no effect here",
-            found=f'energy.prefer = "{recipe.energy.prefer}" with one layout',
-            wanted='several devices and parallel.layout = "auto": else there is nothing to choose from',
+            found=f'energy.prefer = "{recipe.energy.prefer}" {where}',
+            wanted='several accelerators and parallel.layout = "auto": else there is nothing to choose from',
             fix="remove energy.prefer, or plan for a cluster such as --cluster 64xH100",
         )

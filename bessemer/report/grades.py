@@ -3,6 +3,8 @@
 Pre-training is what the plan predicts. Quantities of the whole run (hours, energy, money, carbon) are
 compared for the steps that were made. Energy, money and carbon are the account's: at the building, as the
 plan has them, with steps that were lost and run again; so is goodput (energy/accounting/goodput.py).
+A run that goes on in another layout has a new plan: that is compared with the steps made since, and what the
+account has of the whole run with nothing.
 error: predicted over measured, less 1: +0.1 is a prediction that was a tenth too high.
 """
 
@@ -10,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from bessemer.formulas.layout import Layout
 from bessemer.report.record import RunRecord, StageRecord, number
-from bessemer.rundir import begins_at
+from bessemer.rundir import begins_at, time_in_steps_s
 
 # Quantity of the plan: (what it is called, unit, whether it grows with the steps).
 QUANTITIES = {
@@ -27,6 +30,7 @@ QUANTITIES = {
     "kg_co2e": ("Carbon", "kg CO2e", True),
     "goodput": ("Goodput", "", False),
 }
+_OF_THE_ACCOUNT = ("kwh", "usd", "kg_co2e", "goodput")
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,14 @@ class Grade:
 
 
 def grades(run: RunRecord) -> list[Grade]:
-    """In the order of QUANTITIES; what was neither predicted nor measured is left out."""
+    """In the order of QUANTITIES; what was neither predicted nor measured is left out. None before the first
+    step of what is planned."""
     stage = run.first_of_kind("pretrain")
-    if stage is None or run.plan is None:
+    if stage is None or run.plan is None or steps_made(stage, run.plan) == 0.0:
         return []
     predicted: dict[str, Any] = run.plan.get("predicted") or {}
+    if relaid_after(stage, run.plan):
+        predicted = {key: row for key, row in predicted.items() if key not in _OF_THE_ACCOUNT}
     drawn = run.account["stages"][stage.name]
     found, share = measured(stage, run.plan, drawn), steps_made(stage, run.plan)
     each = (_grade(key, predicted.get(key) or {}, found.get(key), share) for key in QUANTITIES)
@@ -69,25 +76,34 @@ def grades(run: RunRecord) -> list[Grade]:
 
 
 def steps_made(stage: StageRecord, plan: dict[str, Any]) -> float:
-    """Share of the planned steps, of a fork those of its own; 1 where the plan does not say how many."""
+    """Share of the planned steps, of a fork those of its own, and those in the plan's layout; 1 where the plan
+    does not say how many."""
     steps = number((plan.get("pretrain") or {}).get("steps"))
     made = number(stage.last.get("step"))
-    return min(1.0, (made - begins_at(stage.events)) / steps) if steps and made else 1.0
+    before = max(begins_at(stage.events), relaid_after(stage, plan))
+    return min(1.0, (made - before) / steps) if steps and made else 1.0
+
+
+def relaid_after(stage: StageRecord, plan: dict[str, Any]) -> int:
+    """The last step that was made in another layout than the plan's; 0: none was."""
+    planned = (plan.get("pretrain") or {}).get("layout")
+    layout = stage.last.get("layout") if planned is None else str(Layout.from_json(planned))
+    return max((row["step"] for row in stage.rows if row.get("layout", layout) != layout), default=0)
 
 
 def measured(
     stage: StageRecord, plan: dict[str, Any], drawn: Mapping[str, Any] | None = None
 ) -> dict[str, float | None]:
-    """What the rows say, in the plan's words and units. drawn: the stage's part of the account."""
-    drawn = drawn or {}
-    memory, seconds = stage.largest("memory_bytes"), stage.time_in_steps_s
-    hours, pace = None if seconds is None else seconds / 3600.0, stage.middle("tokens_per_s")
+    """What the rows say of the plan's layout, in its words and units. drawn: the stage's part of the account."""
+    drawn, since = drawn or {}, relaid_after(stage, plan)
+    memory, seconds = stage.largest("memory_bytes", since), time_in_steps_s(stage.rows, since)
+    hours, pace = None if seconds is None else seconds / 3600.0, stage.middle("tokens_per_s", since)
     device_hours = _times(hours, _planned_ratio(plan, "device_hours", "hours"))
     return {
-        "step_time_s": stage.middle("step_time_s"),
+        "step_time_s": stage.middle("step_time_s", since),
         "tokens_per_s": pace,
         "tflops_per_device": _times(pace, _planned_ratio(plan, "tflops_per_device", "tokens_per_s")),
-        "mfu": stage.middle("mfu"),
+        "mfu": stage.middle("mfu", since),
         "memory_gib": None if memory is None else memory / 2**30,
         "hours": hours,
         "device_hours": device_hours,

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from bessemer.report.grades import Grade, grades, steps_made
+from bessemer.report.grades import Grade, grades, relaid_after, steps_made
 from bessemer.report.html import Markup, heading, paragraph, table, verdict
 from bessemer.report.record import RunRecord
 
@@ -28,8 +28,13 @@ def _score(run: RunRecord, found: list[Grade]) -> str:
     words = f"{sum(map(bool, (grade.inside for grade in graded)))} of {len(graded)} predictions hold."
     stage = run.first_of_kind("pretrain")
     assert stage is not None and run.plan is not None, "graded without a stage"
-    share = steps_made(stage, run.plan)
-    if share < 1:
+    share, since = steps_made(stage, run.plan), relaid_after(stage, run.plan)
+    if since:
+        words += (
+            f" The layout changed after step {since:,}: this is of the {share:.0%} of the steps made since, but "
+            "energy, money, carbon and goodput are of all, which no plan of one layout predicts."
+        )
+    elif share < 1:
         words += f" Those of the whole run are for the {share:.0%} of its steps that were made."
     apart = [event for event in stage.events if event.get("kind") == "deviation"]
     if apart:

@@ -35,13 +35,13 @@ class StageRecord:
     def curve(self, key: str, x: str = "tokens") -> list[tuple[float, float | None]]:
         return [(row[x], number(row.get(key))) for row in self.rows if x in row]
 
-    def middle(self, key: str) -> float | None:
-        """The median over the steps, without the first ones of each attempt."""
-        return steady_median(self.rows, key)
+    def middle(self, key: str, since: int = 0) -> float | None:
+        """The median over the steps after `since`, without the first ones of each attempt."""
+        return steady_median(self.rows, key, since)
 
-    def largest(self, key: str) -> float | None:
-        values = [value for row in self.rows if (value := number(row.get(key))) is not None]
-        return max(values) if values else None
+    def largest(self, key: str, since: int = 0) -> float | None:
+        values = [number(row.get(key)) for row in self.rows if row["step"] > since]
+        return max((value for value in values if value is not None), default=None)
 
     @property
     def time_in_steps_s(self) -> float | None:

@@ -1,8 +1,11 @@
 """What turns a step's time into figures: of the model, of the devices, of the machine."""
 
+import ctypes
 import resource
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -29,3 +32,18 @@ class Gauge:
             return float(torch.accelerator.max_memory_allocated(self.device))
         unit = 1 if sys.platform == "darwin" else 1024
         return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+def forget_peak(device: torch.device) -> None:
+    """From now on the peak of memory is that of this stage: what came before in the process, such as the
+    measuring of a new machine, the making of data and other stages, is given back and no longer counts.
+
+    On a CPU by Linux alone (proc(5), clear_refs); elsewhere a peak is that of the process.
+    """
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)  # training keeps what is freed (launch/environment.py)
+    with suppress(OSError):  # another system, or a /proc that may not be written
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

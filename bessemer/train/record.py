@@ -10,8 +10,6 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bessemer.checkpoint.folder import step_of
 from bessemer.energy.accounting.readings import ENERGY_COLUMNS, newest_reading
 from bessemer.energy.metering.phases import Phase
@@ -22,7 +20,7 @@ from bessemer.planner.plan import StagePlan
 from bessemer.rundir import JsonLines, Row, read_rows
 from bessemer.train.budget import BudgetWatch
 from bessemer.train.evidence import Evidence
-from bessemer.train.gauge import Gauge
+from bessemer.train.gauge import Gauge, forget_peak
 from bessemer.train.metering import Metering
 from bessemer.train.state import StepStats, TrainState
 from bessemer.train.watch import Told, Watch
@@ -50,8 +48,7 @@ class Recorder:
         last = newest_reading(earlier, events)
         self._time_s = float(last.get("time_s", 0.0))
         self._engine = engine
-        if gauge.device.type != "cpu":
-            torch.accelerator.reset_peak_memory_stats(gauge.device)  # an earlier stage's is not this one's
+        forget_peak(gauge.device)
         self._metering = metering or Metering(gauge, last)
         self._energy: Row = {}  # of the newest row
         self._waited_s = float(last.get("waiting_for_data_s") or 0.0)  # in the attempts before

@@ -31,7 +31,7 @@ from bessemer.hardware import disk_free_bytes
 from bessemer.log import Console
 from bessemer.planner.limits import check_trainable
 from bessemer.planner.machine.facts import Facts
-from bessemer.planner.plan import Plan, StagePlan
+from bessemer.planner.plan import Derived, Plan, StagePlan
 from bessemer.planner.predict import predict
 from bessemer.planner.relaid import relaid
 from bessemer.planner.resolve import check_recipe, layout_document, resolve
@@ -67,16 +67,20 @@ def settle_plan(
     stage = followed_plan(old.pretrain, recipe, "pretrain", old.shape, facts, world)
     if stage == old.pretrain:
         return old
-    left_to_us = [row for row in old.derived if _is_auto(recipe.pretrain, row.key)]
+    left_to_us = [row for row in old.derived if _still_holds(row, recipe.pretrain, stage)]
     predicted = predict(recipe, old.shape, stage, facts)
     return replace(
         old, pretrain=stage, layout=layout_document(stage), predicted=predicted, derived=left_to_us
     )
 
 
-def _is_auto(section: Pretrain, key: str) -> bool:
-    """Whether a derived key of the plan is still one that the recipe leaves open."""
-    return getattr(section, key.removeprefix("pretrain."), "auto") == "auto"
+def _still_holds(row: Derived, section: Pretrain, stage: StagePlan) -> bool:
+    """Whether a derived key is still one that the recipe leaves open, and its value that of the stage."""
+    if row.key == "parallel.layout":
+        return row.value == str(stage.layout)
+    key = row.key.removeprefix("pretrain.")
+    is_open = key not in section.model_fields_set or getattr(section, key) == "auto"
+    return is_open and getattr(stage, key, row.value) == row.value
 
 
 def begun(run: Path) -> list[str]:

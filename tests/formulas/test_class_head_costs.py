@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bessemer.formulas.flops import hardware_flops_per_token, train_flops_per_token
-from bessemer.formulas.layout import Layout
+from bessemer.formulas.layout import Layout, layers_of_stages
 from bessemer.formulas.memory.parts import Workload, head_gradient_bytes, loss_bytes
 from bessemer.formulas.memory.rank import rank_memory
 from bessemer.formulas.memory.rank_weights import held_weights, kept_copies
@@ -38,6 +38,12 @@ def test_beside_adapters_the_head_learns_and_is_no_frozen_weight(pipeline: int) 
     assert sum(each.learned_whole for each in held) == count_params(ADAPTED)
     frozen = count_params(replace(CLASSES, adapter=None)) - 3 * 64
     assert sum(each.whole for each in held) == frozen
+
+
+def test_the_last_stage_of_a_pipeline_has_as_many_layers_as_the_others() -> None:
+    """As a head of words it would weigh as much as six layers."""
+    assert list(map(len, layers_of_stages(CLASSES, Layout(pipeline=2)))) == [2, 2]
+    assert list(map(len, layers_of_stages(WORDS, Layout(pipeline=2)))) == [3, 1]
 
 
 def test_copies_for_the_compute_type_are_those_of_the_blocks() -> None:

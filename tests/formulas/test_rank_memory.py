@@ -166,6 +166,7 @@ def test_first_ranks_of_1f1b_hold_as_many_micro_batches_as_there_are_stages_behi
     layer = (activation_bytes(SHAPE, work) - work.tokens * ends_per_token(SHAPE)) / 8
     for rank, count in enumerate(in_flight):
         end = work.tokens * (ends_per_token(SHAPE) if rank == 3 else 4 * 64)
+        end += work.tokens * 2 * 4 * 16  # cosines and sines of a head
         assert memory(layout, rank, work=work).activations == count * (2 * layer + end)
 
 
@@ -175,7 +176,7 @@ def test_interleaving_holds_more_and_every_schedule_holds_what_its_order_says() 
     assert 1.2 * plain < rank_activation_bytes(SHAPE, WORK, turns) < 1.6 * plain
     layout, work = Layout(pipeline=4, schedule="zbv"), replace(WORK, micro_batches=2)
     layer = (activation_bytes(SHAPE, work) - work.tokens * ends_per_token(SHAPE)) / 8
-    ends = work.tokens * (ends_per_token(SHAPE) + 4 * 64)
+    ends = work.tokens * (ends_per_token(SHAPE) + 4 * 64 + 2 * 2 * 4 * 16)
     assert memory(layout, work=work).activations == 2 * (2 * layer + ends)  # a layer on each of two stages
 
 

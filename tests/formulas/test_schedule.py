@@ -1,6 +1,7 @@
 """The order of work in a pipeline, run on paper: complete, without deadlock, within memory and time."""
 
 from collections import Counter
+from operator import le
 
 import pytest
 
@@ -161,11 +162,16 @@ def test_fullest_moments_hold_as_much_as_any_moment_of_the_order() -> None:
         for rank in range(4):
             moments = rank_moments(layout, rank, 12)
             held = dict.fromkeys(layout.stages_of(rank), 0)
-            for action in rank_order(layout, 12, rank):
-                held[action.stage] += (action.kind == "F") - (action.kind == "W")
-                if action.kind == "F":
-                    assert any(all(held[stage] <= count for stage, count in one.held) for one in moments
-                               if (one.kind, one.stage) == ("F", action.stage))  # fmt: skip
+            waiting = dict(held)
+            for kind, place, _ in rank_order(layout, 12, rank):
+                held[place] += (kind == "F") - (kind == "W")
+                waiting[place] += splits_backward(layout) * ((kind == "B") - (kind == "W"))
+                assert kind == "W" or any(
+                    all(held[stage] <= count for stage, count in one.held)
+                    and all(map(le, waiting.values(), one.waiting))
+                    for one in moments
+                    if (one.kind, one.stage) == (kind, place)
+                )
             for one in moments:  # and none is there beside one that holds more of everything
                 others = [
                     other
@@ -175,6 +181,7 @@ def test_fullest_moments_hold_as_much_as_any_moment_of_the_order() -> None:
                 assert not any(
                     one.begun <= other.begun
                     and all(count <= dict(other.held)[stage] for stage, count in one.held)
+                    and all(map(le, one.waiting, other.waiting))
                     for other in others
                 )
 

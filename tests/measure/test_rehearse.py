@@ -24,6 +24,7 @@ MID_ROUTED = replace(
     MID, family="glm4-moe", router="sigmoid_bias", experts=8, experts_per_token=2, expert_ffn=352,
     shared_ffn=352, dense_layers=1,
 )  # fmt: skip
+NONE_SHARED = replace(MID_ROUTED, family="qwen3-moe", router="softmax", shared_ffn=0)
 HALF_ROUTED = replace(MID_ROUTED, dense_layers=4)
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LORA = Adapter(16, 32.0, LINEAR)
@@ -123,6 +124,59 @@ def test_predicted_memory_of_experts_and_of_recomputation_is_that_of_a_rehearsed
 
 
 @pytest.mark.parametrize(
+    ("shape", "layout", "dtype"),
+    [
+        (MID, Layout(tensor=2), "bf16"),
+        (MID_ROUTED, Layout(shard=2, expert=2), "bf16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (MID, Layout(tensor=2, shard=2), "fp32"),
+                (MID, Layout(tensor=2, pipeline=2), "bf16"),
+                (MID_ROUTED, Layout(shard=2), "bf16"),
+                (MID_ROUTED, Layout(replicate=2, expert=2), "fp32"),
+                (MID_ROUTED, Layout(shard=2, expert=2, tensor=2), "bf16"),
+                (NONE_SHARED, Layout(tensor=2), "bf16"),
+                (replace(MID, adapter=LORA), Layout(tensor=2), "bf16"),
+                (replace(MID_ROUTED, adapter=LORA), Layout(tensor=2), "bf16"),
+            ]
+        ),
+    ],
+)
+def test_what_selective_recomputation_keeps_of_exchanges_is_that_of_a_rehearsed_rank(
+    shape: ModelShape, layout: Layout, dtype: str
+) -> None:
+    """Whole inputs and sums over tensor ranks, rows of experts that were sent: else 3 to 21 % less."""
+    assert _memory_error(shape, layout, 0, dtype, "selective") == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rank", "dtype"),
+    [(1, "bf16"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [(2, "bf16"), (1, "fp32")])],
+)
+def test_ends_and_angles_of_stages_of_one_layer_are_counted(rank: int, dtype: str) -> None:
+    """Without them it would be 5 % too little."""
+    layout = Layout(pipeline=4, schedule="zbv")
+    assert _memory_error(MID, layout, rank, dtype) == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [(DENSE, Layout(tensor=2)), (BIASED, Layout(tensor=2)), (ROUTED, Layout(shard=2, expert=2))],
+)
+def test_rehearsed_recomputation_takes_the_memory_of_real_ranks(shape: ModelShape, layout: Layout) -> None:
+    work = replace(workload(layout, recompute="selective"), tokens=4 * CONTEXT, micro_batches=1)
+    pool = Pool()
+    try:
+        real = measure(pool, (shape, layout, work))
+    finally:
+        pool.close()
+    rehearsed = rehearse(shape, work, layout, 0, context=CONTEXT)
+    assert rehearsed.peak_bytes == pytest.approx(real[0].peak_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize(
     ("rank", "dtype", "recompute"),
     [
         (0, "bf16", "none"),
@@ -188,7 +242,10 @@ def test_packed_weights_travel_as_the_bytes_that_they_are_kept_in(adapter: Adapt
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                (2, 0, "full"),
                 (2, 1, "selective"),
+                (4, 0, "full"),
+                (4, 1, "full"),
                 (4, 2, "selective"),
                 (4, 3, "selective"),
                 (4, 2, "full"),
@@ -200,9 +257,10 @@ def test_packed_weights_travel_as_the_bytes_that_they_are_kept_in(adapter: Adapt
 def test_weights_that_wait_are_counted_where_a_zero_bubble_pipeline_recomputes(
     ranks: int, rank: int, recompute: str
 ) -> None:
-    """On the ranks where most wait: without them it would be 14 to 44 % too little."""
+    """On the last ranks, where most wait, it would be 14 to 44 % too little without them; the first has the
+    ends, and is the fullest of all."""
     layout = Layout(pipeline=ranks, schedule="zbv")
-    assert -0.04 < _memory_error(MID, layout, rank, "bf16", recompute) < 0.08
+    assert -0.04 < _memory_error(MID, layout, rank, "bf16", recompute) < 0.06
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,7 @@ def test_documents_end_in_the_middle_of_what_a_context_rank_has() -> None:
         ("dense", "shard=2,tensor=2"),
         ("dense", "shard=2,pipeline=2,schedule=zbv"),
         ("moe", "context=2,tensor=2"),
+        ("glm", "tensor=2"),  # a shared expert, whose result is a part of a sum
         ("glm", "context=2,expert=2"),  # where it must not count chosen experts again
     ],
 )

@@ -17,7 +17,7 @@ from bessemer.log import Console
 from bessemer.planner.calibrated.taught import Row, Taught, step_key
 from bessemer.planner.machine.facts import Facts, cluster_facts
 from bessemer.planner.plan import Estimate, Plan
-from bessemer.planner.resolve import resolve
+from bessemer.planner.resolve import _STILL, resolve
 from bessemer.planner.sizing.budget import Use, check_budget, finetuning_after, times_compared, uses, warning
 from bessemer.recipe.load import parse
 from bessemer.recipe.schema import Recipe
@@ -172,6 +172,15 @@ def test_reserve_is_of_the_limit_that_decides() -> None:
     plan = resolve(given, taught(resolve(given, CPU)))
     assert plan.predicted["kwh"].value == pytest.approx(0.9 * 0.1, rel=0.01)
     assert plan.predicted["hours"].high == pytest.approx(1.05 * hours_of(plan))
+
+
+@pytest.mark.parametrize("limit", ["kwh=2000", "kg_co2e=700", "usd=4000", "hours=30"])
+def test_the_reserve_is_kept_of_what_the_plans_own_step_draws(limit: str) -> None:
+    """Boards of a large model draw more than is typical of them."""
+    given = recipe("model.size=8B", "cluster.region=DEU", f"budget.{limit}")
+    plan = resolve(given, CLUSTER)
+    share = plan.predicted[limit.split("=")[0]].times(1.0 / float(limit.split("=")[1])).value
+    assert share is not None and 0.9 * (1.0 - _STILL) <= share <= 0.9
 
 
 def test_hours_of_pre_training_are_a_length_and_no_limit() -> None:

@@ -9,6 +9,7 @@ import pytest
 from making_plans import run_plan
 
 from bessemer.errors import RefusedError
+from bessemer.units import format_bytes
 
 PARTS = {
     "matmul_s", "attention_s", "vector_s", "recompute_s", "tensor_s", "context_s", "expert_s", "pipeline_s",
@@ -42,6 +43,10 @@ def test_memory_is_broken_down_for_every_pipeline_rank(seventy: tuple[dict[str, 
     assert document["predicted"]["memory_gib"]["value"] == pytest.approx(fullest)
     assert sum(document["memory"].values()) / 2**30 < document["cluster"]["memory_gib"]
     assert "allocator" in text
+    apart = document["memory"]["allocator"] - document["memory_parts"]["base"]
+    together = sum(document["memory"].values())
+    assert together - apart == pytest.approx(fullest * 2**30)
+    assert f"together {format_bytes(together)}; memory_gib has" in text
 
 
 def test_candidates_are_ranked_and_start_with_the_chosen_one(seventy: tuple[dict[str, Any], str]) -> None:

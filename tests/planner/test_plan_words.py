@@ -64,6 +64,19 @@ def test_plan_says_what_money_energy_and_carbon_are_counted_with(tmp_path: Path)
     assert f"carbon: {grams:.0f} g" in text
 
 
+def test_plan_of_a_device_of_unknown_watts_says_which_key_is_missing(tmp_path: Path) -> None:
+    device = '[device]\nname = "X"\nmemory_gib_usable = 80\nmemory_gb_per_s = 3350\nbf16_dense_tflops = 989\n'
+    own = tmp_path / "own.toml"
+    for watts, said in (
+        ("", "energy: nobody knows the device's watts: tdp_w"),
+        ("tdp_w = 600\n", "PUE 1.25"),
+    ):
+        own.write_text(CLUSTER.replace('device = "H100"', "") + device + watts)
+        document, text = run_plan("llama-1b", "--cluster", str(own))
+        assert (document["predicted"]["kwh"]["value"] is None) is not bool(watts)
+        assert said in text and ("nobody knows" in text) is not bool(watts)
+
+
 def test_failures_of_a_short_run_are_hardly_any() -> None:
     text = run_plan("lora-chat", "--cluster", "1xRTX4090")[1]
     assert "hardly any (below 0.01)" in text and "Best checkpoint interval: longer than the run" in text

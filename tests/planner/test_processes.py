@@ -7,6 +7,7 @@ import pytest
 from test_calibrated import facts as calibrated_facts
 from test_calibrated import made, speeds
 
+from bessemer.cli.plan_search import processes_document
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.hardware import GIB
@@ -81,6 +82,11 @@ def test_one_process_stays_one_unless_several_gain_a_tenth() -> None:
     assert found.layout == Layout(replicate=2)
     times = {str(way.layout): way.step_s for way in found.ranked}
     assert times["replicate=1"] > 1.1 * times["replicate=2"]
+    # A run that is over before several have begun is one process, too.
+    found = chosen(facts(quick), None, "pretrain.steps=5")
+    assert found.layout == ONE_PROCESS and found.ranked[1].layout == Layout(replicate=2)
+    rows = rejected_processes(found, resolve(recipe("pretrain.steps=5"), facts(quick)).shape, facts(quick))
+    assert any("too little for starting 2 processes" in row.reason for row in rows)
     # As many threads as the recipe asks for are those of one process.
     assert resolve_searched(recipe(), replace(facts(quick), threads=1))[1] is None
 
@@ -89,21 +95,40 @@ def test_one_process_stays_one_unless_several_gain_a_tenth() -> None:
 def test_what_is_little_faster_is_not_taken_over_a_plainer_layout(seconds: float, layout: str) -> None:
     """Copies are faster in both; shards need less memory, and are taken where they lose less than 5 %."""
     shards = exchanges(all_reduce=1e-6, all_gather=seconds, reduce_scatter=seconds)
-    found = chosen(facts(made(exchanges=shards)), 2)
+    known = facts(made(exchanges=shards))
+    found = chosen(known, 2)
     times = {str(way.layout): way.step_s or 0.0 for way in found.ranked}
     assert times["replicate=2"] < times["shard=2"]
     assert str(found.layout) == layout, times
+    told = processes_document(found, recipe(), resolve(recipe(), known, world=2), known, 1)
+    faster = [point["layout"]["words"] for point in told["front"][1:]]
+    assert faster == (["replicate=2"] if layout == "shard=2" else [])
 
 
 def test_copies_that_do_not_fit_are_not_taken_and_said() -> None:
     whole = facts(made(exchanges=exchanges(all_reduce=1e-6)))
-    copies = chosen(whole, 2, *LARGE)
+    words = (*LARGE, "pretrain.recompute=none")
+    copies = chosen(whole, 2, *words)
     assert copies.layout.replicate == 2
     small = replace(whole, memory_bytes=round(5.7 * GIB))
-    found = chosen(small, 2, *LARGE)
+    found = chosen(small, 2, *words)
     assert found.layout.replicate == 1 and found.layout.world == 2
-    rows = rejected_processes(found, resolve(recipe(*LARGE), small, world=2).shape, small)
+    rows = rejected_processes(found, resolve(recipe(*words), small, world=2).shape, small)
     assert any(row.layout == Layout(replicate=2) and "more than fits" in row.reason for row in rows)
+
+
+def test_copies_that_fit_with_everything_recomputed_are_compared_with_what_fits_without() -> None:
+    """Sums between copies are quick here, and other exchanges so slow that recomputation costs less."""
+    known = replace(facts(made(exchanges=exchanges(all_reduce=1e-6))), memory_bytes=round(4.5 * GIB))
+    found = chosen(known, 2, *LARGE)
+    assert found.layout == Layout(replicate=2) and found.ranked[0].stage.recompute == "full"
+    assert any(way.stage.recompute == "none" for way in found.ranked[1:])
+    layouts = [way.layout for way in found.ranked]
+    assert len(set(layouts)) == len(layouts)
+    rows = rejected_processes(found, resolve(recipe(*LARGE), known, world=2).shape, known)
+    copies = [row for row in rows if row.layout == Layout(replicate=2)]
+    assert [row.count for row in copies] == [1] and copies[0].recompute == "none"
+    assert "more than fits in the 4.28 GiB" in copies[0].reason
 
 
 def test_without_a_calibration_copies_are_taken_where_they_fit_and_shards_elsewhere() -> None:
@@ -118,6 +143,14 @@ def test_without_a_calibration_copies_are_taken_where_they_fit_and_shards_elsewh
     assert str(resolve(recipe(*LARGE), tight, world=2).pretrain.layout) == "shard=2"
 
 
+@pytest.mark.parametrize("rows", [1, 32])
+def test_what_the_calibration_does_not_cover_is_as_if_nothing_were_calibrated(rows: int) -> None:
+    words = ("pretrain.dtype=bf16", f"pretrain.batch_tokens={512 * rows}")
+    found = chosen(facts(), 2, *words)
+    assert found.layout == Layout(replicate=2) and "nothing was calibrated in bf16" in found.rule
+    assert resolve_searched(recipe(*words), facts())[1] is None
+
+
 def test_more_ranks_than_cores_take_turns() -> None:
     two, eight = (chosen(facts(), world).ranked for world in (2, 8))
     best = {
@@ -128,8 +161,9 @@ def test_more_ranks_than_cores_take_turns() -> None:
 
 def test_a_layout_of_the_recipe_is_left_alone_and_a_preference_still_refused() -> None:
     assert resolve_searched(recipe("parallel.layout=shard=2"), facts(), world=2)[1] is None
-    with pytest.raises(RecipeError, match="prefer has no effect"):
+    with pytest.raises(RecipeError, match="prefer has no effect") as caught:
         resolve(recipe("energy.prefer=energy"), facts(), world=2)
+    assert caught.value.found == 'energy.prefer = "energy" on a CPU, whose energy goes with the time'
 
 
 def test_the_others_are_told_with_the_part_that_makes_them_slower() -> None:

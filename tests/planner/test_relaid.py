@@ -3,10 +3,13 @@
 from dataclasses import replace
 
 import pytest
+from test_processes import LARGE
 from test_processes import facts as cpu_facts
 from test_processes import recipe as cpu_recipe
 
 from bessemer.errors import RefusedError
+from bessemer.formulas.layout import ONE_PROCESS
+from bessemer.hardware import GIB
 from bessemer.planner.limits import fits
 from bessemer.planner.machine.facts import cluster_facts
 from bessemer.planner.plan import Plan, StagePlan
@@ -66,6 +69,24 @@ def test_other_nodes_get_the_layout_that_a_new_run_would(begun: Plan, world: int
 def test_too_few_nodes_are_refused_with_what_would_do(begun: Plan) -> None:
     with pytest.raises(RefusedError, match="does not fit on this cluster in any layout"):
         goes_on(begun, 8)
+
+
+def test_one_process_that_fits_with_everything_recomputed_alone_goes_on_so() -> None:
+    given, known = cpu_recipe(*LARGE), replace(cpu_facts(), memory_bytes=round(2.4 * GIB))
+    plan = resolve(given, known)
+    assert (plan.pretrain.layout, plan.pretrain.recompute) == (ONE_PROCESS, "full")
+    assert relaid(plan.pretrain, given, "pretrain", plan.shape, known) == plan.pretrain
+    # Where it fits without, recomputation that the recipe no longer asks for ends.
+    assert relaid(plan.pretrain, given, "pretrain", plan.shape, cpu_facts()).recompute == "none"
+
+
+def test_an_amount_of_memory_decides_in_place_of_what_was_chosen() -> None:
+    known = replace(cpu_facts(), memory_bytes=round(3.2 * GIB))
+    plan = resolve(cpu_recipe(*LARGE), known, world=2)
+    assert plan.pretrain.recompute == "full"
+    given = cpu_recipe(*LARGE, "pretrain.activation_memory=700MiB")
+    found = relaid(plan.pretrain, given, "pretrain", plan.shape, known, 2)
+    assert found.recompute == "full" and 0 < (found.recompute_layers or 0) < plan.shape.layers
 
 
 def test_processes_of_a_cpu_are_compared_again() -> None:

@@ -46,8 +46,8 @@ def test_size_fills_its_budget_and_is_compute_optimal_for_it(facts: Facts, budge
     # Sizes of the dial lie up to a tenth apart, and the optimum is flat.
     assert plan.params == pytest.approx(BESIROGLU.best_params(flops), rel=0.12)
     limit = limits(recipe(budget), facts, reserve=0.1)[0]  # nothing was run on these
-    hours = plan.predicted["hours"].value
-    assert hours is not None and 0.95 * limit.planned_hours <= hours <= 1.001 * limit.planned_hours
+    takes = plan.predicted[limit.name].value
+    assert takes is not None and 0.95 * 0.9 * limit.amount <= takes <= 1.001 * 0.9 * limit.amount
     assert limit.planned_hours == pytest.approx(0.9 * limit.hours)
     assert ("budget.reserve", 0.1) in [(row.key, row.value) for row in plan.derived]
     assert plan.predicted["loss"].value == pytest.approx(

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 
+from bessemer.cli.plan_memory import rank_documents
 from bessemer.errors import RefusedError
 from bessemer.formulas.memory.parts import STATE_BYTES
 from bessemer.formulas.parameters import total_params
 from bessemer.hardware import GIB, Ceilings
 from bessemer.planner.limits import check_start, fits
 from bessemer.planner.machine.facts import Facts, cluster_facts
+from bessemer.planner.machine.planned import cluster_of
 from bessemer.planner.plan import Plan
 from bessemer.planner.predict import copy_fits, device_bytes, needed_bytes, rank_memories
 from bessemer.planner.relaid import relaid
@@ -69,7 +71,7 @@ def test_copy_that_an_asynchronous_save_takes_counts_once_and_is_the_first_thing
     asked = recipe("pretrain.micro_batch=2", "pretrain.async_save=true")
     with pytest.raises(RefusedError, match="does not fit in memory") as caught:
         check_start(asked, plan.shape, plan.pretrain, tight, None)
-    assert caught.value.fix.startswith("set async_save=false")
+    assert caught.value.fix.startswith("set pretrain.async_save=false")
     # Left to us, it is what memory is left over for.
     left = resolve(recipe("pretrain.micro_batch=2"), tight)
     assert left.pretrain.async_save is False
@@ -92,6 +94,7 @@ def test_run_beyond_a_machine_that_its_ranks_share_is_refused() -> None:
     assert "predicted for a rank" in caught.value.found
 
 
+LONG = ("pretrain.batch_tokens=1048576",)
 LARGER = ("model.layers=16", "model.hidden=2048", "model.heads=16", "model.context=2048")
 ROWS = ("pretrain.batch_tokens=131072",)
 
@@ -142,3 +145,33 @@ def test_layout_that_leaves_no_room_for_fragments_is_refused_as_the_search_refus
         check_start(given, plan.shape, plan.pretrain, between)
     assert "with room for fragments" in caught.value.found
     check_start(given, plan.shape, plan.pretrain, replace(facts, memory_bytes=needed))
+
+
+def test_parts_of_a_cpus_memory_that_a_plan_shows_are_the_whole() -> None:
+    plan = planned()
+    (row,) = rank_documents(plan, CPU, cluster_of(recipe(), CPU))
+    assert sum(row["memory"].values()) == row["total"]
+    assert row["memory"]["process"] > 0.4 * GIB
+
+
+def test_micro_batch_that_does_not_fit_is_not_said_to_fit() -> None:
+    for gib, said in ((1.0, "the least there is; it does not fit"), (6.0, "what fits in 85%")):
+        plan = planned(*LONG, layout="shard=2", facts=with_memory(gib, 2))
+        (rule,) = (row.rule for row in plan.derived if row.key == "pretrain.micro_batch")
+        assert rule.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("gib", "layout", "words"),
+    [(1.0, "replicate=1", "pretrain.micro_batch"), (1.4, "shard=2", "pretrain.recompute=full"),
+     (1.4, "replicate=2", "parallel.layout")],
+)  # fmt: skip
+def test_what_a_refusal_tells_to_set_can_be_set_as_it_stands(gib: float, layout: str, words: str) -> None:
+    settings, facts = ("pretrain.micro_batch=16",), replace(CPU, memory_bytes=round(gib * GIB))
+    plan = planned(*settings, layout=layout, facts=facts)
+    with pytest.raises(RefusedError, match="does not fit in memory") as caught:
+        check_start(recipe(*settings, layout=layout), plan.shape, plan.pretrain, facts)
+    assert words in caught.value.fix
+    told = caught.value.fix.removeprefix("set ").rpartition(":")[0].split(" and ")
+    mended = planned(*settings, *told, layout=layout, facts=facts)
+    check_start(recipe(*settings, *told, layout=layout), mended.shape, mended.pretrain, facts)

@@ -60,6 +60,47 @@ def test_a_part_of_a_run_is_graded_for_the_steps_that_were_made(made_run: Path) 
     assert "for the 50% of its steps that were made" in (made_run / "report.html").read_text()
 
 
+def in_two_layouts(run: Path) -> None:
+    """The second attempt goes on after step 450 on two ranks, in half the time and with half the memory."""
+    plan = json.loads((run / "plan.json").read_text())
+    plan["pretrain"]["layout"] = {"replicate": 2}
+    (run / "plan.json").write_text(json.dumps(plan))
+    path = run / "pretrain/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    second = [row for row in rows if row["attempt"] == 2]
+    for row in second:
+        faster = {key: row[key] / 2 for key in ("step_time_s", "memory_bytes")}
+        row |= {**faster, "tokens_per_s": 2 * row["tokens_per_s"], "layout": "replicate=2"}
+    for row in second[:5]:  # the first steps of an attempt are not its pace
+        row["step_time_s"] = 1.3
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_new_layouts_plan_is_compared_with_the_steps_made_in_it(made_run: Path) -> None:
+    change_plan(made_run, step_time_s=1.2, hours=2000 * 1.2 / 3600, kwh=1.0, goodput=0.9)
+    in_two_layouts(made_run)
+    found = graded(made_run)
+    assert found["step_time_s"].measured == pytest.approx(1.2, rel=0.002) and found["step_time_s"].inside
+    assert found["tokens_per_s"].measured == pytest.approx(2 * 6900, rel=0.01)
+    assert found["memory_gib"].measured == pytest.approx(5_209_000_000 / 2 / 2**30)
+    # Of its 2,000 steps 550 were made in this layout.
+    assert found["hours"].predicted == pytest.approx(550 * 1.2 / 3600)
+    assert found["hours"].measured == pytest.approx(550 * 1.2 / 3600, rel=0.01)
+    for quantity in ("kwh", "goodput"):  # of all steps, in whatever layout
+        assert found[quantity].predicted is None and found[quantity].measured
+    write_report(made_run)
+    page = (made_run / "report.html").read_text()
+    assert "The layout changed after step 450: this is of the 28% of the steps made since" in page
+
+
+def test_a_new_layouts_plan_is_not_graded_before_its_first_step(made_run: Path) -> None:
+    change_plan(made_run, hours=1.0)
+    plan = json.loads((made_run / "plan.json").read_text())
+    plan["pretrain"]["layout"] = {"replicate": 4}
+    (made_run / "plan.json").write_text(json.dumps(plan))
+    assert grades(read_run(made_run)) == []
+
+
 def test_energy_money_and_carbon_are_those_of_the_account_building_included(made_run: Path) -> None:
     kwh = 1.5 * 61.0 * 2400 / 3.6e6  # of the meter's joules, in a building with a PUE of 1.5
     change_plan(made_run, kwh=2 * kwh, kg_co2e=2 * kwh, usd=2.0)

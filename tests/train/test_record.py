@@ -72,6 +72,14 @@ def test_rows_have_the_keys_and_units_of_the_contract(tmp_path: Path) -> None:
     assert rows[-1]["energy_j"] > rows[0]["energy_j"]
 
 
+def test_the_peak_of_memory_is_of_the_stage_and_not_of_what_came_before(tmp_path: Path) -> None:
+    before = torch.ones(100_000_000)  # as the measuring of a new machine, and the making of data
+    del before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    run_job(tmp_path, stage_plan(steps=2))
+    assert all(row["memory_bytes"] < peak - 200e6 for row in read_rows(tmp_path / "metrics.jsonl"))
+
+
 def test_mfu_is_model_flops_of_a_step_over_the_peak(tmp_path: Path) -> None:
     plan = stage_plan(steps=2)
     gauge = Gauge(torch.device("cpu"), flops_per_token=1e6, peak_flops=1e9)

@@ -264,13 +264,34 @@ def head_gradient_bytes(shape: ModelShape) -> int:
     return 4 * head_rows(shape) * shape.hidden if shape.adapter is None or shape.labels else 0
 
 
+def received_by_tensor(shape: ModelShape, work: Workload, tensor: int, *, routed: bool) -> int:
+    """Of a layer and own token: inputs of attention and feed-forward, whole on each of so many ranks.
+
+    Selective recomputation keeps no norm's result, so there the rank's own part counts too. In place of what
+    the last matmuls give, it keeps the sums over ranks; with frozen weights both.
+    """
+    if work.recompute != "selective" or tensor == 1:
+        return 2 * (tensor - 1) * work.size * shape.hidden
+    has_last = not routed or shape.shared_ffn > 0  # a matmul beside those of experts
+    kept = 2 * tensor + (not has_last)
+    if shape.adapter is not None:
+        kept = 2 * tensor + 2 + (tensor - 1) * (1 + has_last)
+    return kept * work.size * shape.hidden
+
+
+def exchanged_rows_bytes(shape: ModelShape, work: Workload) -> int:
+    """Of a routed layer and token on every tensor rank: what selective recomputation keeps as other expert
+    ranks sent it, rows and their results."""
+    return 2 * work.size * shape.experts_per_token * shape.hidden if work.recompute == "selective" else 0
+
+
 def whole_rows_bytes(shape: ModelShape, work: Workload, *, routed: bool) -> int:
-    """Of a layer and token, what each tensor rank holds whole: results of DoRA; rows of experts, the router's
-    input."""
-    results = (
-        work.size * whole_results_per_token(shape, routed=routed) if work.recompute != "selective" else 0
-    )
-    return results + (_routed_rows_bytes(shape, work) if routed else 0)
+    """Of a layer and token, what each tensor rank holds whole: x Aᵀ of adapters, results of DoRA; rows of
+    experts, the router's input."""
+    results = inner_elements_per_token(shape, routed=routed)
+    if work.recompute != "selective":
+        results += whole_results_per_token(shape, routed=routed)
+    return work.size * results + (_routed_rows_bytes(shape, work) if routed else 0)
 
 
 def _routed_rows_bytes(shape: ModelShape, work: Workload) -> int:

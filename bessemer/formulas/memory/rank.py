@@ -23,6 +23,7 @@ from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
+from bessemer.formulas.memory.mail import angle_bytes, given_bytes
 from bessemer.formulas.memory.parts import (
     STATE_BYTES,
     Memory,
@@ -32,11 +33,13 @@ from bessemer.formulas.memory.parts import (
     base_bytes,
     device_memory,
     ends_per_token,
+    exchanged_rows_bytes,
     head_gradient_bytes,
     kept_per_token,
     kinds_of,
     loss_bytes,
     made_again_per_token,
+    received_by_tensor,
     whole_rows_bytes,
     working_bytes,
 )
@@ -52,7 +55,7 @@ from bessemer.formulas.memory.rank_weights import (
     rejoins,
     whole_gradients,
 )
-from bessemer.formulas.memory.waiting import kept_longer, most_waiting
+from bessemer.formulas.memory.waiting import kept_longer
 from bessemer.formulas.parameters import head_rows, num_dense_layers
 from bessemer.formulas.passes import pass_lengths
 from bessemer.formulas.shape import ModelShape
@@ -106,8 +109,6 @@ class _Rank:
         )
         lengths = pass_lengths(shape, work.row_tokens or shape.context, work.recompute)
         self.moments = rank_moments(layout, pipeline_rank, work.micro_batches, lengths)
-        waits = work.recompute != "none"
-        self.waiting = most_waiting(layout, pipeline_rank, work.micro_batches) if waits else 0
         self.has_last = layout.num_stages - 1 in layout.stages_of(pipeline_rank)
 
     def at(self, moment: Moment) -> Memory:
@@ -154,31 +155,37 @@ class _Rank:
         """Of so many micro-batches on a stage, per token."""
         layers, full = self.table[stage], self.work.recomputed_of(self.table[stage])
         kept = kept_per_token(self.shape, self.work, layers)
-        kept += (len(layers) - full) * _received(self.shape, self.work, self.layout)
         rest = range(layers.start + full, layers.stop)
         routed = self._num_routed(rest)
+        for count_of, is_routed in ((len(rest) - routed, False), (routed, True)):
+            kept += count_of * _received(self.shape, self.work, self.layout, routed=is_routed)
         whole = routed * whole_rows_bytes(self.shape, self.work, routed=True)
         whole += (len(rest) - routed) * whole_rows_bytes(self.shape, self.work, routed=False)
         kept += (self.layout.tensor - 1) * whole
+        if self.layout.expert > 1:
+            kept += self.layout.tensor * routed * exchanged_rows_bytes(self.shape, self.work)
+        if self.layout.pipeline > 1:
+            kept += self.layout.tensor * angle_bytes(self.shape)
+            kept += given_bytes(self.shape, self.work, layers) if stage else 0
         is_last = stage == self.layout.num_stages - 1
         return count * (
             kept + (ends_per_token(self.shape) if is_last else self.work.size * self.shape.hidden)
         )
 
-    def _kept_longer(self, moment: Moment) -> float:
+    def _kept_longer(self, moment: Moment) -> int:
         """Per token, of recomputed layers of micro-batches whose weights wait: beyond what they kept."""
-        held = sum(count for _, count in moment.held)
-        if not self.waiting:
-            return 0.0
         more = 0
-        for stage, count in moment.held:
+        for (stage, _), waiting in zip(moment.held, moment.waiting, strict=True):
             layers = self.table[stage]
             again = len(layers) if self.work.recompute == "selective" else self.work.recomputed_of(layers)
             routed = self._num_routed(layers[:again])
-            more += count * (
-                (again - routed) * self._longer(routed=False) + routed * self._longer(routed=True)
-            )
-        return more * min(1.0, self.waiting / held)
+            longer = (again - routed) * self._longer(routed=False) + routed * self._longer(routed=True)
+            more += waiting * longer
+            if self.work.recompute != "none":  # what was given and the angles go with the backward pass
+                done = max(0, waiting - (moment.kind == "B" and stage == moment.stage))
+                more -= done * self.work.size * self.shape.hidden * (stage < self.layout.num_stages - 1)
+                more -= done * self.layout.tensor * angle_bytes(self.shape)
+        return more
 
     def _longer(self, *, routed: bool) -> int:
         return kept_longer(self.shape, self.work, self.layout.tensor, routed=routed)
@@ -226,11 +233,11 @@ def rank_activation_bytes(shape: ModelShape, work: Workload, layout: Layout) -> 
     return found
 
 
-def _received(shape: ModelShape, work: Workload, layout: Layout) -> int:
+def _received(shape: ModelShape, work: Workload, layout: Layout, *, routed: bool) -> int:
     """Of one layer and own token: what other ranks sent and autograd keeps. With tensor the inputs of
     attention and feed-forward, whole along the sequence; with context keys and values of all tokens, in
     place of the rank's own."""
-    kept = 2 * (layout.tensor - 1) * work.size * shape.hidden
+    kept = received_by_tensor(shape, work, layout.tensor, routed=routed)
     if layout.context_kind != "gather" or layout.context == 1:
         return kept
     width = 2 * shape.kv_heads * shape.head_dim

@@ -4,7 +4,7 @@ Walked through in the order of its work (formulas/schedule.py). A micro-batch is
 until its weights have their gradient: a backward pass that leaves them for later keeps what they need, the
 inputs and output gradients of its matmuls, about as much. Of a stage that nothing was taken back of yet in
 this step there is no gradient: a zero-bubble schedule is fullest before all of them are there.
-Of blocks that are recomputed the difference is large, and counted: formulas/memory/waiting.py.
+Blocks that are recomputed keep much more from then on, which is counted: formulas/memory/waiting.py.
 """
 
 from dataclasses import dataclass
@@ -24,9 +24,12 @@ class Moment:
     stage: int
     held: tuple[tuple[int, int], ...]  # (stage, micro-batches) of each of the rank's stages
     begun: frozenset[int]  # stages whose weights have gradients
+    # Of `held`, by stage, those whose weights wait, the one that is taken back among them.
+    waiting: tuple[int, ...]
 
 
-_Counts = tuple[tuple[int, ...], frozenset[int]]  # micro-batches held by stage; stages with gradients
+# Micro-batches held, and those of them whose weights wait, by stage; stages with gradients.
+_Counts = tuple[tuple[int, ...], tuple[int, ...], frozenset[int]]
 
 
 def rank_moments(
@@ -38,7 +41,7 @@ def rank_moments(
     """
     if layout.pipeline == 1:
         begun = frozenset({0})  # the first pass makes them, as soon as its last block is done
-        return Moment("F", 0, ((0, 1),), begun), Moment("B", 0, ((0, 1),), begun)
+        return Moment("F", 0, ((0, 1),), begun, (0,)), Moment("B", 0, ((0, 1),), begun, (0,))
     # Only these words decide the order; without the others, layouts that differ in them share it.
     plain = Layout(pipeline=layout.pipeline, schedule=layout.schedule, interleave=layout.interleave)
     # More micro-batches than these repeat the same, and an order of thousands takes a second to make.
@@ -49,21 +52,24 @@ def rank_moments(
 @cache
 def _moments(layout: Layout, micro_batches: int, pipeline_rank: int, lengths: Lengths) -> tuple[Moment, ...]:
     stages = layout.stages_of(pipeline_rank)
-    held = dict.fromkeys(stages, 0)
+    held, waiting = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
+    splits = splits_backward(layout)
     begun: frozenset[int] = frozenset()
     seen: dict[tuple[Literal["F", "B"], int], dict[_Counts, None]] = {}
     for kind, stage, _ in rank_order(layout, micro_batches, pipeline_rank, lengths):
         if kind == "W":
             held[stage] -= 1
+            waiting[stage] -= splits
             if stage not in begun:
                 begun |= {stage}
             continue
         held[stage] += kind == "F"
-        seen.setdefault((kind, stage), {})[tuple(held.values()), begun] = None
+        waiting[stage] += splits and kind == "B"
+        seen.setdefault((kind, stage), {})[tuple(held.values()), tuple(waiting.values()), begun] = None
     return tuple(
-        Moment(kind, stage, tuple(zip(stages, counts, strict=True)), made)
+        Moment(kind, stage, tuple(zip(stages, counts, strict=True)), made, wait)
         for (kind, stage), alike in seen.items()
-        for counts, made in _fullest(list(alike))
+        for counts, wait, made in _fullest(list(alike))
     )
 
 
@@ -71,7 +77,7 @@ def _fullest(alike: list[_Counts]) -> list[_Counts]:
     """Those that hold more of something than any other."""
     # What holds more in all is never less than what follows: each is held against those that stay alone.
     stay: list[_Counts] = []
-    for one in sorted(alike, key=lambda one: (-sum(one[0]), -len(one[1]))):
+    for one in sorted(alike, key=lambda one: (-sum(one[0]), -sum(one[1]), -len(one[2]))):
         if not any(_is_less(one, other) for other in stay):
             stay.append(one)
     return [one for one in alike if one in stay]
@@ -79,4 +85,4 @@ def _fullest(alike: list[_Counts]) -> list[_Counts]:
 
 def _is_less(one: _Counts, other: _Counts) -> bool:
     """Whether it holds no more of anything."""
-    return one[1] <= other[1] and all(map(le, one[0], other[0]))
+    return one[2] <= other[2] and all(map(le, one[0], other[0])) and all(map(le, one[1], other[1]))

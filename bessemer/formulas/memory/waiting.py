@@ -2,24 +2,15 @@
 
 What waits are the inputs of matmuls and the gradients of their outputs (model/deferred.py). That is less than
 what a block keeps that is not recomputed, so there every micro-batch counts alike until its weights are done.
-A block that is recomputed keeps little until its backward pass, and waits with as much as any other: on the
-last rank all that it holds, so that recomputation saves little there.
+A block that is recomputed keeps little until its backward pass, and waits with as much as any other: on
+rank p of the pipeline 2p + 2 of the micro-batches that it holds when it is fullest (rank_moments.py), on the
+last one all, so that recomputation saves little there.
 Symbols: h hidden, a query heads, k key-value heads, d head size, f feed-forward width.
 """
 
-from bessemer.formulas.layout import Layout
-from bessemer.formulas.memory.parts import Workload, selective_bytes_per_token
+from bessemer.formulas.memory.parts import Workload, received_by_tensor, selective_bytes_per_token
 from bessemer.formulas.parameters import ffn_matrices
-from bessemer.formulas.schedule import splits_backward
 from bessemer.formulas.shape import ModelShape
-
-
-def most_waiting(layout: Layout, pipeline_rank: int, micro_batches: int) -> int:
-    """Over all stages of a rank, in the order of recomputed passes (formulas/passes.py)."""
-    if not splits_backward(layout):
-        return 0
-    first = layout.pipeline - pipeline_rank
-    return min(max(first, 2 * (pipeline_rank + 1)), 2 * micro_batches)
 
 
 def kept_longer(shape: ModelShape, work: Workload, tensor: int, *, routed: bool) -> int:
@@ -34,7 +25,9 @@ def kept_longer(shape: ModelShape, work: Workload, tensor: int, *, routed: bool)
         return waits - size * hidden
     if work.recompute == "none":
         return 0
-    kept = selective_bytes_per_token(shape, size, routed=routed) + 2 * (tensor - 1) * size * hidden
+    kept = selective_bytes_per_token(shape, size, routed=routed) + received_by_tensor(
+        shape, work, tensor, routed=routed
+    )
     return max(0, waits - kept)
 
 

@@ -156,6 +156,9 @@ def _kept(columns: Shared, layers: RankLayers) -> Floats:
         held = layers.routed_held if routed else layers.dense_held
         kept = kept + held * longer * layers.waiting / layers.held
     inner = layers.held - layers.last_held
+    kept = kept + (layers.held - layers.first_held) * columns.given
+    done = np.where(columns.candidates.recompute == _NONE, 0.0, np.maximum(layers.waiting - 1, 0.0))
+    kept = kept + (layers.held - done) * columns.angles - done * columns.size * hidden
     return kept + inner * columns.size * hidden + layers.last_held * ends_per_token(columns.shape)
 
 

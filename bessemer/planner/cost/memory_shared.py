@@ -5,18 +5,22 @@ Sizes of a token, of a layer and of the ends, from the scalar formulas (formulas
 that is met: cost/memory_lookups.py.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from bessemer.formulas.memory.mail import angle_bytes, given_bytes
 from bessemer.formulas.memory.parts import (
     Workload,
     back_bytes_per_token,
     base_bytes,
+    exchanged_rows_bytes,
     kept_per_token,
     kinds_of,
     made_again_per_token,
+    received_by_tensor,
     whole_rows_bytes,
     working_bytes,
 )
@@ -44,6 +48,8 @@ class Shared:
     # By whether layers are routed, of the kinds that the model has:
     again: dict[bool, Floats]  # bytes made again for one block and token
     back: dict[bool, Floats]  # gradients in the block that is taken back
+    given: Floats  # bytes of a token from the stage before that its layers do not keep
+    angles: Floats  # of a token and stage
     longer: dict[bool, Floats]  # more that a recomputed layer and token keeps while its weights wait
     working: dict[bool, Floats]  # of memory.working_bytes, per token
     plain: dict[bool, Floats]  # elements of a layer but for experts
@@ -87,6 +93,8 @@ def shared_columns(shape: ModelShape, context: int, candidates: Candidates, work
         routed=received + _layer_kept(shape, candidates, work, limit) if True in kinds else zero,
         again={routed: of_kind(partial(_made_again, shape, routed)) for routed in kinds},
         back={routed: of_kind(partial(_back, shape, routed)) for routed in kinds},
+        given=of_kind(partial(given_bytes, shape)),
+        angles=np.asarray(candidates.tensor * (candidates.pipeline > 1) * angle_bytes(shape), float),
         longer={routed: _longer(shape, candidates, work, routed) for routed in kinds},
         working={routed: of_kind(partial(_working, shape, routed)) for routed in kinds},
         plain=plain,
@@ -111,8 +119,12 @@ def _back(shape: ModelShape, routed: bool, kind: Workload) -> int:
 
 
 def _longer(shape: ModelShape, candidates: Candidates, work: Workload, routed: bool) -> Floats:
+    return _by_tensor(candidates, work, partial(kept_longer, shape, routed=routed))
+
+
+def _by_tensor(candidates: Candidates, work: Workload, size_of: Callable[[Workload, int], float]) -> Floats:
     def of(tensor: int) -> Floats:
-        return by_kind(candidates, work, lambda kind: kept_longer(shape, kind, tensor, routed=routed))
+        return by_kind(candidates, work, lambda kind: size_of(kind, tensor))
 
     degrees = np.unique(candidates.tensor).tolist()
     return np.sum([of(tensor) * (candidates.tensor == tensor) for tensor in degrees], axis=0)
@@ -131,7 +143,13 @@ def _layer_kept(shape: ModelShape, candidates: Candidates, work: Workload, layer
         work,
         lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind, routed=routed),
     )
-    return kept + (candidates.tensor - 1) * whole
+    received = _by_tensor(candidates, work, partial(received_by_tensor, shape, routed=routed))
+    kept = kept + np.where(candidates.recompute == RECOMPUTE.index("full"), 0.0, received)
+    kept = kept + (candidates.tensor - 1) * whole
+    if not routed:
+        return kept
+    rows = by_kind(candidates, work, partial(exchanged_rows_bytes, shape))
+    return kept + candidates.tensor * np.where(candidates.expert > 1, rows, 0.0)
 
 
 def _head(shape: ModelShape, table: Floats) -> Floats:
@@ -142,13 +160,12 @@ def _head(shape: ModelShape, table: Floats) -> Floats:
 
 
 def _received(shape: ModelShape, candidates: Candidates, size: Floats) -> Floats:
-    """Of a layer and token that keeps anything: what other ranks sent (formulas/memory/rank.py)."""
-    kept = 2 * (candidates.tensor - 1) * size * shape.hidden
+    """Of a layer and token that keeps anything: what other context ranks sent (formulas/memory/rank.py)."""
     width, own = 2 * shape.kv_heads * shape.head_dim, (shape.heads + 3 * shape.kv_heads) * shape.head_dim
     if shape.mla_kv_rank:
         width = shape.heads * (shape.mla_nope_dim + shape.mla_rope_dim + shape.mla_v_dim)
         own = 0
     instead = np.where(candidates.recompute == RECOMPUTE.index("selective"), 0, own)
     gathered = size * (candidates.context * width - instead)
-    kept = kept + np.where(candidates.context > 1, gathered, 0.0)
+    kept = np.where(candidates.context > 1, gathered, 0.0)
     return np.where(candidates.recompute == RECOMPUTE.index("full"), 0.0, kept)

@@ -123,8 +123,12 @@ class Room:
 
     def named(self, memory: Memory) -> dict[str, float]:
         """Bytes in the words of the plan. buffers: casts, gathered weights, and what a block works on;
-        asked and sampling: models beside the one that is trained (formulas/memory/rollout.py)."""
+        asked and sampling: models beside the one that is trained (formulas/memory/rollout.py); process: of a
+        CPU, Python and torch. On a CPU they add up to the total; of an accelerator's `allocator` that has the
+        base alone."""
         beside = {"asked": memory.asked, "sampling": memory.sampling}
+        if self.on_cpu:
+            beside["process"] = memory.base
         return {
             "weights": memory.weights,
             "gradients": memory.gradients,

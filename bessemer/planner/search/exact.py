@@ -17,7 +17,7 @@ from bessemer.formulas.memory.rank import rank_memory
 from bessemer.formulas.memory.rollout import with_rounds
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.passes import pass_lengths
-from bessemer.formulas.schedule import EQUAL, Lengths
+from bessemer.formulas.schedule import EQUAL, Lengths, splits_backward
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import Passes, simulate
@@ -96,17 +96,22 @@ def gone_over(question: Question, candidates: Candidates, place: int, room: Room
 
 def ranks_that_may_be_fullest(shape: ModelShape, layout: Layout) -> tuple[int, ...]:
     """The first two pipeline ranks, the last, and each that has more dense or more routed layers than any
-    before it: who has no more of either holds no more, as later ranks hold no more micro-batches."""
+    before it: who has no more of either holds no more, as later ranks hold no more micro-batches. Of more of
+    them weights may wait (formulas/memory/waiting.py): there also each that has more than any after it."""
     dense, last = num_dense_layers(shape), layout.pipeline - 1
     stages = layers_of_stages(shape, layout)
-    ranks, held = {0, min(1, last), last}, [(-1, -1)]
-    for rank in range(last):
-        layers = [layer for stage in layout.stages_of(rank) for layer in stages[stage]]
-        num_dense = sum(layer < dense for layer in layers)
-        num_routed = len(layers) - num_dense
-        if not any(num_dense <= before and num_routed <= more for before, more in held):
-            ranks.add(rank)
-            held.append((num_dense, num_routed))
+    ranks, ways = {0, min(1, last), last}, [range(last)]
+    if splits_backward(layout):
+        ways.append(range(last, -1, -1))
+    for way in ways:
+        held = [(-1, -1)]
+        for rank in way:
+            layers = [layer for stage in layout.stages_of(rank) for layer in stages[stage]]
+            num_dense = sum(layer < dense for layer in layers)
+            num_routed = len(layers) - num_dense
+            if not any(num_dense <= before and num_routed <= more for before, more in held):
+                ranks.add(rank)
+                held.append((num_dense, num_routed))
     return tuple(sorted(ranks))
 
 
@@ -158,12 +163,12 @@ def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
     passes = Passes.of(matmul_share, again, dims.products, waiting_share(dims), lengths == EQUAL)
     shares = float(passes.forward), float(passes.weight)
     whole_s = played_s(layout, count, stage_s, busiest_s, shares, send_s, head_s, lengths)
-    # What is waited for is sends as far as there are any, and the bubble.
+    # What is waited for is the bubble, and what sends add: with rows in flight most of them hide.
     waits_s = max(0.0, whole_s - count * busiest_s)
-    sends_s = min(parts["pipeline_s"], waits_s)
     scale = busiest_s / float(times.busiest_s[0])
+    bubble_s = min(scale * float(times.bubble_s[0]), waits_s)
     columns = {name: np.array([parts[name] * scale]) for name in (*_COMPUTE, *_EXCHANGES)}
-    return replace(times, **columns, pipeline_s=np.array([sends_s]), bubble_s=np.array([waits_s - sends_s]))
+    return replace(times, **columns, pipeline_s=np.array([waits_s - bubble_s]), bubble_s=np.array([bubble_s]))
 
 
 _COMPUTE = ("matmul_s", "attention_s", "vector_s", "recompute_s")

@@ -1,13 +1,14 @@
-"""The best layout of processes on this machine's CPU, each gone over whole, as there are only some dozens.
+"""The best layout of processes on this machine's CPU: each is gone over whole, rank by rank.
 
 A CPU has no catalogue row and no links: what a layout takes here comes from `bessemer doctor --calibrate`
 (planner/calibrated/) and the runs since. The numbers of processes are those that were started, or, where we
-start them, those that were calibrated. Of several machines each is taken to be like this one, and the network
-between them like its memory.
+start them, those that were calibrated. All are taken to share this machine's cores and memory, also where
+they were started on several machines, whose network was not measured.
 
-Not calibrated, nothing is known of exchanges: then whole copies where they fit, else shards. Two processes
-with copies made 1.05 times the tokens of one with two threads, with shards 0.77 (docs/log.md, two CPUs).
-Cost: 3 to 10 ms a layout; two processes have 12 of a dense model.
+Not calibrated, or with a model that the calibration does not cover, nothing is known of exchanges: then whole
+copies where they fit, else shards. Two processes with copies made 1.05 times the tokens of one with two
+threads, with shards 0.77 (docs/log.md, two CPUs).
+Cost: 3 to 12 ms a layout; two processes have 12 of a dense model, and of one with experts 16, eight 251.
 """
 
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import ONE_PROCESS, Layout
 from bessemer.formulas.shape import ModelShape
+from bessemer.planner.calibrated.step_time import step_seconds
 from bessemer.planner.limits import fits
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.machine.planned import cluster_of
@@ -31,7 +33,8 @@ from bessemer.recipe.schema import Optimization, Recipe
 # Predictions are within 15 % of a step, differences between two layouts within less. What gains no more than
 # this is not taken over a plainer layout, and a choice does not change with each run that teaches.
 _GAIN = 0.05
-_GAIN_OF_PROCESSES = 0.10  # of starting several where one was asked for
+_GAIN_OF_PROCESSES = 0.10  # of starting several where none were
+_START_S = 4.0  # that each of them imports, before its first step: 3.8 to 4.0 of its core, Xeon with AMX
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Way:
 class ChosenProcesses:
     """What a stage gets, as `Chosen` of accelerators. rule: why, in one sentence.
 
-    ranked: what fits, the chosen one first and the others by their time.
+    ranked: what fits, the chosen one first and the others by their time. too_large: what does not fit as the
+    recipe has it, of which some is in `ranked` with everything recomputed.
     """
 
     rule: str
@@ -79,21 +83,23 @@ def choose_processes(
 ) -> ChosenProcesses | None:
     """world: processes that were started; None: we start them. Returns None where there is no choice, or
     where nothing fits, for the refusal to be of what was asked."""
-    counts = [world] if world is not None else _calibrated_counts(facts)
+    timed = _is_covered(shape, decided, facts)
+    counts = [world] if world is not None else _calibrated_counts(facts) if timed else [1]
     if max(counts) == 1 or (world is None and decided.objective.rollouts is not None):
         return None
-    layouts = [each for count in counts for each in _layouts(recipe, section, shape, decided, facts, count)]
-    sections = [section]
-    if "recompute" not in section.model_fields_set and section.activation_memory is None:
-        sections.append(section.model_copy(update={"recompute": "full"}))
-    too_large: list[StagePlan] = []
-    for each in sections:
-        fitting: list[StagePlan] = []
-        for stage in _stages(recipe, each, shape, decided, facts, layouts):
-            (fitting if fits(shape, stage, facts) else too_large).append(stage)
-        if fitting:
-            return _ranked(recipe, shape, fitting, too_large, facts)
-    return None
+    layouts: list[Layout] = []
+    for count in counts:
+        layouts += _layouts(recipe, section, shape, decided, facts, count) if timed else _plain(count)
+    fitting, too_large = _by_memory(recipe, section, shape, decided, facts, layouts)
+    if not fitting:
+        return None
+    return _ranked(recipe, shape, fitting, too_large, facts) if timed else _untimed(fitting, too_large, facts)
+
+
+def _is_covered(shape: ModelShape, decided: Decided, facts: Facts) -> bool:
+    """Whether steps of this model in this compute type are among what was calibrated."""
+    alone = StagePlan(1, decided.context, decided.batch_rows, 1, decided.lr, dtype=decided.dtype)
+    return step_seconds(shape, alone, facts) is not None
 
 
 def _calibrated_counts(facts: Facts) -> list[int]:
@@ -107,11 +113,9 @@ def _calibrated_counts(facts: Facts) -> list[int]:
 def _layouts(
     recipe: Recipe, section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, count: int
 ) -> list[Layout]:
-    """All of so many processes that the model and the rows allow; not calibrated, those to choose from."""
+    """All of so many processes that the model and the rows allow."""
     if count == 1:
         return [ONE_PROCESS]
-    if facts.calibration is None:
-        return [Layout(replicate=count), Layout(shard=count)]
     here = replace(cluster_of(recipe, facts), devices=count, per_node=count, link_domain=count)
     question = question_of(section, shape, decided, here, "time")
     rows = least(question, structures(question)[0])
@@ -119,9 +123,37 @@ def _layouts(
     return [*found, *(replace(each, reshard=False) for each in found if _can_keep(each))]
 
 
+def _plain(count: int) -> list[Layout]:
+    """Those to choose from where nothing can be timed."""
+    return [Layout(replicate=count), Layout(shard=count)]
+
+
 def _can_keep(layout: Layout) -> bool:
     """Whether gathered weights may stay for the backward pass; a pipeline's do in any case."""
     return layout.pipeline == 1 and layout.shard * layout.context > 1
+
+
+def _by_memory(
+    recipe: Recipe,
+    section: Optimization,
+    shape: ModelShape,
+    decided: Decided,
+    facts: Facts,
+    layouts: list[Layout],
+) -> tuple[list[StagePlan], list[StagePlan]]:
+    """What fits, with everything recomputed where it does not fit without, and what does not."""
+    sections = [section]
+    if "recompute" not in section.model_fields_set and section.activation_memory is None:
+        sections.append(section.model_copy(update={"recompute": "full"}))
+    fitting: list[StagePlan] = []
+    too_large: list[StagePlan] = []
+    for each in sections:
+        left: list[StagePlan] = []
+        for stage in _stages(recipe, each, shape, decided, facts, layouts):
+            (fitting if fits(shape, stage, facts) else left).append(stage)
+        too_large += left
+        layouts = [stage.layout for stage in left]
+    return fitting, too_large
 
 
 def _stages(
@@ -144,22 +176,20 @@ def _stages(
 def _ranked(
     recipe: Recipe, shape: ModelShape, stages: list[StagePlan], too_large: list[StagePlan], facts: Facts
 ) -> ChosenProcesses:
-    times = [predict_step(recipe, shape, stage, facts)[0] for stage in stages]
-    if not all(each.calibrated for each in times):
-        return _untimed(stages, too_large)
-    ways = [Way(stage, each.best.value) for stage, each in zip(stages, times, strict=True)]
-    ways.sort(key=lambda way: way.step_s or 0.0)
+    times = [predict_step(recipe, shape, stage, facts)[0].best.value for stage in stages]
+    ways = sorted(map(Way, stages, times), key=lambda way: way.step_s or 0.0)
     first = _plainest(ways)
     return ChosenProcesses(_rule(first, ways), [first, *(way for way in ways if way is not first)], too_large)
 
 
-def _untimed(stages: list[StagePlan], too_large: list[StagePlan]) -> ChosenProcesses:
-    """One process, or copies, or shards: nothing was calibrated, or not what the model consists of."""
-    data = [stage for stage in stages if stage.layout.data == stage.layout.world and stage.layout.expert == 1]
-    first = min(data, key=lambda stage: (stage.layout.world, stage.layout.shard, not stage.layout.reshard))
+def _untimed(stages: list[StagePlan], too_large: list[StagePlan], facts: Facts) -> ChosenProcesses:
+    """stages: copies before shards, and what is recomputed last."""
+    first = stages[0]
     kind = "shards, as copies do not fit" if first.layout.shard > 1 else "whole copies, which fit"
-    rule = f"{kind}; `bessemer doctor --calibrate` compares all layouts"
-    return ChosenProcesses(rule, [Way(first, None)], too_large)
+    why = f"of this model nothing was calibrated in {first.dtype}"
+    if facts.calibration is None:
+        why = "`bessemer doctor --calibrate` compares all layouts"
+    return ChosenProcesses(f"{kind}; {why}", [Way(first, None)], too_large)
 
 
 def _plainest(ways: list[Way]) -> Way:
@@ -167,16 +197,23 @@ def _plainest(ways: list[Way]) -> Way:
     least_s = ways[0].step_s or 0.0
 
     def is_near(way: Way) -> bool:
-        gain = _GAIN_OF_PROCESSES if way.layout.world == 1 else _GAIN
-        return (way.step_s or 0.0) <= least_s * (1.0 + gain)
+        more_s = (way.step_s or 0.0) - least_s
+        if way.layout.world > 1:
+            return more_s <= _GAIN * least_s
+        return more_s <= _GAIN_OF_PROCESSES * least_s or more_s * way.stage.steps <= _START_S
 
-    return min(filter(is_near, ways), key=lambda way: (way.layout.world, complexity(way.layout)))
+    def simplicity(way: Way) -> tuple[int, int, bool]:
+        return way.layout.world, complexity(way.layout), way.stage.recompute != "none"
+
+    return min(filter(is_near, ways), key=simplicity)
 
 
 def _rule(first: Way, ways: list[Way]) -> str:
     if first is ways[0]:
         return f"the fastest of {len(ways)}: {first.step_s:.3g} s a step, as calibrated"
+    several = ways[0].layout.world if first.layout.world == 1 else 1
+    reason = f"for starting {several} processes" if several > 1 else "to take it over a plainer one"
     return (
         f"{first.step_s:.3g} s a step, as calibrated; the fastest of {len(ways)} takes "
-        f"{ways[0].step_s:.3g} s ({ways[0].layout}), too little less for what it needs beside"
+        f"{ways[0].step_s:.3g} s ({ways[0].layout}), too little less {reason}"
     )

@@ -98,9 +98,8 @@ def too_large(search: Search, place: int, count: int) -> Rejected | None:
 
 def _memory_words(search: Search, found: Exact) -> str:
     memory = found.memories[found.fullest]
-    parts = {
-        name: value for name, value in found.room.named(memory).items() if name not in (*_STATE, "allocator")
-    }
+    apart = (*_STATE, "allocator", "process")
+    parts = {name: value for name, value in found.room.named(memory).items() if name not in apart}
     parts["weights, gradients and optimizer"] = sum(found.room.named(memory)[name] for name in _STATE)
     name, value = max(parts.items(), key=lambda pair: pair[1])
     where = f"pipeline rank {found.pipeline_ranks[found.fullest]}" if found.layout.pipeline > 1 else "a rank"

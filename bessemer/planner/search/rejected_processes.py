@@ -1,9 +1,12 @@
 """Why the other layouts of a CPU's processes were not chosen: of each combination of axes the best one."""
 
+from collections.abc import Iterable
+
 from bessemer.formulas.layout import AXES, Layout
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.calibrated.step_time import step_seconds
 from bessemer.planner.compiling import as_run
+from bessemer.planner.limits import usable_bytes
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.predict import device_bytes
 from bessemer.planner.search.processes import ChosenProcesses, Way
@@ -14,10 +17,12 @@ from bessemer.units import format_bytes
 def rejected_processes(chosen: ChosenProcesses, shape: ModelShape, facts: Facts) -> list[Rejected]:
     """First what does not fit, then what is slower."""
     rows = []
-    for layouts in _alike([stage.layout for stage in chosen.too_large]):
+    # Of a layout that stands twice the first is as the recipe has it, the second with everything recomputed.
+    for layouts in _alike(dict.fromkeys(stage.layout for stage in chosen.too_large)):
         stage = next(stage for stage in chosen.too_large if stage.layout == layouts[0])
-        needed = format_bytes(device_bytes(shape, stage, facts))
-        reason = f"its ranks need {needed}, more than fits in {format_bytes(facts.memory_bytes or 0)}"
+        needed, usable = device_bytes(shape, stage, facts), usable_bytes(facts)
+        reason = f"its ranks need {format_bytes(needed)}, more than fits in the {format_bytes(usable)} "
+        reason += "that they may take"
         rows.append(Rejected(stage.layout, stage.micro_batch, stage.recompute, reason, len(layouts)))
     for layouts in _alike([way.layout for way in chosen.ranked[1:]]):
         way = next(way for way in chosen.ranked[1:] if way.layout == layouts[0])
@@ -26,7 +31,7 @@ def rejected_processes(chosen: ChosenProcesses, shape: ModelShape, facts: Facts)
     return rows
 
 
-def _alike(layouts: list[Layout]) -> list[list[Layout]]:
+def _alike(layouts: Iterable[Layout]) -> list[list[Layout]]:
     """With the same axes, in the order in which they stand."""
     groups: dict[tuple[str, ...], list[Layout]] = {}
     for layout in layouts:
@@ -38,7 +43,10 @@ def _alike(layouts: list[Layout]) -> list[list[Layout]]:
 def _slower(way: Way, best: Way, shape: ModelShape, facts: Facts) -> str:
     change = (way.step_s or 0.0) / (best.step_s or 1.0) - 1.0
     if change < 0.005:
-        pace = "as fast" if change > -0.005 else f"{-change:.0%} faster, less than a prediction is sure of"
+        too_little = "less than a prediction is sure of"
+        if best.layout.world == 1 < way.layout.world:
+            too_little = f"too little for starting {way.layout.world} processes"
+        pace = "as fast" if change > -0.005 else f"{-change:.0%} faster, {too_little}"
         return f"fits and is {pace}; the chosen one is plainer"
     theirs, ours = (_parts(each, shape, facts) for each in (way, best))
     worse = max(theirs, key=lambda name: theirs[name] - ours[name])

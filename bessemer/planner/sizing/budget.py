@@ -85,11 +85,19 @@ class Use:
         return f"budget.{self.name} = {self.amount:g}"
 
 
-def limits(recipe: Recipe, facts: Facts, *, decide: bool = True, reserve: float = 0.0) -> list[Limit]:
+def limits(
+    recipe: Recipe,
+    facts: Facts,
+    *,
+    decide: bool = True,
+    reserve: float = 0.0,
+    predicted: Mapping[str, Estimate] | None = None,
+) -> list[Limit]:
     """The limits that are set, the one that binds first. RecipeError for one that nothing is known of.
 
     decide: whether length or size follow from them; else the power of an unlisted device may be unknown, as a
-    run is held to what its meter tells. reserve: as in Limit.
+    run is held to what its meter tells. reserve: as in Limit. predicted: of a plan, an hour of which takes
+    what its own step draws; None: what is typical of the device, as there is no step yet.
     """
     devices = facts.devices
     kw = kw_per_device(recipe, facts).value
@@ -104,7 +112,8 @@ def limits(recipe: Recipe, facts: Facts, *, decide: bool = True, reserve: float 
     }  # fmt: skip
     found = []
     for name, amount in limits_of(recipe).items():
-        per_hour, fix = costs[name]
+        typical, fix = costs[name]
+        per_hour = _an_hour_of(name, predicted or {}) or typical
         of_the_device = name == "kwh" or (name == "kg_co2e" and kg is not None)
         if per_hour is None and of_the_device and not decide:
             continue
@@ -280,6 +289,11 @@ def too_small(limit: Limit, needed_hours: float, what: str) -> RecipeError:
         wanted=f"{needed_hours * limit.per_hour:.3g} {UNITS[limit.name]} at least: {what}",
         fix=f"raise budget.{limit.name}, or leave it out",
     )
+
+
+def _an_hour_of(name: str, predicted: Mapping[str, Estimate]) -> float | None:
+    takes, hours = (predicted.get(key, UNKNOWN).value for key in (name, "hours"))
+    return takes / hours if takes and hours else None
 
 
 def _product(one: float | None, other: float | None) -> float | None:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from bessemer.errors import RecipeError, RefusedError
-from bessemer.formulas.layout import SCHEDULES, Layout
+from bessemer.formulas.layout import SCHEDULES, Layout, layers_of_stages
 from bessemer.formulas.shape import ModelShape
 from bessemer.hardware import lookup
+from bessemer.planner.cost.pipeline import simulate
 from bessemer.planner.machine.cluster import catalogue_cluster
 from bessemer.planner.rules.layout import allows, first_complaint
 from bessemer.planner.search.choose import Search, search
@@ -201,6 +202,19 @@ def test_played_bubble_of_even_stages_is_the_closed_form() -> None:
         assert times.bubble_s[0] == pytest.approx(7 * share * micro_batch_s, rel=0.12)
 
 
+def test_bubble_of_uneven_stages_is_not_told_as_sends_that_hide_in_it() -> None:
+    """One stage of 4 layers and seven of 3, which wait in any case."""
+    asked = question(replace(LARGE, layers=25, vocab=64), devices=8, rows=1024)
+    asked = replace(asked, cluster=replace(asked.cluster, link_domain=1, network_gb_per_s=100.0))
+    layout = Layout(pipeline=8)
+    times = played(asked, candidate_of(asked, layout, 1, "none"), layout)
+    layers = [len(stage) for stage in layers_of_stages(asked.shape, layout)]
+    busiest_s = float(times.compute_s[0])
+    passes = [[busiest_s / 1024 / max(layers) / 3 * each for each in layers]] * 3
+    assert times.bubble_s[0] == pytest.approx(simulate(layout, 1024, *passes) - busiest_s, rel=0.1)
+    assert times.pipeline_s[0] < 0.1 * times.bubble_s[0]
+
+
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [
@@ -223,6 +237,19 @@ def test_fullest_rank_is_among_those_that_are_looked_at(shape: ModelShape, layou
     )
     assert max(one.total for one in found) == max(one.total for one in every)
     assert layout.pipeline < 32 or len(looked_at) < 10
+
+
+@pytest.mark.parametrize("layers", [17, 29])  # of which a rank between the first two and the last has most
+def test_fullest_rank_of_a_recomputed_zero_bubble_is_looked_at(layers: int) -> None:
+    """On later ranks weights of more micro-batches wait."""
+    shape, layout = replace(LARGE, layers=layers, vocab=64), Layout(pipeline=6, schedule="zbv")
+    asked = question(shape, devices=6, rows=64)
+    looked_at = ranks_that_may_be_fullest(shape, layout)
+    found, every = (
+        memories_of(asked, layout, 1, 64, "full", ranks) for ranks in (looked_at, tuple(range(6)))
+    )
+    assert max(one.total for one in found) == max(one.total for one in every)
+    assert len(looked_at) < 5
 
 
 def test_sends_of_a_slow_network_count_once() -> None:
