@@ -22,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from columns import columns
-from planner_cpu import Case, measured_s, recipe_text, say, train, write_data
+from planner_cpu import VOCAB, Case, measured_s, recipe_text, say, train, write_data
 
 from bessemer.hardware import machine
 from bessemer.measure.facts import gather
@@ -104,7 +104,8 @@ def compared(case: Case, folder: Path, world: int | None) -> ChosenProcesses:
     recipe = folder / "recipe.toml"
     recipe.write_text(recipe_text(case).replace(f"micro_batch = {case.micro_batch}\n", ""))
     loaded = load(str(recipe), [])
-    facts = replace(gather(loaded.recipe, folder, this_device()), taught=None, threads=None)
+    here = gather(loaded.recipe, folder, this_device())
+    facts = replace(here, taught=None, threads=None, vocab=VOCAB)  # of the tokenizer
     chosen = resolve_searched(loaded.recipe, facts, world=world)[1]
     assert isinstance(chosen, ChosenProcesses), "a machine of several cores, calibrated"
     return chosen

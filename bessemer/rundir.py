@@ -112,9 +112,9 @@ def begins_at(events: list[Row]) -> int:
 
 
 def time_in_steps_s(rows: list[Row], since: int = 0) -> float | None:
-    """The time of counting rows, of those after the step `since`. None: no row has one; steps of a row without
-    one are left out.
+    """The time of counting rows. None: no row has one; steps of a row without one are left out.
 
+    since: only rows after this step.
     Not `time_s`, which also counts steps that were lost to a kill and run again.
     """
     timed = [

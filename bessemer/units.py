@@ -76,5 +76,11 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+def format_hours(hours: float) -> str:
+    """1.0 -> "1 hour"; three significant digits."""
+    figure = f"{hours:.3g}"
+    return f"{figure} hour{'s' * (figure != '1')}"
+
+
 def _three_digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

@@ -46,6 +46,7 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
     from bessemer.cli.plan_document import layouts_document, plan_document
     from bessemer.cli.rehearsal import rehearsed
     from bessemer.planner.layout import WHERE
+    from bessemer.planner.machine.facts import planned_facts
     from bessemer.planner.machine.planned import cluster_of
     from bessemer.planner.predict import devices_of
     from bessemer.planner.resolve import check_recipe, resolve_searched
@@ -63,16 +64,19 @@ def _planned(args: argparse.Namespace) -> dict[str, Any]:
     if args.layout is not None:
         recipe = recipe.model_copy(update={"parallel": Parallel(layout=args.layout)})
         layout_from = "--layout"
-    check_recipe(recipe, layout_from=layout_from)  # before the machine is measured
-    recipe, facts = _facts(args, recipe, loaded.base)
+    recipe, planned = planned_facts(args.cluster, recipe, loaded.base)
+    devices = 1 if planned is None else planned.devices
+    check_recipe(recipe, layout_from=layout_from, devices=devices)  # before the machine is measured
+    facts = _facts(recipe, loaded.base, planned)
     data = KnownData(recipe, loaded.base, getattr(args, "store", Path("data")))
     facts = data.known(facts)
     if only_finetunes(recipe):
-        plan, chosen = resolve_task(recipe, facts), None
+        plan, chosen = resolve_task(recipe, facts, layout_from), None
     else:
         plan, chosen = resolve_searched(recipe, facts, layout_from=layout_from)
     cluster = cluster_of(recipe, devices_of(plan.pretrain.layout, facts))
-    document = {**plan_document(recipe, plan, facts, cluster), "data": data.told(plan)}
+    document = plan_document(recipe, plan, facts, cluster)
+    document |= {"data": data.told(plan), "data_missing": data.missing()}
     document |= layouts_document(recipe, plan, facts, cluster, chosen, args.top or _TOP)
     document |= budget_document(recipe, plan, facts, only_finetunes=only_finetunes(recipe))
     if only_finetunes(recipe):  # both are of pre-training
@@ -94,6 +98,10 @@ def show(document: dict[str, Any]) -> str:
         from bessemer.cli.plan_data import show_data
 
         parts.append(show_data(document["data"]))
+    elif document["data_missing"]:
+        from bessemer.cli.plan_data import show_missing
+
+        parts.append(show_missing(document["data_missing"]))
     parts += _of_the_layout(document)
     if document["derived"]:
         parts.append(_derived(document))
@@ -149,19 +157,17 @@ def _refuse_contradictions(args: argparse.Namespace) -> None:
         raise RecipeError("one recipe at a time", found=args.rows, wanted="RECIPE", fix=f"remove {args.rows}")
 
 
-def _facts(args: argparse.Namespace, recipe: Any, base: Path) -> tuple[Any, Any]:
-    """The recipe with what a cluster file says in [cluster], and the facts to plan with."""
-    from bessemer.planner.machine.facts import planned_facts
+def _facts(recipe: Any, base: Path, planned: Any) -> Any:
+    """The facts to plan with: those of the cluster that is planned for, or of this machine."""
     from bessemer.planner.source import with_files
 
-    recipe, planned = planned_facts(args.cluster, recipe, base)
     if planned is not None:
-        return recipe, with_files(planned, recipe, base)
+        return with_files(planned, recipe, base)
     from bessemer.measure.facts import gather
     from bessemer.model.device import this_device
 
     alone = recipe.model_copy(update={"model": recipe.model.model_copy(update={"from_": None})})
-    return recipe, with_files(gather(alone, base, this_device()), recipe, base)
+    return with_files(gather(alone, base, this_device()), recipe, base)
 
 
 def _model(document: dict[str, Any]) -> str:

@@ -26,14 +26,14 @@ def budget_document(recipe: Any, plan: Any, facts: Any, *, only_finetunes: bool)
 
 
 def show_budget(document: dict[str, Any]) -> str:
-    from bessemer.energy.accounting.limits import UNITS
+    from bessemer.energy.accounting.limits import in_unit
 
     rows = []
     for row in document["budget"]:
         takes, share = row["takes"], row["share"]
         figures = ["unknown" if takes[end] is None else format_short(takes[end]) for end in _ENDS]
         shares = "" if share["value"] is None else f"{format_short(100 * share['value'])} %"
-        rows.append([f"{format_short(row['limit'])} {UNITS[row['name']]}", *figures, shares])
+        rows.append([in_unit(format_short(row["limit"]), row["name"]), *figures, shares])
     lines = text_table(["Budget", "takes", "low", "high", "share"], rows)
     after = document["budget"][0]["finetuning"]
     if after:

@@ -42,6 +42,15 @@ class KnownData:
             return enough_of_prepared(self._recipe, plan, self._manifest)
         return enough_of_listed(self._recipe, plan, self._listings, machine().cores)
 
+    def missing(self) -> list[dict[str, Any]]:
+        """Sources whose path no file matches."""
+        pairs = zip(self._recipe.data.source, self._listings, strict=True)
+        return [
+            {"name": source.name, "path": source.path}
+            for source, listing in pairs
+            if not listing.unknown and not listing.files
+        ]
+
 
 def show_data(data: dict[str, Any]) -> str:
     there = "are prepared" if data["prepared"] else "are likely in these files"
@@ -55,6 +64,12 @@ def show_data(data: dict[str, Any]) -> str:
         _building(data),
     ]
     return "\n".join(lines)
+
+
+def show_missing(sources: list[dict[str, Any]]) -> str:
+    """Where there is nothing else to say of the data."""
+    found = ", ".join(f"{source['path']} (source {source['name']!r})" for source in sources)
+    return f"Data: nothing is known of it, as no file matches {found}"
 
 
 def _replayed(data: dict[str, Any]) -> str:

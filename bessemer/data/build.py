@@ -32,7 +32,7 @@ from bessemer.data.factory.link import link_shards, sum_counts
 from bessemer.data.factory.settings import shared_settings, stage_settings
 from bessemer.data.factory.told import told_sources, write_samples
 from bessemer.data.folders import in_use
-from bessemer.data.ledger import check_kept
+from bessemer.data.ledger import check_kept, nothing_held_out
 from bessemer.data.snapshots import cut_source
 from bessemer.data.sources.parts import Input
 from bessemer.data.task.templates import own_template
@@ -103,9 +103,13 @@ def _built(work: Work) -> dict[str, Any]:
         engine.close()
     link_shards(work.folder, parts, sources, encoded)
     write_samples(work.folder / "samples.jsonl", work.sources, parts, decisions)
+    splits = {name: sum_counts([source["splits"][name] for source in sources]) for name in SPLITS}
+    note = nothing_held_out(work.recipe.data.validation, splits)
+    if note is not None:
+        work.console.line(note)
     return {
         "tokenizer": learnt.description(),
-        "splits": {name: sum_counts([source["splits"][name] for source in sources]) for name in SPLITS},
+        "splits": splits,
         "sources": sources,
         "timings_s": work.timings,
     }

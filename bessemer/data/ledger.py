@@ -5,7 +5,7 @@ report say where each row went.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,19 @@ def check_kept(told: dict[str, Any]) -> None:
         if most.split(".")[0] in ("gopher", "c4", "fineweb")
         else _FIXES.get(most, _GENERAL_FIX),
     )
+
+
+def nothing_held_out(share: float, splits: Mapping[str, Mapping[str, int]]) -> str | None:
+    """What to say where `data.validation` asks for a share and none could be held out; None: some is."""
+    if not share or splits["validation"]["documents"]:
+        return None
+    num_left = splits["train"]["documents"]
+    why = "all the text is one document. A text file is one: cut it into several, or save it as jsonl with a "
+    why += "document on each line"
+    if num_left > 1:
+        why = f"of {num_left:,} documents none is left for it. Give the sources a finer `group`, or see "
+        why += "below what was left out"
+    return f"data: nothing is held out, so validation will not be measured: {why}"
 
 
 _MOST_REASONS = 6

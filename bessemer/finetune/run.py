@@ -3,6 +3,7 @@
 Another job for the same loop: other rows, other first weights (task.py).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from bessemer.planner.limits import check_start
 from bessemer.planner.plan import Derived, StagePlan
 from bessemer.planner.rules.objective import objective_of
 from bessemer.planner.rules.rollout import check_sampling, is_sampled
+from bessemer.recipe.changes import Change
 from bessemer.recipe.load import LoadedRecipe
 from bessemer.train.budget import check_allowance
 from bessemer.train.compiling import check_compiled, settle_compiled
@@ -63,7 +65,7 @@ def begin_finetune(
     """
     changes = allowed_changes(loaded, place.run)
     task = task or prepare_finetune(loaded, place, from_, world)
-    checked = _check(task, "finetune")
+    checked = _check(task, "finetune", changes=changes)
     take_over(changes, loaded, None, place.run, place.console)
     write_receipt(place.run, loaded, task.data.hash, task.facts, task.origin)
     claim(place.run, task.data.folder, place.console)
@@ -95,7 +97,13 @@ class _Checked:
     reward: dict[str, str] | None = None  # of the user's own
 
 
-def _check(task: Task, name: str, examples: int | None = None, from_scratch: bool = False) -> _Checked:
+def _check(
+    task: Task,
+    name: str,
+    examples: int | None = None,
+    from_scratch: bool = False,
+    changes: Sequence[Change] = (),
+) -> _Checked:
     """The stage as it is to be trained. Writes nothing."""
     if from_scratch:  # adapters would have nothing to adapt
         task = replace(task, shape=replace(task.shape, adapter=None))
@@ -116,7 +124,7 @@ def _check(task: Task, name: str, examples: int | None = None, from_scratch: boo
         )
     )
     assert task.recipe.finetune is not None
-    plan = followed_plan(stage.plan, task.recipe, "finetune", stage.shape, task.facts, task.world)
+    plan = followed_plan(stage.plan, task.recipe, "finetune", stage.shape, task.facts, task.world, changes)
     stage = replace(stage, plan=plan)
     check_sampling(stage.shape, plan)
     if not stage.is_done:

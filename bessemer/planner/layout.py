@@ -5,13 +5,15 @@
     reshard=yes|no   of shards                context_kind=gather|ulysses   of the context axis
 
 `parse_layout` knows the grammar and the number of processes, `check_layout` the model; which layouts a
-model and a batch allow is planner/rules/layout.py. A word that would change nothing is an error, as is
+model and a batch allow is planner/rules/layout.py. What an error proposes fills the processes that were
+started, or the devices that are planned for. A word that would change nothing is an error, as is
 one that stands twice. "auto" is one process, or under torchrun every process with its shard, until
 planner/searched.py knows better.
 """
 
 import difflib
 from dataclasses import replace
+from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import AXES, CONTEXT_KINDS, ONE_PROCESS, SCHEDULES, Layout
@@ -51,8 +53,10 @@ def stage_layout(
     world: int | None = None,
     kept: Layout | None = None,
     where: str = WHERE,
+    devices: int = 1,
 ) -> Layout:
-    """The layout of a stage, checked. context: tokens in its rows, where not those of the model.
+    """The layout of a stage, checked. context: tokens in its rows, where not those of the model. devices: as
+    in `check_layout`.
 
     kept: that of a run that exists; "auto" leaves it as it is unless another number of processes came.
     """
@@ -60,16 +64,16 @@ def stage_layout(
     if text == "auto" and kept is not None and world in (None, kept.world):
         layout = kept
     else:
-        layout = parse_layout(text, where, world)
-    check_layout(layout, shape, where, context=context, world=world)
+        layout = parse_layout(text, where, world, devices)
+    check_layout(layout, shape, where, context=context, world=world, devices=devices)
     return layout
 
 
-def parse_layout(text: str, where: str = WHERE, world: int | None = None) -> Layout:
-    """Grammar, number of processes, and words without effect. Needs no model."""
+def parse_layout(text: str, where: str = WHERE, world: int | None = None, devices: int = 1) -> Layout:
+    """Grammar, number of processes, words without effect; needs no model. devices: as in `check_layout`."""
     words = {} if text == "auto" else _words(text, where)
     layout = fill_world(_layout_of(words, text, where), text, world, where)
-    _refuse_without_effect(words, layout, text, where)
+    _refuse_without_effect(words, layout, text, where, world or (devices if devices > 1 else None))
     return layout
 
 
@@ -80,8 +84,12 @@ def check_layout(
     *,
     context: int | None = None,
     world: int | None = None,
+    devices: int = 1,
 ) -> None:
-    """RecipeError with the nearest layout that works, when the model cannot be split so."""
+    """RecipeError with the nearest layout that works, when the model cannot be split so.
+
+    devices: of the cluster that is planned for, which it fills; 1: as many are taken as it has ranks.
+    """
     tokens = context or shape.context
     complaint = first_complaint(layout, shape, tokens)
     if complaint is None:
@@ -90,6 +98,8 @@ def check_layout(
     rest = near.world // near.shard
     if world is not None and world % rest == 0:
         near = nearest_layout(replace(near, shard=world // rest), shape, tokens)
+    elif world is None and devices > 1:
+        near = filling_layout(near, devices, shape, tokens)
     raise RecipeError(
         f"{where}: {complaint.problem}",
         found=f'"{layout}": {complaint.found}',
@@ -108,11 +118,7 @@ def check_cluster(
     """
     if facts.devices == 1 or layout.world == facts.devices:
         return
-    rest = layout.world // layout.shard
-    whole = facts.devices % rest == 0
-    near = replace(layout, shard=facts.devices // rest) if whole else filling_layout(layout, facts.devices)
-    near = near if shape is None else nearest_layout(near, shape, tokens)
-    fill = _fix(where, near) if near.world == facts.devices else "choose degrees that divide it"
+    fill = _fix(where, filling_layout(layout, facts.devices, shape, tokens))
     raise RecipeError(
         f"{where} does not fill the cluster",
         found=f'"{layout}": {layout.world} rank(s), on {facts.devices} x {facts.device}',
@@ -210,11 +216,15 @@ def _layout_of(words: dict[str, str], text: str, where: str) -> Layout:
     )
 
 
-def _refuse_without_effect(words: dict[str, str], layout: Layout, text: str, where: str) -> None:
+def _refuse_without_effect(
+    words: dict[str, str], layout: Layout, text: str, where: str, ranks: int | None
+) -> None:
+    """ranks: as many as a fix must have; None: any."""
+    stages = max(2, len(layout.split or ()))
     held_apart = layout.replicate * layout.shard * layout.context > 1
     needs: list[tuple[str, bool, str, str]] = [
         *(
-            (word, layout.pipeline > 1, "pipeline", "pipeline=2")
+            (word, layout.pipeline > 1, "pipeline", f"pipeline={stages}")
             for word in ("schedule", "interleave", "split")
         ),
         ("interleave", layout.schedule == "interleaved", "schedule=interleaved", "schedule=interleaved"),
@@ -224,12 +234,22 @@ def _refuse_without_effect(words: dict[str, str], layout: Layout, text: str, whe
     for word, has_effect, partner, example in needs:
         if word in words and not has_effect:
             more = "" if "=" in partner else " above 1"
+            remedy = f"set {example}" if ranks is None else _with_effect(layout, example, ranks, where)
             raise RecipeError(
                 f"{where}: {word} has no effect without {partner}{more}",
                 found=f'"{text}"',
                 wanted=f"{word} only with {partner}{more}",
-                fix=f"remove {word}={words[word]}, or set {example}",
+                fix=f"remove {word}={words[word]}" + (remedy and f", or {remedy}"),
             )
+
+
+def _with_effect(layout: Layout, example: str, ranks: int, where: str) -> str:
+    """The whole layout with what the example sets; nothing where so many ranks do not allow it."""
+    word, _, value = example.partition("=")
+    changes: dict[str, Any] = {word: int(value) if value.isdecimal() else value}
+    near = filling_layout(replace(layout, **changes), ranks)
+    axis = word if value.isdecimal() else "pipeline"
+    return _fix(where, near) if getattr(near, axis) > 1 else ""
 
 
 def _start(layout: Layout, world: int | None) -> str:

@@ -24,13 +24,21 @@ from bessemer.recipe.schema import Optimization, Recipe
 
 
 def relaid(
-    plan: StagePlan, recipe: Recipe, name: str, shape: ModelShape, facts: Facts, world: int | None = None
+    plan: StagePlan,
+    recipe: Recipe,
+    name: str,
+    shape: ModelShape,
+    facts: Facts,
+    world: int | None = None,
+    *,
+    said: bool = False,
 ) -> StagePlan:
     """The stage with layout, micro-batch, compilation and recomputation as the recipe has them now.
 
     RecipeError as in `resolve`, and RefusedError where the processes that were started are too few for the
     model. name: of the section, "pretrain" or "finetune". world: processes that were started, None: any.
-    Doing it again changes nothing.
+    said: the recipe has said until now what is recomputed, so it was not chosen. Doing it again changes
+    nothing.
     """
     section: Optimization | None = recipe.finetune if name == "finetune" else recipe.pretrain
     assert section is not None, f"a stage without its section [{name}]"
@@ -39,7 +47,7 @@ def relaid(
         check_cluster(layout, facts)
     elif layout != plan.layout:
         layout, section = _searched_again(replace(plan, layout=layout), recipe, section, shape, facts, world)
-    elif _is_chosen(plan, section, shape, facts):
+    elif not said and _is_chosen(plan, section, shape, facts):
         section = section.model_copy(update={"recompute": plan.recompute})
     facts = devices_of(layout, facts)
     compiles = compile_for(section, layout, name)

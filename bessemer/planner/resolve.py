@@ -65,7 +65,7 @@ def resolve_searched(
     recipe: Recipe, facts: Facts, *, world: int | None = None, layout_from: str = WHERE, made: int = 0
 ) -> tuple[Plan, Chosen | ChosenProcesses | None]:
     """The plan, and the search that its layout came from; None where there was nothing to search."""
-    check_recipe(recipe, world=world, layout_from=layout_from)
+    check_recipe(recipe, world=world, layout_from=layout_from, devices=facts.devices)
     place = Place(world, layout_from, made=made)
     plan, draft = _settle(recipe, facts, place)
     fewer = partial(_fewer_devices, recipe, facts, place) if draft.chosen else lambda: None
@@ -256,10 +256,12 @@ def _flops_per_s(plan: Plan) -> float | None:
     return tokens_per_s * train_flops_per_token(plan.shape, plan.pretrain.context)
 
 
-def check_recipe(recipe: Recipe, *, world: int | None = None, layout_from: str = WHERE) -> Layout:
+def check_recipe(
+    recipe: Recipe, *, world: int | None = None, layout_from: str = WHERE, devices: int = 1
+) -> Layout:
     """What holds for every recipe, also under a run that exists. Returns its layout, not yet checked
-    against a model."""
-    layout = parse_layout(recipe.parallel.layout, layout_from, world)
+    against a model. devices: as in `check_layout`."""
+    layout = parse_layout(recipe.parallel.layout, layout_from, world, devices)
     _refuse_contradictions(recipe)
     check_pausing(recipe.energy)
     return layout

@@ -97,9 +97,10 @@ def given_layout(
     """The recipe's layout, checked, with the facts of as many devices; one process where it is searched."""
     if is_searched(recipe, facts, place):
         return ONE_PROCESS, facts
-    layout = stage_layout(recipe, shape, context=context, world=place.world, where=place.layout_from)
+    where, devices = place.layout_from, facts.devices
+    layout = stage_layout(recipe, shape, context=context, world=place.world, where=where, devices=devices)
     if recipe.parallel.layout != "auto":
-        check_cluster(layout, facts, place.layout_from, shape, context)
+        check_cluster(layout, facts, where, shape, context)
     return layout, devices_of(layout, facts)
 
 

@@ -12,9 +12,9 @@ from bessemer.formulas.scaling import sizing
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Estimate
-from bessemer.planner.rules.shape import MLA_KEYS, MOE_KEYS, SHAPE_KEYS, check_model_keys, check_shape
+from bessemer.planner.rules.shape import MLA_KEYS, MOE_KEYS, check_model_keys, check_shape
 from bessemer.planner.sizing.sized import ShapeOf, Sized
-from bessemer.recipe.schema import Model, Recipe
+from bessemer.recipe.schema import SHAPE_KEYS, Model, Recipe
 from bessemer.units import format_count, parse_count
 
 _DEFAULT_SIZE = "30M"
@@ -195,12 +195,13 @@ def _explicit(model: Model, base: ModelShape) -> tuple[ModelShape, list[Derived]
 def _head_dim(model: Model, hidden: int, heads: int) -> int:
     if model.mla_kv_rank:
         return (model.mla_nope_dim or 0) + (model.mla_rope_dim or 0)
+    pairs = 2 * heads  # rotary positions turn pairs of a head's numbers
     if hidden % heads:
         raise RecipeError(
             "model.hidden does not divide by model.heads",
             found=f"hidden = {hidden}, heads = {heads}",
             wanted="hidden a multiple of heads, or model.head_dim given",
-            fix=f"set model.hidden={round(hidden / heads) * heads}, or another number of heads",
+            fix=f"set model.hidden={max(1, round(hidden / pairs)) * pairs}, or another number of heads",
         )
     return hidden // heads
 

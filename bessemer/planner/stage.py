@@ -24,7 +24,7 @@ from bessemer.planner.rules.layout import check_micro_batches
 from bessemer.planner.rules.stage import check_balance, check_micro_batch, check_schedule, compile_for
 from bessemer.planner.speed import step_time, training_speed
 from bessemer.recipe.schema import Optimization, Pretrain, Recipe
-from bessemer.units import format_bytes, format_count, format_seconds
+from bessemer.units import format_bytes, format_count, format_hours, format_seconds
 
 _MIN_STEPS = 50  # a batch rule fitted on large runs must not leave a short one with a handful of updates
 _MAX_BATCH_TOKENS = 16_777_216
@@ -205,13 +205,13 @@ def _tokens(
         if flops_per_s is None:
             raise RecipeError(
                 "the budget cannot be turned into steps",
-                found=f"{hours:.3g} hours, and no speed is known for {facts.device}",
+                found=f"{format_hours(hours)}, and no speed is known for {facts.device}",
                 wanted="a measured device, or one of the catalogue",
                 fix="run `bessemer doctor --calibrate`, or set pretrain.steps or pretrain.tokens",
             )
         per_s = flops_per_s / train_flops_per_token(shape, shape.context)
         tokens = hours * 3600.0 * per_s
-        rule = f"{hours:.3g} hours at a predicted {format_count(per_s)} tokens/s"
+        rule = f"{format_hours(hours)} at a predicted {format_count(per_s)} tokens/s"
     if facts.train_tokens and tokens > sizing.MAX_EPOCHS * facts.train_tokens:
         tokens = float(sizing.MAX_EPOCHS * facts.train_tokens)
         rule = f"{sizing.MAX_EPOCHS} epochs of {format_count(facts.train_tokens)} tokens: more repetition"

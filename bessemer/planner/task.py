@@ -11,6 +11,7 @@ from typing import Any
 
 from bessemer.formulas.parameters import total_params
 from bessemer.planner.finetuning import finetune_context, resolve_finetune
+from bessemer.planner.layout import WHERE
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Plan
 from bessemer.planner.predict import devices_of
@@ -29,8 +30,8 @@ def only_finetunes(recipe: Recipe) -> bool:
     return recipe.finetune is not None and not recipe.data.source and recipe.data.gather is None
 
 
-def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
-    """Its `pretrain` is the stage that is trained."""
+def resolve_task(recipe: Recipe, facts: Facts, layout_from: str = WHERE) -> Plan:
+    """Its `pretrain` is the stage that is trained. layout_from: as in `resolve`."""
     section = recipe.finetune
     assert section is not None
     shape, derived = resolve_shape(recipe, facts)
@@ -48,7 +49,9 @@ def resolve_task(recipe: Recipe, facts: Facts) -> Plan:
     if section.method == "distill":
         rule = "assumed: as large as the model; it is read when training begins"
         assumed.append(Derived("finetune.teacher_params", total_params(shape), rule))
-    stage, rules = resolve_finetune(recipe, shape, TASK_ROWS, facts, objective=objective, prompts=prompts)
+    stage, rules = resolve_finetune(
+        recipe, shape, TASK_ROWS, facts, objective=objective, prompts=prompts, layout_from=layout_from
+    )
     rows = "finetune.prompts" if prompts else "finetune.rows"
     rule = "assumed: they are counted when the data is prepared; steps and hours follow from them"
     derived = [*derived, Derived(rows, TASK_ROWS, rule), *assumed, *rules]

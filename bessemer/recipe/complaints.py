@@ -4,9 +4,10 @@ import difflib
 import re
 import tomllib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from bessemer.errors import RecipeError
@@ -17,6 +18,8 @@ from bessemer.recipe.schema import Recipe, Section
 from bessemer.recipe.write import toml_value
 
 _MOST_SHOWN = 120  # characters of a line
+# What tomllib says of a key that stands twice, in words that tell nothing of it.
+_TWICE = re.compile(r"Cannot (overwrite|declare|redefine|mutate)|Duplicate inline table key")
 # Compute types that devices have and this version does not train in.
 _NOT_TRAINED = {
     "fp8": "leave it out: fp8 is costed and not trained; `bessemer plan` tells what it would gain",
@@ -44,6 +47,8 @@ def syntax_error(name: str, text: str, error: tomllib.TOMLDecodeError) -> Recipe
     match = re.search(r"\(at line (\d+), column \d+\)", str(error))
     lines = text.splitlines() or [""]
     number = min(int(match[1]), len(lines)) if match else len(lines)
+    if _TWICE.match(str(error)):
+        return _twice(name, number, lines)
     return RecipeError(
         f"{name}, line {number}: not valid TOML",
         found=lines[number - 1].strip()[:_MOST_SHOWN] or "an empty line",
@@ -64,13 +69,56 @@ def wrong_value(error: ValidationError, values: dict[str, Any], places: Places) 
     if here[0]["type"] == "missing":
         return _missing(path, here[0], places)
     found = _found(path, values)
-    wanted = " or ".join(dict.fromkeys(_wanted(row) for row in here))
+    wanted = " or ".join(dict.fromkeys(_wanted(row, path) for row in here))
     return RecipeError(
         f"{places.of(path)}: `{_dotted(path)}` does not take this value",
         found=f"{path[-1] if path else 'recipe'} = {found}",
         wanted=wanted,
         fix=_value_fix(found, here, path),
     )
+
+
+def _twice(name: str, number: int, lines: list[str]) -> RecipeError:
+    """A key or a heading that stood before; on which line, where that is plain to see."""
+    found = _written(lines[number - 1])
+    heading = re.fullmatch(r"\[+([\w.-]+)\]+", found)
+    opened = max((line for line in range(1, number) if lines[line - 1].startswith("[")), default=1)
+    first = 1 if heading else opened
+    before = [line for line in range(first, number) if _written(lines[line - 1]) == found]
+    if heading and _is_list(tuple(heading[1].split("."))):
+        fix = f"write [[{heading[1]}]] above the keys of each"
+    elif before:
+        move = "move its keys below that of" if heading else "remove it here or on"
+        fix = f"{move} line {before[-1]}"
+    else:
+        fix = "remove one of the two, or write the keys of a section together below one heading"
+    return RecipeError(
+        f"{name}, line {number}: not valid TOML: a key or a heading stands twice",
+        found=lines[number - 1].strip()[:_MOST_SHOWN],
+        wanted="each key and each heading once",
+        fix=fix,
+    )
+
+
+def _written(line: str) -> str:
+    """The key or the heading on a line."""
+    return line.partition("#")[0].partition("=")[0].replace(" ", "").strip()
+
+
+def _is_list(path: Path) -> bool:
+    """Whether a key opens a list of sections."""
+    field = _field(path)
+    return field is not None and get_origin(field.annotation) is list and section_of(field) is not None
+
+
+def _field(path: Path) -> FieldInfo | None:
+    """Of the schema."""
+    section: type[Section] | None = Recipe
+    field = None
+    for part in (part for part in path if isinstance(part, str)):
+        field = None if section is None else fields_of(section).get(part)
+        section = None if field is None else section_of(field)
+    return field
 
 
 def _refuse_in(section: type[Section], values: Any, path: Path, places: Places) -> None:
@@ -124,7 +172,9 @@ def _key_path(location: tuple[int | str, ...], values: Any) -> Path:
     return tuple(path)
 
 
-def _wanted(row: ErrorDetails) -> str:
+def _wanted(row: ErrorDetails, path: Path) -> str:
+    if row["type"] == "list_type" and _is_list(path):
+        return "a list of sections"
     if row["type"] == "model_type":
         return "a section with keys of its own"
     if row["type"] == "string_pattern_mismatch":
@@ -143,6 +193,11 @@ def _value_fix(found: str, rows: list[ErrorDetails], path: Path) -> str:
         return f'did you mean "{near[0]}"?'
     if any(row["type"] in ("int_type", "float_type") for row in rows) and re.fullmatch(r'"[\d.e+-]+"', found):
         return "write the number without quotation marks"
+    if rows[0]["type"] == "list_type" and _is_list(path):
+        return f"write [[{_dotted(path)}]]; with --set, {_dotted(path)}.0 is the first of them"
+    field = _field(path)
+    if field is not None and field.is_required():
+        return "change it"
     return f"change it, or leave `{_dotted(path)}` out for its default"
 
 

@@ -18,8 +18,15 @@ from bessemer.errors import RecipeError
 from bessemer.recipe import complaints
 from bessemer.recipe.lines import key_lines
 from bessemer.recipe.overrides import Override, apply, parse_override
-from bessemer.recipe.schema import Recipe
+from bessemer.recipe.schema import SHAPE_KEYS, Recipe
 from bessemer.recipe.write import recipe_text
+
+# Keys of a section that say the same thing, each way of saying it.
+_SAME: dict[str, tuple[tuple[str, ...], ...]] = {
+    "model": (("size",), SHAPE_KEYS),
+    "pretrain": (("steps",), ("tokens",), ("hours",)),
+    "tokenizer": (("path",), ("vocab",)),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +90,8 @@ def shipped_text(name: str) -> str:
     names = shipped_names()
     if name in names:
         return (resources.files("bessemer") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(name, names, n=1)
+    near = near or [known for known in names if name and known.startswith(name)]
     raise RecipeError(
         f"no recipe {name!r}",
         found="neither a file nor a shipped recipe of that name",
@@ -102,13 +110,13 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        beside = [str(entry) for entry in path.parent.glob("*.toml")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(str(path), beside, n=1, cutoff=0.4)
+        beside = {entry.stem: entry for entry in path.parent.glob("*.toml")} if path.parent.is_dir() else {}
+        near = difflib.get_close_matches(path.stem, beside, n=1)
         raise RecipeError(
             f"cannot read recipe {path}",
             found=error.strerror or str(error),
             wanted="a TOML file, or the name of a shipped recipe",
-            fix=f"did you mean `{near[0]}`?"
+            fix=f"did you mean `{beside[near[0]]}`?"
             if near
             else "begin with a copy: `bessemer recipes copy gpt1-117m .`",
         ) from error
@@ -124,10 +132,10 @@ def _read(path: Path) -> str:
 def _drop_replaced(settings: list[Override], values: dict[str, Any]) -> None:
     """Keys that say the same thing: one that is set from outside replaces the others in the file."""
     given = {setting.path for setting in settings}
-    for section, keys in (("pretrain", ("steps", "tokens", "hours")), ("tokenizer", ("path", "vocab"))):
-        kept = [key for key in keys if (section, key) in given]
+    for section, ways in _SAME.items():
+        kept = [keys for keys in ways if any((section, key) in given for key in keys)]
         if kept and isinstance(values.get(section), dict):
-            for key in set(keys).difference(kept):
+            for key in {key for keys in ways for key in keys}.difference(*kept):
                 values[section].pop(key, None)
 
 

@@ -114,6 +114,10 @@ class Model(Section):
         return value
 
 
+# What `size` stands for.
+SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
+
+
 class Tokenizer(Section):
     vocab: PositiveInt = key(8192, "data", "vocabulary to train; multiples of 64 train fastest")
     path: str | None = key(None, "data", "a ready tokenizer.json instead of training one")

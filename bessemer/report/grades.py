@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bessemer.formulas.layout import Layout
+from bessemer.energy.accounting.account import relaid_after
 from bessemer.report.record import RunRecord, StageRecord, number
 from bessemer.rundir import begins_at, time_in_steps_s
 
@@ -67,7 +67,7 @@ def grades(run: RunRecord) -> list[Grade]:
     if stage is None or run.plan is None or steps_made(stage, run.plan) == 0.0:
         return []
     predicted: dict[str, Any] = run.plan.get("predicted") or {}
-    if relaid_after(stage, run.plan):
+    if relaid_after(stage.rows, run.plan):
         predicted = {key: row for key, row in predicted.items() if key not in _OF_THE_ACCOUNT}
     drawn = run.account["stages"][stage.name]
     found, share = measured(stage, run.plan, drawn), steps_made(stage, run.plan)
@@ -76,26 +76,19 @@ def grades(run: RunRecord) -> list[Grade]:
 
 
 def steps_made(stage: StageRecord, plan: dict[str, Any]) -> float:
-    """Share of the planned steps, of a fork those of its own, and those in the plan's layout; 1 where the plan
-    does not say how many."""
+    """Share of the planned steps made in the plan's layout, of a fork by itself; 1 where the plan does not
+    say how many."""
     steps = number((plan.get("pretrain") or {}).get("steps"))
     made = number(stage.last.get("step"))
-    before = max(begins_at(stage.events), relaid_after(stage, plan))
+    before = max(begins_at(stage.events), relaid_after(stage.rows, plan))
     return min(1.0, (made - before) / steps) if steps and made else 1.0
-
-
-def relaid_after(stage: StageRecord, plan: dict[str, Any]) -> int:
-    """The last step that was made in another layout than the plan's; 0: none was."""
-    planned = (plan.get("pretrain") or {}).get("layout")
-    layout = stage.last.get("layout") if planned is None else str(Layout.from_json(planned))
-    return max((row["step"] for row in stage.rows if row.get("layout", layout) != layout), default=0)
 
 
 def measured(
     stage: StageRecord, plan: dict[str, Any], drawn: Mapping[str, Any] | None = None
 ) -> dict[str, float | None]:
-    """What the rows say of the plan's layout, in its words and units. drawn: the stage's part of the account."""
-    drawn, since = drawn or {}, relaid_after(stage, plan)
+    """What the rows say of the plan's layout, in its words and units. drawn: the stage's account."""
+    drawn, since = drawn or {}, relaid_after(stage.rows, plan)
     memory, seconds = stage.largest("memory_bytes", since), time_in_steps_s(stage.rows, since)
     hours, pace = None if seconds is None else seconds / 3600.0, stage.middle("tokens_per_s", since)
     device_hours = _times(hours, _planned_ratio(plan, "device_hours", "hours"))

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from bessemer.report.grades import Grade, grades, relaid_after, steps_made
+from bessemer.energy.accounting.account import relaid_after
+from bessemer.report.grades import Grade, grades, steps_made
 from bessemer.report.html import Markup, heading, paragraph, table, verdict
 from bessemer.report.record import RunRecord
 
@@ -28,11 +29,11 @@ def _score(run: RunRecord, found: list[Grade]) -> str:
     words = f"{sum(map(bool, (grade.inside for grade in graded)))} of {len(graded)} predictions hold."
     stage = run.first_of_kind("pretrain")
     assert stage is not None and run.plan is not None, "graded without a stage"
-    share, since = steps_made(stage, run.plan), relaid_after(stage, run.plan)
+    share, since = steps_made(stage, run.plan), relaid_after(stage.rows, run.plan)
     if since:
         words += (
-            f" The layout changed after step {since:,}: this is of the {share:.0%} of the steps made since, but "
-            "energy, money, carbon and goodput are of all, which no plan of one layout predicts."
+            f" The layout changed after step {since:,}: they are for the {share:.0%} of its steps that were "
+            "made since. Energy, money, carbon and goodput are of all steps, which no one plan predicts."
         )
     elif share < 1:
         words += f" Those of the whole run are for the {share:.0%} of its steps that were made."

@@ -88,7 +88,7 @@ def begin_pretrain(
     facts = pretrain_facts(loaded, prepared)
     origin = _origin(place, from_)
     made = steps_made(origin, prepared, (facts.source_shape or loaded.recipe.model).context)
-    plan = settle_plan(loaded, run, facts, world, made)
+    plan = settle_plan(loaded, run, facts, world, made, changes)
     # plan.json decides, not the plan that stage.json was last trained with.
     asked = _stage(place, plan, prepared, loaded.recipe.data, origin)
     stage = replace(check_begun(asked), plan=plan.pretrain)

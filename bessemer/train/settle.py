@@ -49,12 +49,17 @@ _BYTES_PER_PARAMETER = 12  # of a checkpoint: fp32 weight and AdamW's two moment
 
 
 def settle_plan(
-    loaded: LoadedRecipe, run: Path, facts: Facts, world: int | None = None, made: int = 0
+    loaded: LoadedRecipe,
+    run: Path,
+    facts: Facts,
+    world: int | None = None,
+    made: int = 0,
+    changes: Sequence[Change] = (),
 ) -> Plan:
     """The plan of a new run, or that of the run with what the recipe says now. Writes nothing.
 
     world: processes that were started (torchrun); None: as many are started as the layout has ranks.
-    made: as in `resolve`.
+    made: as in `resolve`. changes: those of `allowed_changes`.
     """
     recipe, stored = loaded.recipe, read_object(run / "plan.json")
     if stored is None or "pretrain" not in begun(run):
@@ -64,7 +69,7 @@ def settle_plan(
     old = Plan.from_json(stored)
     check_recipe(recipe, world=world)
     check_trainable(recipe, old.shape)
-    stage = followed_plan(old.pretrain, recipe, "pretrain", old.shape, facts, world)
+    stage = followed_plan(old.pretrain, recipe, "pretrain", old.shape, facts, world, changes)
     if stage == old.pretrain:
         return old
     left_to_us = [row for row in old.derived if _still_holds(row, recipe.pretrain, stage)]
@@ -133,14 +138,21 @@ def take_over(
 
 
 def followed_plan(
-    plan: StagePlan, recipe: Recipe, name: str, shape: ModelShape, facts: Facts, world: int | None = None
+    plan: StagePlan,
+    recipe: Recipe,
+    name: str,
+    shape: ModelShape,
+    facts: Facts,
+    world: int | None = None,
+    changes: Sequence[Change] = (),
 ) -> StagePlan:
     """A stored plan with what the recipe says now of execution and, in pre-training, of the length.
 
     What the recipe leaves to us ("auto") stays as it was decided, unless a new layout does not allow it.
-    Doing it again changes nothing. name: of the section. world: as in `settle_plan`.
+    Doing it again changes nothing. name: of the section. world, changes: as in `settle_plan`.
     """
-    plan = relaid(plan, recipe, name, shape, facts, world)
+    said = any(change.key in (f"{name}.recompute", f"{name}.activation_memory") for change in changes)
+    plan = relaid(plan, recipe, name, shape, facts, world, said=said)
     section: Optimization | None = recipe.pretrain if name == "pretrain" else recipe.finetune
     assert section is not None, name
     values = {key: getattr(section, key) for key in _INTERVALS}

@@ -9,8 +9,11 @@ from making import TEXTS, build, make, text_source
 
 from bessemer.data import holdout
 from bessemer.data.labels import labels
+from bessemer.data.ledger import nothing_held_out
 from bessemer.data.prepared import Prepared
+from bessemer.data.store import prepare
 from bessemer.errors import DataError
+from bessemer.log import Console
 
 LINES = [f"Line {n} of a long passage that says something about steel and iron." for n in range(60)]
 NAMES = [f"group {n}" for n in range(200)]
@@ -164,3 +167,24 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
     documents = [(OUT[0], "\n".join(LINES[:20])), (IN[0], "\n".join(LINES[5:15]))]
     with pytest.raises(DataError, match="no document is left to train on"):
         prepared_from(tmp_path, documents)
+
+
+def test_build_says_once_that_of_a_single_document_nothing_is_held_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "one.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    for _ in range(2):
+        prepare(make(text_source("one.txt")), tmp_path, tmp_path / "store", Console())
+    told = capsys.readouterr().err
+    assert told.count("nothing is held out") == 1 and "A text file is one: cut it into several" in told
+
+
+@pytest.mark.parametrize(
+    ("share", "train", "held", "words"),
+    [(0.2, 1, 0, "one document"), (0.2, 30, 0, "finer `group`"), (0.2, 29, 1, None), (0.0, 30, 0, None)],
+)
+def test_nothing_is_said_where_some_is_held_out_or_none_is_wanted(
+    share: float, train: int, held: int, words: str | None
+) -> None:
+    told = nothing_held_out(share, {"train": {"documents": train}, "validation": {"documents": held}})
+    assert told is None if words is None else told is not None and words in told

@@ -244,6 +244,18 @@ def test_stages_are_added_and_the_plan_is_compared_for_the_steps_done(tmp_path: 
     assert document["plan"]["usd"]["ratio"] is None
 
 
+def test_a_run_in_two_layouts_is_not_compared_with_the_plan_of_one(tmp_path: Path) -> None:
+    predicted = {"kwh": {"value": 0.2, "low": 0.1, "high": 0.4, "basis": "assumed"}}
+    plan = {"predicted": predicted, "pretrain": {"steps": 200, "layout": {"replicate": 2}}}
+    rows = [row | {"layout": "replicate=2"} for row in rows_of(360.0, 100)]
+    alike = account(write_run(tmp_path / "alike", rows, plan=plan))
+    assert alike["plan"]["kwh_facility"]["ratio"] == pytest.approx(1.0)
+    for row in rows[:40]:
+        row["layout"] = "replicate=1"
+    run = write_run(tmp_path / "relaid", rows, plan=plan)
+    assert account(run)["plan"] is None
+
+
 def test_equivalents_have_sources_and_published_trainings_a_ratio(tmp_path: Path) -> None:
     run = write_run(tmp_path, rows_of(3600.0, 1000), '[energy]\nregion = "POL"')
     document = account(run)

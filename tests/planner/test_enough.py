@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from making_plans import run_plan
 
 from bessemer.cli.plan_data import show_data
 from bessemer.data import listing
@@ -117,6 +118,16 @@ def test_what_is_elsewhere_is_not_counted_but_said(base: Path) -> None:
     recipe = recipe_of(base, "data.source.0.path=gone", "data.source.1.path=gone2")
     plan = resolve(recipe, cluster_facts("H100-SXM5-80GB", 1))
     assert enough_of_listed(recipe, plan, list_sources(recipe, base), cores=2) is None
+
+
+def test_paths_that_match_no_file_are_said_and_the_plan_still_answers(base: Path) -> None:
+    gone = ("data.source.0.path=nothere.txt", "data.source.1.path=no/*.jsonl")
+    document, text = run_plan(str(base / "r.toml"), "--cluster", "1xH100", settings=gone)
+    assert document["data"] is None and document["training"]["steps"] == 100
+    assert "no file matches nothere.txt (source 'texts'), no/*.jsonl (source 'rows')" in text
+    document, text = run_plan(str(base / "r.toml"), "--cluster", "1xH100", settings=gone[:1])
+    assert document["data_missing"] == [{"name": "texts", "path": "nothere.txt"}]
+    assert "not counted: texts: no such file" in text and "no file matches" not in text
 
 
 def test_of_many_files_some_sizes_stand_for_all(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def error_of(text: str, *overrides: str) -> RecipeError:
         ('name="a"\nmodel = 3', "r.toml, line 2: `model`", "default"),
         ("[model]\nlayers = 3", "`name` is missing", "at the top"),
         ('name="a"\n[model\nlayers = 3', "r.toml, line 2: not valid TOML", "key = value"),
-        ('name="a"\n[model]\nlayers = 3\nlayers = 4', "r.toml, line 4: not valid TOML", "key = value"),
+        ('name="a"\n[model]\nlayers = 3\nlayers = 4', "r.toml, line 4: not valid TOML", "here or on line 3"),
         ('name="../b"', "r.toml, line 1: `name`", "change it"),
         (SOURCES.replace('kind = "text"\n[[', 'kind = "txt"\n[['), "line 7: `data.source.0.kind`", '"text"'),
         (SOURCES + 'paht = "x"', "r.toml, line 11: unknown key `data.source.1.paht`", "`path`"),
@@ -173,3 +173,60 @@ def test_import_of_the_schema_builds_no_validator() -> None:
     code = "from bessemer.recipe.schema import Section; import sys\n"
     code += "sys.exit(any(each.__pydantic_complete__ for each in Section.__subclasses__()))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_only_what_is_near_is_proposed_for_an_unknown_recipe(tmp_path: Path) -> None:
+    for name, fix in (
+        ("nosuch", "list them with `bessemer recipes`"),
+        ("qwen", "did you mean `qwen-moe-30b-a3b`?"),
+        ("llama8b", "did you mean `llama-8b`?"),
+    ):
+        with pytest.raises(RecipeError) as caught:
+            load(name, [])
+        assert caught.value.fix == fix
+    (tmp_path / "mine.toml").write_text('name = "a"')
+    with pytest.raises(RecipeError, match="begin with a copy"):
+        load(str(tmp_path / "nosuch.toml"), [])
+
+
+def test_list_of_sections_that_is_written_as_one_is_told_how_lists_are_written() -> None:
+    one = 'name = "a"\n[data.source]\nname = "x"\nkind = "text"\npath = "x.txt"\n'
+    error = error_of(one)
+    assert error.wanted == "a list of sections" and error.fix.startswith("write [[data.source]];")
+    mended = one.replace("[data.source]", "[[data.source]]")
+    assert parse(mended, "r", []).data.source[0].path == "x.txt"
+    error = error_of(one + one.partition("\n")[2])
+    assert "stands twice" in error.problem and error.fix == "write [[data.source]] above the keys of each"
+    assert len(parse(mended + mended.partition("\n")[2], "r", []).data.source) == 2
+    assert "data.source.0 is the first" in error_of('name = "a"', "data.source.path=x.txt").fix
+    words = [f"data.source.0.{word}" for word in ("name=x", "kind=text", "path=x.txt")]
+    assert parse('name = "a"', "r", words).data.source[0].path == "x.txt"
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("layers = 3\n[model]\nlayers = 3\nhidden = 4\nlayers = 4", "remove it here or on line 4"),
+        ("[model]\nlayers = 3\n[data]\n[model] # again\nhidden = 4", "move its keys below that of line 2"),
+        ("model.layers = 3\n[model]\nhidden = 4", "remove one of the two, or write the keys of a section"),
+        ("model = { layers = 3, layers = 4 }", "remove one of the two, or write the keys of a section"),
+    ],
+)
+def test_what_stands_twice_is_told_as_that(text: str, fix: str) -> None:
+    error = error_of(f'name = "a"\n{text}\n')
+    assert error.problem.endswith("stands twice") and error.wanted == "each key and each heading once"
+    assert error.fix.startswith(fix)
+
+
+def test_required_key_of_a_wrong_value_has_no_default_to_be_left_to() -> None:
+    assert error_of("name = 5").fix == "change it"
+
+
+def test_size_that_is_set_replaces_the_shape_in_the_file_and_a_shape_the_size() -> None:
+    text = 'name = "a"\n[model]\nlayers = 2\nhidden = 64\nheads = 4\ncontext = 64\n'
+    model = parse(text, "r", ["model.size=auto"]).model
+    assert (model.size, model.layers, model.heads, model.context) == ("auto", None, None, 64)
+    shape = ["model.layers=2", "model.hidden=64", "model.heads=4"]
+    assert parse('name = "a"\n[model]\nsize = "3M"\n', "r", shape).model.size is None
+    both = parse(text, "r", ["model.size=3M", "model.layers=3"]).model
+    assert (both.size, both.layers) == ("3M", 3)  # said twice at once: for the planner to refuse

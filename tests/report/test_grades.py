@@ -90,7 +90,7 @@ def test_a_new_layouts_plan_is_compared_with_the_steps_made_in_it(made_run: Path
         assert found[quantity].predicted is None and found[quantity].measured
     write_report(made_run)
     page = (made_run / "report.html").read_text()
-    assert "The layout changed after step 450: this is of the 28% of the steps made since" in page
+    assert "The layout changed after step 450: they are for the 28% of its steps" in page
 
 
 def test_a_new_layouts_plan_is_not_graded_before_its_first_step(made_run: Path) -> None:

@@ -11,7 +11,8 @@ from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Plan
 from bessemer.planner.resolve import resolve
 from bessemer.recipe.load import LoadedRecipe, parse
-from bessemer.train.settle import settle_plan
+from bessemer.recipe.write import recipe_text
+from bessemer.train.settle import allowed_changes, settle_plan
 
 FACTS = Facts(
     "a CPU", "cpu", cores=2, vocab=4096, memory_bytes=16 * GIB,
@@ -52,3 +53,16 @@ def test_what_was_decided_for_another_layout_is_no_longer_told(run: Path) -> Non
         assert plan.pretrain.layout.world == world and plan.pretrain.recompute == "none"
         assert not {"parallel.layout", "pretrain.recompute"} & told(plan).keys()
         assert told(plan)["pretrain.warmup"] == plan.pretrain.warmup
+
+
+def test_recomputation_that_the_recipe_no_longer_asks_for_ends(run: Path) -> None:
+    """Also under a layout that was searched, whose own choice would stay: what the console says is done."""
+    asked, now = loaded("pretrain.micro_batch=8", "pretrain.recompute=full"), loaded("pretrain.micro_batch=8")
+    plan = resolve(asked.recipe, FACTS, world=2)
+    assert plan.pretrain.recompute == "full" and plan.pretrain.layout.world == 2
+    write_json(run / "plan.json", plan.to_json())
+    (run / "recipe.toml").write_text(recipe_text(asked.recipe))
+    changes = allowed_changes(now, run)
+    assert [(change.key, change.new) for change in changes] == [("pretrain.recompute", "none")]
+    found = settle_plan(now, run, FACTS, world=2, changes=changes)
+    assert found.pretrain.recompute == "none" and found.pretrain.layout == plan.pretrain.layout

@@ -22,6 +22,7 @@ from bessemer.energy.metering.beside import DATA
 from bessemer.energy.quantity import NOTHING, UNKNOWN, Quantity
 from bessemer.energy.reading import NODE, worst
 from bessemer.errors import RecipeError
+from bessemer.formulas.layout import Layout
 from bessemer.rundir import Row, begins_at, named, read_object, read_rows, stages
 
 _ONCE = "prepared once, perhaps for several runs; this one trained on it first, and counts it"
@@ -65,6 +66,15 @@ def account(
         "equivalents": equivalents(total["kwh_facility"].value, total["kg_co2e"].value),
         "published": published_models(total["kwh_facility"].value),
     }
+
+
+def relaid_after(rows: Sequence[Row], plan: Row) -> int:
+    """The last of these steps that was made in another layout than the plan's; 0: none was."""
+    if not rows:
+        return 0
+    planned = (plan.get("pretrain") or {}).get("layout")
+    layout = rows[-1].get("layout") if planned is None else str(Layout.from_json(planned))
+    return max((row["step"] for row in rows if row.get("layout", layout) != layout), default=0)
 
 
 def _total(told: list[StageAccount]) -> dict[str, Quantity]:
@@ -155,12 +165,12 @@ def _against_plan(
     run: Path, told: list[StageAccount], ledgers: Mapping[Path, StageLedger]
 ) -> dict[str, Any] | None:
     """Pre-training's prediction for the steps done, beside what it drew, lost steps included. Of a fork for
-    its own steps, without its origin's."""
+    its own steps, without its origin's. None of a run in several layouts: its plan is of the last one."""
     plan = read_object(run / "plan.json") or {}
     stage = next((stage for stage in told if stage.name == "pretrain"), None)
     ledger = next((ledger for folder, ledger in ledgers.items() if folder.name == "pretrain"), None)
     steps = (plan.get("pretrain") or {}).get("steps")
-    if stage is None or ledger is None or not ledger.rows or not steps:
+    if stage is None or ledger is None or not ledger.rows or not steps or relaid_after(ledger.rows, plan):
         return None
     done = (max(row["step"] for row in ledger.rows) - begins_at(ledger.events)) / steps
     return {

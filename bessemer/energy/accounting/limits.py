@@ -16,6 +16,11 @@ def limits_of(recipe: Recipe) -> dict[str, float]:
     return {name: float(amount) for name, amount in given.items() if amount is not None}
 
 
+def in_unit(figure: str, name: str) -> str:
+    """ "2", "hours" -> "2 hours"; of 1 in the singular."""
+    return f"{figure} {UNITS[name].removesuffix('s' if figure == '1' else '')}"
+
+
 def rounded_up(value: float) -> str:
     """To three digits and always to more, as a setting has it."""
     unit = 10.0 ** (math.floor(math.log10(value)) - 2)

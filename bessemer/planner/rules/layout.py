@@ -7,6 +7,7 @@ ends at a layout that works.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bessemer.errors import RecipeError
 from bessemer.formulas.layout import V_SHAPED, Layout, layers_of_stages, num_micro_batches
@@ -37,26 +38,35 @@ def nearest_layout(layout: Layout, shape: ModelShape, tokens: int) -> Layout:
     raise AssertionError(f"mending does not end: {layout}")
 
 
-def filling_layout(layout: Layout, devices: int) -> Layout:
-    """The nearest one with so many ranks: each degree is the nearest that divides what the ones before it
-    leave, and shards take the rest."""
-    left = devices
+def filling_layout(layout: Layout, devices: int, shape: ModelShape | None = None, tokens: int = 0) -> Layout:
+    """The nearest one with so many ranks: the shards are more or fewer, or each other degree is the nearest
+    that divides what the ones before it leave.
 
-    def taken(degree: int) -> int:
-        nonlocal left
-        count = left
-        found = _nearest(degree, 2 * degree, lambda size: count % size == 0)
-        left //= found
-        return found
+    shape, tokens: where they are known, `layout` is one that the model allows, and so is what comes of it.
+    """
+    rest = layout.world // layout.shard
+    if devices % rest == 0:
+        near = replace(layout, shard=devices // rest)
+    else:
+        near = _filling(layout, devices, lambda one: not shape or first_complaint(one, shape, tokens) is None)
+    return near if shape is None else nearest_layout(near, shape, tokens)  # experts are on the shards' ranks
 
-    tensor, context, pipeline = taken(layout.tensor), taken(layout.context), taken(layout.pipeline)
-    replicate = taken(layout.replicate)
-    near = replace(layout, tensor=tensor, context=context, pipeline=pipeline, replicate=replicate, shard=left)
-    if pipeline != layout.pipeline:
-        near = replace(near, split=None)
-    if pipeline == 1:
+
+def _filling(layout: Layout, devices: int, is_allowed: Callable[[Layout], bool]) -> Layout:
+    """By axis after axis, with one rank on those that are still to come: what is allowed stays so."""
+    near = replace(layout, replicate=1, shard=1, tensor=1, pipeline=1, context=1, expert=1, split=None)
+    for axis in ("tensor", "context", "pipeline", "replicate"):
+        degree = getattr(layout, axis)
+        sizes = (size for size in range(1, 2 * degree + 1) if devices % (near.world * size) == 0)
+        choices: list[dict[str, Any]] = [{axis: size} for size in sizes]
+        ways = {choice[axis]: way for choice in choices if is_allowed(way := replace(near, **choice))}
+        near = ways[_nearest(degree, 2 * degree, ways.__contains__)]
+    near = replace(near, shard=devices // near.world, expert=layout.expert)
+    if near.pipeline == layout.pipeline:
+        near = replace(near, split=layout.split)
+    if near.pipeline == 1:
         near = replace(near, schedule="1f1b", interleave=1)
-    return replace(near, context_kind="gather") if context == 1 else near
+    return replace(near, context_kind="gather") if near.context == 1 else near
 
 
 def check_micro_batches(layout: Layout, batch_rows: int, micro_batch: int, section: str) -> None:

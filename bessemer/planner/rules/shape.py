@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from bessemer.errors import RecipeError
 from bessemer.formulas.families import NORMED_QUERIES
 from bessemer.formulas.shape import ModelShape
-from bessemer.recipe.schema import Model
+from bessemer.recipe.schema import SHAPE_KEYS, Model
 
-SHAPE_KEYS = ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn")
 MOE_KEYS = ("experts", "experts_per_token", "expert_ffn", "shared_ffn", "dense_layers")
 MLA_KEYS = ("mla_q_rank", "mla_kv_rank", "mla_nope_dim", "mla_rope_dim", "mla_v_dim")
 _MOE_FAMILIES = ("qwen3-moe", "mixtral", "glm4-moe", "deepseek-v3")
@@ -45,7 +44,7 @@ def check_shape(shape: ModelShape) -> None:
             "model.head_dim is odd",
             found=f"head_dim = {shape.head_dim}",
             wanted="an even number: rotary positions turn pairs",
-            fix="choose another number of heads, or set model.head_dim",
+            fix=f"set model.head_dim={shape.head_dim + 1}, or another number of heads",
         )
 
 

@@ -12,14 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bessemer.energy.accounting.limits import UNITS, limits_of, rounded_up
+from bessemer.energy.accounting.limits import UNITS, in_unit, limits_of, rounded_up
 from bessemer.errors import RecipeError, RefusedError
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import UNKNOWN, Derived, Estimate, StagePlan
 from bessemer.planner.predict import kg_per_kwh, kw_per_device, usd_per_device_hour
 from bessemer.planner.rules.rollout import is_sampled
 from bessemer.recipe.schema import Finetune, Recipe
-from bessemer.units import format_short
+from bessemer.units import format_hours, format_short
 
 TASK_ROWS = 1000
 # A comparison (finetune/compare_scratch.py) trains on a 64th of the examples, a 16th …
@@ -131,7 +131,7 @@ def limits(
 def binding_rule(found: list[Limit]) -> str:
     """Which limit binds, and what the others would have allowed."""
     first, *others = found
-    rule = f"{first} binds: {first.hours:.3g} hours"
+    rule = f"{first} binds: {format_hours(first.hours)}"
     slack = ", ".join(f"{limit} allows {limit.hours:.3g}" for limit in others)
     return rule + (f" ({slack})" if slack else "")
 
@@ -150,8 +150,8 @@ def reserve_of(name: str, predicted: Mapping[str, Estimate]) -> float:
 def decided_by(found: Sequence[Limit]) -> list[Derived]:
     """What a length or size was decided by: the limit, and how much of it is planned for."""
     first = found[0]
-    rule = f"planned for {first.planned_hours:.3g} of {first.hours:.3g} hours: the high end of the band is "
-    rule += f"kept in reserve, at most {MOST_RESERVE:.0%}; a run that is quicker gets no longer"
+    rule = f"planned for {first.planned_hours:.3g} of {format_hours(first.hours)}: the high end of the band "
+    rule += f"is kept in reserve, at most {MOST_RESERVE:.0%}; a run that is quicker gets no longer"
     return [
         Derived("budget", first.name, binding_rule(list(found))),
         Derived("budget.reserve", round(first.reserve, 4), rule),
@@ -254,7 +254,7 @@ def check_budget(
     use = exceeded(found)
     if use is None:
         return
-    unit, low, likely = UNITS[use.name], use.whole.low or 0.0, use.whole.value or 0.0
+    low, likely = use.whole.low or 0.0, use.whole.value or 0.0
     spent = f", {format_short(use.spent)} of them spent already" if use.spent else ""
     # So many as are likely to come within it, not only if all goes well.
     enough, devices = int(steps * (use.amount - use.spent) / (use.left.value or 1.0)), fewer_devices()
@@ -262,7 +262,7 @@ def check_budget(
     cheaper = f"take {devices:,} devices, or " if devices is not None else ""
     raise RefusedError(
         "the run does not fit its budget",
-        found=f"{format_short(low)} {unit} at the least, {format_short(likely)} likely{spent}",
+        found=f"{in_unit(format_short(low), use.name)} at the least, {format_short(likely)} likely{spent}",
         wanted=f"{use}, which binds",
         fix=f"{fewer}{cheaper}raise it with --set budget.{use.name}={rounded_up(likely)}",
     )
@@ -276,7 +276,7 @@ def warning(found: Sequence[Use]) -> str | None:
     use, whole = over[0], over[0].whole
     ends = f"{format_short(whole.low or 0.0)} to {format_short(whole.high or 0.0)}"
     return (
-        f"{use} is likely to be reached: {format_short(whole.value or 0.0)} {UNITS[use.name]} "
+        f"{use} is likely to be reached: {in_unit(format_short(whole.value or 0.0), use.name)} "
         f"({ends}) are predicted for the whole run; it would stop there, saved"
     )
 
@@ -285,8 +285,8 @@ def too_small(limit: Limit, needed_hours: float, what: str) -> RecipeError:
     """The error of a budget in which nothing sensible fits. what: the least that was tried."""
     return RecipeError(
         "the budget is too small for any run",
-        found=f"{limit}, which binds: {limit.hours:.3g} hours",
-        wanted=f"{needed_hours * limit.per_hour:.3g} {UNITS[limit.name]} at least: {what}",
+        found=f"{limit}, which binds: {format_hours(limit.hours)}",
+        wanted=f"{in_unit(f'{needed_hours * limit.per_hour:.3g}', limit.name)} at least: {what}",
         fix=f"raise budget.{limit.name}, or leave it out",
     )
 
