@@ -16,8 +16,9 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import pyarrow as pa
@@ -137,12 +138,21 @@ def _load(module_name: str, base: Path) -> tuple[Path, ModuleType]:
     return Path(getattr(module, "__file__", None) or ""), module
 
 
+class _FromSource(SourceFileLoader):
+    """Never from bytecode: that of another version counts as this one's where both were written within a
+    second and are as long, and then what runs is not what the hash is of."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
 def _run_file(file: Path) -> ModuleType:
     """Under a name of its content: another version is another module, and none hides an installed one."""
     name = f"bessemer_plugin_{xxhash.xxh3_64_hexdigest(file.read_bytes() + str(file).encode())}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=_FromSource(name, str(file)))
     assert spec is not None and spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
