@@ -68,7 +68,8 @@ def test_pause_saves_stands_still_and_goes_on_bitwise_where_it_stopped(
     assert 3 < step < STEPS and step_of(listed(stage)[0]) == step
     (told,) = events(stage, "pause")
     assert (told["step"], told["until"]) == (step, first_unknown)
-    (folder / "hours.csv").write_text("time,g_per_kwh\n")  # renewed, and not whole
+    (folder / "new.csv").write_text("time,g_per_kwh\n")  # renewed at once, and not whole: told once
+    os.replace(folder / "new.csv", folder / "hours.csv")
     wait_for(process, lambda: events(stage, "intensity"))
     assert curve(stage)[-1][0] == step and process.poll() is None
     write_hours(folder, CLEAN)
