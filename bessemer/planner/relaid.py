@@ -40,8 +40,7 @@ def relaid(
     said: the recipe has said until now what is recomputed, so it was not chosen. Doing it again changes
     nothing.
     """
-    section: Optimization | None = recipe.finetune if name == "finetune" else recipe.pretrain
-    assert section is not None, f"a stage without its section [{name}]"
+    section = section_of(recipe, name)
     layout = stage_layout(recipe, shape, context=plan.context, world=world, kept=plan.layout)
     if recipe.parallel.layout != "auto":
         check_cluster(layout, facts)
@@ -72,6 +71,13 @@ def _is_chosen(plan: StagePlan, section: Optimization, shape: ModelShape, facts:
         return False
     without = replace(plan, recompute="none", recompute_layers=None)
     return not plan.recompute_layers and (plan.layout.world > 1 or not fits(shape, without, facts))
+
+
+def section_of(recipe: Recipe, name: str) -> Optimization:
+    """Of a stage: "pretrain" or "finetune"."""
+    section: Optimization | None = recipe.finetune if name == "finetune" else recipe.pretrain
+    assert section is not None, f"a stage without its section [{name}]"
+    return section
 
 
 def _searched_again(

@@ -33,11 +33,11 @@ from bessemer.planner.limits import check_trainable
 from bessemer.planner.machine.facts import Facts
 from bessemer.planner.plan import Derived, Plan, StagePlan
 from bessemer.planner.predict import predict
-from bessemer.planner.relaid import relaid
+from bessemer.planner.relaid import relaid, section_of
 from bessemer.planner.resolve import check_recipe, layout_document, resolve
 from bessemer.recipe.changes import Change, check_change
 from bessemer.recipe.load import LoadedRecipe, load
-from bessemer.recipe.schema import Optimization, Pretrain, Recipe
+from bessemer.recipe.schema import Pretrain, Recipe
 from bessemer.rundir import JsonLines, read_object, read_rows
 from bessemer.train.origin import Origin
 from bessemer.train.stage import Stage
@@ -153,8 +153,7 @@ def followed_plan(
     """
     said = any(change.key in (f"{name}.recompute", f"{name}.activation_memory") for change in changes)
     plan = relaid(plan, recipe, name, shape, facts, world, said=said)
-    section: Optimization | None = recipe.pretrain if name == "pretrain" else recipe.finetune
-    assert section is not None, name
+    section = section_of(recipe, name)
     values = {key: getattr(section, key) for key in _INTERVALS}
     plan = replace(plan, **{key: value for key, value in values.items() if value != "auto"})
     if isinstance(section, Pretrain):

@@ -83,23 +83,66 @@ def choose_processes(
 ) -> ChosenProcesses | None:
     """world: processes that were started; None: we start them. Returns None where there is no choice, or
     where nothing fits, for the refusal to be of what was asked."""
-    timed = _is_covered(shape, decided, facts)
+    asked = _Asked(recipe, section, shape, decided, facts)
+    timed = asked.is_covered()
     counts = [world] if world is not None else _calibrated_counts(facts) if timed else [1]
     if max(counts) == 1 or (world is None and decided.objective.rollouts is not None):
         return None
-    layouts: list[Layout] = []
-    for count in counts:
-        layouts += _layouts(recipe, section, shape, decided, facts, count) if timed else _plain(count)
-    fitting, too_large = _by_memory(recipe, section, shape, decided, facts, layouts)
+    layouts = [each for count in counts for each in (asked.layouts(count) if timed else _plain(count))]
+    fitting, too_large = asked.by_memory(layouts)
     if not fitting:
         return None
-    return _ranked(recipe, shape, fitting, too_large, facts) if timed else _untimed(fitting, too_large, facts)
+    return _ranked(asked, fitting, too_large) if timed else _untimed(fitting, too_large, facts)
 
 
-def _is_covered(shape: ModelShape, decided: Decided, facts: Facts) -> bool:
-    """Whether steps of this model in this compute type are among what was calibrated."""
-    alone = StagePlan(1, decided.context, decided.batch_rows, 1, decided.lr, dtype=decided.dtype)
-    return step_seconds(shape, alone, facts) is not None
+@dataclass(frozen=True)
+class _Asked:
+    """What is the same for all layouts."""
+
+    recipe: Recipe
+    section: Optimization
+    shape: ModelShape
+    decided: Decided
+    facts: Facts
+
+    def is_covered(self) -> bool:
+        """Whether steps of this model in this compute type are among what was calibrated."""
+        decided = self.decided
+        alone = StagePlan(1, decided.context, decided.batch_rows, 1, decided.lr, dtype=decided.dtype)
+        return step_seconds(self.shape, alone, self.facts) is not None
+
+    def layouts(self, count: int) -> list[Layout]:
+        """All of so many processes that the model and the rows allow."""
+        if count == 1:
+            return [ONE_PROCESS]
+        here = replace(cluster_of(self.recipe, self.facts), devices=count, per_node=count, link_domain=count)
+        question = question_of(self.section, self.shape, self.decided, here, "time")
+        rows = least(question, structures(question)[0])
+        found = [layout_of(question, rows, place) for place in range(len(rows))]
+        return [*found, *(replace(each, reshard=False) for each in found if _can_keep(each))]
+
+    def by_memory(self, layouts: list[Layout]) -> tuple[list[StagePlan], list[StagePlan]]:
+        """What fits, with everything recomputed where it does not fit without, and what does not."""
+        sections = [self.section]
+        if "recompute" not in self.section.model_fields_set and self.section.activation_memory is None:
+            sections.append(self.section.model_copy(update={"recompute": "full"}))
+        fitting: list[StagePlan] = []
+        too_large: list[StagePlan] = []
+        for section in sections:
+            left: list[StagePlan] = []
+            for stage in self._stages(section, layouts):
+                (fitting if fits(self.shape, stage, self.facts) else left).append(stage)
+            too_large += left
+            layouts = [stage.layout for stage in left]
+        return fitting, too_large
+
+    def _stages(self, section: Optimization, layouts: list[Layout]) -> Iterator[StagePlan]:
+        """The stage under each layout that can run it."""
+        for layout in layouts:
+            decided = replace(self.decided, layout=layout)
+            with suppress(RecipeError):
+                check_adapter_stages(self.shape, layout)
+                yield stage_plan(self.recipe, section, self.shape, decided, self.facts, Rules("pretrain"))
 
 
 def _calibrated_counts(facts: Facts) -> list[int]:
@@ -108,19 +151,6 @@ def _calibrated_counts(facts: Facts) -> list[int]:
         return [1]
     measured = {(row.processes, row.threads) for row in facts.calibration.speeds}
     return [1, *sorted(n for n, threads in measured if n > 1 and threads == max(1, facts.cores // n))]
-
-
-def _layouts(
-    recipe: Recipe, section: Optimization, shape: ModelShape, decided: Decided, facts: Facts, count: int
-) -> list[Layout]:
-    """All of so many processes that the model and the rows allow."""
-    if count == 1:
-        return [ONE_PROCESS]
-    here = replace(cluster_of(recipe, facts), devices=count, per_node=count, link_domain=count)
-    question = question_of(section, shape, decided, here, "time")
-    rows = least(question, structures(question)[0])
-    found = [layout_of(question, rows, place) for place in range(len(rows))]
-    return [*found, *(replace(each, reshard=False) for each in found if _can_keep(each))]
 
 
 def _plain(count: int) -> list[Layout]:
@@ -133,50 +163,8 @@ def _can_keep(layout: Layout) -> bool:
     return layout.pipeline == 1 and layout.shard * layout.context > 1
 
 
-def _by_memory(
-    recipe: Recipe,
-    section: Optimization,
-    shape: ModelShape,
-    decided: Decided,
-    facts: Facts,
-    layouts: list[Layout],
-) -> tuple[list[StagePlan], list[StagePlan]]:
-    """What fits, with everything recomputed where it does not fit without, and what does not."""
-    sections = [section]
-    if "recompute" not in section.model_fields_set and section.activation_memory is None:
-        sections.append(section.model_copy(update={"recompute": "full"}))
-    fitting: list[StagePlan] = []
-    too_large: list[StagePlan] = []
-    for each in sections:
-        left: list[StagePlan] = []
-        for stage in _stages(recipe, each, shape, decided, facts, layouts):
-            (fitting if fits(shape, stage, facts) else left).append(stage)
-        too_large += left
-        layouts = [stage.layout for stage in left]
-    return fitting, too_large
-
-
-def _stages(
-    recipe: Recipe,
-    section: Optimization,
-    shape: ModelShape,
-    decided: Decided,
-    facts: Facts,
-    layouts: list[Layout],
-) -> Iterator[StagePlan]:
-    """The stage under each layout that can run it."""
-    for layout in layouts:
-        with suppress(RecipeError):
-            check_adapter_stages(shape, layout)
-            yield stage_plan(
-                recipe, section, shape, replace(decided, layout=layout), facts, Rules("pretrain")
-            )
-
-
-def _ranked(
-    recipe: Recipe, shape: ModelShape, stages: list[StagePlan], too_large: list[StagePlan], facts: Facts
-) -> ChosenProcesses:
-    times = [predict_step(recipe, shape, stage, facts)[0].best.value for stage in stages]
+def _ranked(asked: _Asked, stages: list[StagePlan], too_large: list[StagePlan]) -> ChosenProcesses:
+    times = [predict_step(asked.recipe, asked.shape, stage, asked.facts)[0].best.value for stage in stages]
     ways = sorted(map(Way, stages, times), key=lambda way: way.step_s or 0.0)
     first = _plainest(ways)
     return ChosenProcesses(_rule(first, ways), [first, *(way for way in ways if way is not first)], too_large)
