@@ -58,14 +58,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/energy.png")
     out = parser.parse_args().out.resolve()
-    if browser() is None:
+    browser = find_browser()
+    if browser is None:
         print("energy_picture: there is no chromium here", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
         run = killed_once(Path(folder))
         page = Path(folder) / "page.html"
         page.write_text(section(run), encoding="utf-8")
-        draw(page, out, WIDTH, HEIGHT)
+        draw(browser, page, out, WIDTH, HEIGHT)
     print(out)
     return 0
 
@@ -91,17 +92,15 @@ def section(run: Path) -> str:
     return f'<!doctype html><meta charset="utf-8"><style>{style}</style><body>{body}</body>'
 
 
-def browser() -> str | None:
+def find_browser() -> str | None:
     return shutil.which("chromium") or shutil.which("google-chrome")
 
 
-def draw(page: Path, out: Path, width: int, height: int) -> None:
+def draw(browser: str, page: Path, out: Path, width: int, height: int) -> None:
     """The top of the page, as large as that."""
-    program = browser()
-    assert program is not None, "asked for before the run was made"
     alone = ["--no-sandbox"] if os.geteuid() == 0 else []  # root has no sandbox
     shot = ["--headless", "--hide-scrollbars", f"--window-size={width},{height}", f"--screenshot={out}"]
-    subprocess.run([program, *alone, *shot, page.as_uri()], check=True, capture_output=True)
+    subprocess.run([browser, *alone, *shot, page.as_uri()], check=True, capture_output=True)
 
 
 if __name__ == "__main__":

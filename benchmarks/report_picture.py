@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from energy_picture import browser, draw
+from energy_picture import draw, find_browser
 
 from bessemer.report.build import write_report
 
@@ -26,7 +26,8 @@ def main() -> int:
     parser.add_argument("--run", type=Path, help="of a demo that is there")
     parser.add_argument("--out", type=Path, default=ROOT / "docs/images/report.png")
     args = parser.parse_args()
-    if browser() is None:
+    browser = find_browser()
+    if browser is None:
         print("report_picture: there is no chromium here", file=sys.stderr)
         return 1
     with tempfile.TemporaryDirectory() as folder:
@@ -34,7 +35,7 @@ def main() -> int:
         if args.run is None:
             subprocess.run([sys.executable, "-m", "bessemer", "demo"], cwd=folder, check=True)
         page, _ = write_report(run)
-        draw(page.resolve(), args.out.resolve(), WIDTH, HEIGHT)
+        draw(browser, page.resolve(), args.out.resolve(), WIDTH, HEIGHT)
     print(args.out)
     return 0
 

@@ -67,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
             return _INTERRUPTED
         return _internal_error(error)
     finally:
-        if argv is None:  # the work is done: Python's own end would show an interrupt as a traceback
+        # The work is done: Python's own end would show an interrupt as a traceback.
+        if argv is None and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -78,7 +79,7 @@ def _note_interrupts(seen: list[int]) -> None:
         seen.append(number)
         raise KeyboardInterrupt
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is ignored, as under nohup
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else ignored, as after `&`
         signal.signal(signal.SIGINT, noted)
 
 

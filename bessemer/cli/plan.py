@@ -118,16 +118,16 @@ def show(document: dict[str, Any]) -> str:
 
 def _of_the_layout(document: dict[str, Any]) -> list[str]:
     """Step, memory, and what else there was."""
-    from bessemer.cli import plan_search
+    from bessemer.cli import plan_search, plan_step
     from bessemer.cli.plan_memory import show_memory
 
     parts = []
     if document["step"]:
-        parts.append(plan_search.show_step(document["step"]))
+        parts.append(plan_step.show_step(document["step"]))
     if document["memory"]:
         parts.append(show_memory(document))
     if document["reliability"]:
-        parts.append(plan_search.show_reliability(document["reliability"]))
+        parts.append(plan_step.show_reliability(document["reliability"]))
     if document["place"]:
         parts.append(plan_search.show_place(document["place"]))
     if document["search"]:

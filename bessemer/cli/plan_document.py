@@ -4,16 +4,10 @@ from dataclasses import asdict
 from typing import Any
 
 from bessemer.cli.plan_memory import rank_documents
+from bessemer.cli.plan_notes import caveats, remarks
 from bessemer.cli.plan_rates import rates_document
-from bessemer.cli.plan_search import (
-    caveats,
-    place_document,
-    processes_document,
-    reliability_document,
-    remarks,
-    search_document,
-    step_document,
-)
+from bessemer.cli.plan_search import place_document, processes_document, search_document
+from bessemer.cli.plan_step import reliability_document, step_document
 from bessemer.errors import RefusedError
 from bessemer.formulas.flops import CONVENTION, train_flops_per_token
 from bessemer.hardware import GIB

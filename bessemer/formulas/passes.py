@@ -38,14 +38,26 @@ def pass_lengths(shape: ModelShape, context: int, recompute: str) -> Lengths:
 
 def backward_and_weight(shape: ModelShape, context: int, recompute: str) -> tuple[float, float]:
     """Lengths of B and W of a layer, where F is 1."""
-    routed = shape.layers - num_dense_layers(shape)
-    experts = routed * shape.experts_per_token * ffn_matrices(shape) * shape.hidden * shape.expert_ffn
-    matmuls = 2.0 * (matmul_params(shape) - head_rows(shape) * shape.hidden)
+    matmuls = 2.0 * _matmuls(shape)
     others = _OF_ATTENTION * attention_flops_per_token(shape, mean_causal_keys(shape, context))
     others += _OF_VECTORS * shape.layers * shape.hidden
     forward = matmuls + others
     again = {"none": 0.0, "selective": _SELECTIVE * matmuls / forward, "full": 1.0}[recompute]
     if shape.adapter is not None:  # what learns is small
         return 2.0 - matmuls / forward + again, 0.0
-    weight = (matmuls - 2.0 * experts) / forward
+    weight = waiting_share(shape) * matmuls / forward
     return 2.0 - weight + again, weight
+
+
+def waiting_share(shape: ModelShape) -> float:
+    """Of the layers' matmuls, those whose weights' gradient may wait."""
+    if shape.adapter is not None:
+        return 0.0
+    routed = shape.layers - num_dense_layers(shape)
+    experts = routed * shape.experts_per_token * ffn_matrices(shape) * shape.hidden * shape.expert_ffn
+    return 1.0 - experts / _matmuls(shape)
+
+
+def _matmuls(shape: ModelShape) -> int:
+    """Weights of them, for a token."""
+    return matmul_params(shape) - head_rows(shape) * shape.hidden

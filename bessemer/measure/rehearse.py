@@ -193,9 +193,8 @@ class _ExpertShapes(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]  # frozen beside adapters: then its input is not kept
         ctx.rows = x_SI.shape[0]
         ctx.save_for_backward(x_SI if learns else None, weight_EOI)
-        return (
-            x_SI @ weight_EOI[0].T
-        )  # a matmul, whose result selective recomputation keeps as the real one's
+        # A matmul, whose result selective recomputation keeps as the real one's.
+        return x_SI @ weight_EOI[0].T
 
     @staticmethod
     def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, Tensor | None]:

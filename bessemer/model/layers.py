@@ -76,17 +76,15 @@ def _fused_matmul(x: Tensor, parts: tuple[Linear, ...]) -> list[Tensor]:
     if not parts[0].weight.requires_grad:
         return frozen_linear(x, [part.frozen_part() for part in parts])
     weights: list[Tensor] = [part.weight for part in parts]
-    rejoins, forgets = (
-        parts[0].rejoins or is_deferring(),
-        parts[0].summed and not torch.compiler.is_compiling(),
-    )
+    rejoins = parts[0].rejoins or is_deferring()
+    forgets = parts[0].summed and not torch.compiler.is_compiling()
     if not rejoins:  # then copies are kept
         weights = [weight.to(x.dtype) for weight in weights]
     if rejoins or forgets:
         product = linear if not forgets else unread_linear if parts[0].remembered else forgotten_linear
         out = rejoined_linear(x, *weights, product=product)
     else:
-        out = functional.linear(x, weights[0] if len(weights) == 1 else torch.cat(weights))
+        out = linear(x, weights)
     return list(out.split([part.weight.shape[0] for part in parts], dim=-1)) if len(parts) > 1 else [out]
 
 

@@ -65,3 +65,10 @@ def test_interrupt_while_python_ends_leaves_the_answer_and_no_traceback() -> Non
     done = interrupted(AT_EXIT, "-", str(SCRIPT), "recipes")
     assert done.returncode == -signal.SIGINT and done.stderr == ""
     assert "llama-1b" in done.stdout
+
+
+def test_interrupt_that_the_caller_has_ignored_is_ignored_to_the_end() -> None:
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    done = interrupted(ignored + AT_EXIT, "-", str(SCRIPT), "recipes")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "llama-1b" in done.stdout

@@ -8,7 +8,7 @@ import pytest
 from making_plans import run_plan
 
 from bessemer.cli.energy_tables import validation
-from bessemer.cli.plan_search import remarks
+from bessemer.cli.plan_notes import remarks
 from bessemer.cli.plan_validate import validated
 from bessemer.energy.published import read_published, validate
 from bessemer.errors import RecipeError, RefusedError

@@ -15,7 +15,7 @@ from making_plans import run_plan
 
 from bessemer.cli.columns import fitted
 from bessemer.cli.main import main
-from bessemer.cli.plan_search import remarks
+from bessemer.cli.plan_notes import remarks
 from bessemer.errors import RecipeError
 from bessemer.hardware import GIB, catalogue, lookup
 from bessemer.planner.layout import parse_layout

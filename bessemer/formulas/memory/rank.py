@@ -23,7 +23,6 @@ from functools import cache
 from math import ceil
 
 from bessemer.formulas.layout import Layout, layers_of_stages
-from bessemer.formulas.memory.mail import angle_bytes, given_bytes
 from bessemer.formulas.memory.parts import (
     STATE_BYTES,
     Memory,
@@ -55,6 +54,7 @@ from bessemer.formulas.memory.rank_weights import (
     rejoins,
     whole_gradients,
 )
+from bessemer.formulas.memory.stage_ends import angle_bytes, given_bytes
 from bessemer.formulas.memory.waiting import kept_longer
 from bessemer.formulas.parameters import head_rows, num_dense_layers
 from bessemer.formulas.passes import pass_lengths
@@ -158,10 +158,8 @@ class _Rank:
         rest = range(layers.start + full, layers.stop)
         routed = self._num_routed(rest)
         for count_of, is_routed in ((len(rest) - routed, False), (routed, True)):
-            kept += count_of * _received(self.shape, self.work, self.layout, routed=is_routed)
-        whole = routed * whole_rows_bytes(self.shape, self.work, routed=True)
-        whole += (len(rest) - routed) * whole_rows_bytes(self.shape, self.work, routed=False)
-        kept += (self.layout.tensor - 1) * whole
+            whole = (self.layout.tensor - 1) * whole_rows_bytes(self.shape, self.work, routed=is_routed)
+            kept += count_of * (_received(self.shape, self.work, self.layout, routed=is_routed) + whole)
         if self.layout.expert > 1:
             kept += self.layout.tensor * routed * exchanged_rows_bytes(self.shape, self.work)
         if self.layout.pipeline > 1:

@@ -18,9 +18,9 @@ from bessemer.formulas.memory.parts import Memory, Workload, device_memory, ends
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats
 from bessemer.planner.cost.memory_adapters import Added
-from bessemer.planner.cost.memory_lookups import balanced_layers
+from bessemer.planner.cost.memory_lookups import FP32, balanced_layers
 from bessemer.planner.cost.memory_parts import Parts, RankLayers, fullest, is_v_shaped, of_largest, over_ranks
-from bessemer.planner.cost.memory_shared import FP32, Shared, shared_columns
+from bessemer.planner.cost.memory_shared import Shared, shared_columns
 
 _NONE = RECOMPUTE.index("none")
 

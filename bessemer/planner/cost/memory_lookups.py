@@ -12,7 +12,7 @@ from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats, Ints
 
-_FP32 = PRECISIONS.index("fp32")
+FP32 = PRECISIONS.index("fp32")
 
 
 def loss_column(shape: ModelShape, tokens: Floats, candidates: Candidates) -> Floats:
@@ -22,20 +22,33 @@ def loss_column(shape: ModelShape, tokens: Floats, candidates: Candidates) -> Fl
     found = []
     for tensor, context, _, precision, index in zip(*unique, first, strict=True):
         part = replace(shape, vocab=-(-shape.vocab // int(tensor)))
-        dtype = "fp32" if precision == _FP32 else "bf16"
+        dtype = "fp32" if precision == FP32 else "bf16"
         found.append(loss_bytes(part, Workload(int(-(-tokens[index] // context)), dtype, "none", True)))
     return np.array(found, float)[place.reshape(-1)]
 
 
 def by_kind(candidates: Candidates, work: Workload, size_of: Callable[[Workload], float]) -> Floats:
     """A scalar formula of (compute type, what is recomputed), for each candidate."""
-    keys = candidates.recompute * 2 + (candidates.precision == _FP32)
+    unique, place = np.unique(_kinds(candidates), return_inverse=True)
+    return np.array([size_of(_of_kind(work, key)) for key in unique], float)[place]
+
+
+def by_kind_and_degree(
+    candidates: Candidates, work: Workload, size_of: Callable[[Workload, int], float]
+) -> Floats:
+    """A scalar formula of that and of ranks of the tensor axis, for each candidate."""
+    keys = candidates.tensor * (2 * len(RECOMPUTE)) + _kinds(candidates)
     unique, place = np.unique(keys, return_inverse=True)
-    found = [
-        size_of(replace(work, recompute=RECOMPUTE[key // 2], dtype="fp32" if key % 2 else "bf16"))
-        for key in unique
-    ]
-    return np.array(found, float)[place]
+    split = [divmod(int(key), 2 * len(RECOMPUTE)) for key in unique]
+    return np.array([size_of(_of_kind(work, kind), tensor) for tensor, kind in split], float)[place]
+
+
+def _kinds(candidates: Candidates) -> Ints:
+    return np.asarray(candidates.recompute * 2 + (candidates.precision == FP32))
+
+
+def _of_kind(work: Workload, key: int) -> Workload:
+    return replace(work, recompute=RECOMPUTE[key // 2], dtype="fp32" if key % 2 else "bf16")
 
 
 def by_tensor(candidates: Candidates, shape: ModelShape, routed: bool) -> tuple[Floats, Floats]:

@@ -5,13 +5,11 @@ Sizes of a token, of a layer and of the ends, from the scalar formulas (formulas
 that is met: cost/memory_lookups.py.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from bessemer.formulas.memory.mail import angle_bytes, given_bytes
 from bessemer.formulas.memory.parts import (
     Workload,
     back_bytes_per_token,
@@ -24,14 +22,13 @@ from bessemer.formulas.memory.parts import (
     whole_rows_bytes,
     working_bytes,
 )
+from bessemer.formulas.memory.stage_ends import angle_bytes, given_bytes
 from bessemer.formulas.memory.waiting import kept_longer
 from bessemer.formulas.parameters import num_dense_layers
 from bessemer.formulas.shape import ModelShape
-from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
-from bessemer.planner.cost.memory_lookups import by_kind, by_tensor, loss_column
+from bessemer.planner.cost.candidates import RECOMPUTE, Candidates, Floats
+from bessemer.planner.cost.memory_lookups import FP32, by_kind, by_kind_and_degree, by_tensor, loss_column
 from bessemer.planner.cost.memory_parts import Bools
-
-FP32 = PRECISIONS.index("fp32")
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Shared:
 def shared_columns(shape: ModelShape, context: int, candidates: Candidates, work: Workload) -> Shared:
     tokens = (candidates.micro_batch * context).astype(float)
     size = np.where(candidates.precision == FP32, 4.0, 2.0)
-    of_kind = partial(by_kind, candidates, work)
+    of_kind, of_both = (partial(each, candidates, work) for each in (by_kind, by_kind_and_degree))
     limit, kinds = num_dense_layers(shape), kinds_of(shape)
     shards = candidates.shard * candidates.context
     data = candidates.replicate * shards
@@ -95,7 +92,7 @@ def shared_columns(shape: ModelShape, context: int, candidates: Candidates, work
         back={routed: of_kind(partial(_back, shape, routed)) for routed in kinds},
         given=of_kind(partial(given_bytes, shape)),
         angles=np.asarray(candidates.tensor * (candidates.pipeline > 1) * angle_bytes(shape), float),
-        longer={routed: _longer(shape, candidates, work, routed) for routed in kinds},
+        longer={routed: of_both(partial(kept_longer, shape, routed=routed)) for routed in kinds},
         working={routed: of_kind(partial(_working, shape, routed)) for routed in kinds},
         plain=plain,
         experts=np.ceil(experts / candidates.expert),
@@ -118,18 +115,6 @@ def _back(shape: ModelShape, routed: bool, kind: Workload) -> int:
     return back_bytes_per_token(shape, kind.size, routed=routed)
 
 
-def _longer(shape: ModelShape, candidates: Candidates, work: Workload, routed: bool) -> Floats:
-    return _by_tensor(candidates, work, partial(kept_longer, shape, routed=routed))
-
-
-def _by_tensor(candidates: Candidates, work: Workload, size_of: Callable[[Workload, int], float]) -> Floats:
-    def of(tensor: int) -> Floats:
-        return by_kind(candidates, work, lambda kind: size_of(kind, tensor))
-
-    degrees = np.unique(candidates.tensor).tolist()
-    return np.sum([of(tensor) * (candidates.tensor == tensor) for tensor in degrees], axis=0)
-
-
 def _working(shape: ModelShape, routed: bool, kind: Workload) -> int:
     return working_bytes(shape, kind, [routed])
 
@@ -143,7 +128,7 @@ def _layer_kept(shape: ModelShape, candidates: Candidates, work: Workload, layer
         work,
         lambda kind: 0 if kind.recompute == "full" else whole_rows_bytes(shape, kind, routed=routed),
     )
-    received = _by_tensor(candidates, work, partial(received_by_tensor, shape, routed=routed))
+    received = by_kind_and_degree(candidates, work, partial(received_by_tensor, shape, routed=routed))
     kept = kept + np.where(candidates.recompute == RECOMPUTE.index("full"), 0.0, received)
     kept = kept + (candidates.tensor - 1) * whole
     if not routed:

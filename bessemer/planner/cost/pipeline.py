@@ -52,6 +52,17 @@ def v_shaped_layers(layers: Column, head_layers: Column, pipeline: Column) -> tu
 
 
 @dataclass(frozen=True)
+class Stage:
+    """The busiest rank of a pipeline, and a micro-batch's way through all of them."""
+
+    layers: Column
+    heads: Column
+    busiest_s: Column
+    usual_s: Column  # the fullest of those without the head
+    whole_s: Column
+
+
+@dataclass(frozen=True)
 class Passes:
     """Shares of a layer's time, and whether the order of ZBV is made for equal ones (formulas/passes.py)."""
 

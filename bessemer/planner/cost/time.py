@@ -17,18 +17,19 @@ import numpy as np
 
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import PRECISIONS, RECOMPUTE, Candidates, Floats
+from bessemer.planner.cost.data_exchange import travel
 from bessemer.planner.cost.exchange import Links, all_to_all_s, gather_s, links_of, send_s
 from bessemer.planner.cost.pipeline import (
     DUALPIPEV,
     ZBV,
     Passes,
+    Stage,
     bubble_s,
     stage_layers,
     v_shaped_layers,
 )
 from bessemer.planner.cost.profile import Profile, columns_of
-from bessemer.planner.cost.travel import travel
-from bessemer.planner.cost.work import Dims, Work, dims_of, layer_work, waiting_share, whole_rows
+from bessemer.planner.cost.work import Dims, Work, dims_of, layer_work, whole_rows
 from bessemer.planner.machine.cluster import Cluster
 
 Column = Any
@@ -160,17 +161,6 @@ class _Layer:
     total_s: Column  # with the work
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """The busiest rank of a pipeline, and a micro-batch's way through all of them."""
-
-    layers: Column
-    heads: Column
-    busiest_s: Column
-    usual_s: Column  # the fullest of those without the head
-    whole_s: Column
-
-
 def _layer(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> _Layer:
     tensor_s, tensor_hidden_s = _tensor(dims, layout, links, profile, work)
     context_s, context_hidden_s = _context(dims, layout, links, profile, work)
@@ -182,7 +172,7 @@ def _layer(dims: Dims, layout: Any, links: Links, profile: Any, work: Work) -> _
     return _Layer(tensor_s, context_s, expert_s, total_s - device_s, hidden_s, total_s)
 
 
-def _busiest(dims: Dims, layout: Any, profile: Any, work: Work, layer: _Layer) -> _Stage:
+def _busiest(dims: Dims, layout: Any, profile: Any, work: Work, layer: _Layer) -> Stage:
     """The rank with most layers, or the last, which has the head; layers of later tokens count as layers."""
     all_layers, heads = dims.layers + dims.later_layers, 1.0 + dims.later_layers
     head_s = heads * work.head_s
@@ -195,7 +185,7 @@ def _busiest(dims: Dims, layout: Any, profile: Any, work: Work, layer: _Layer) -
     busiest_s = layers * layer.total_s + heads_here * work.head_s + profile.micro_batch_s
     whole_s = all_layers * layer.total_s + head_s + layout.pipeline * profile.micro_batch_s
     usual_s = most * layer.total_s + profile.micro_batch_s
-    return _Stage(layers, heads_here, busiest_s, usual_s, whole_s)
+    return Stage(layers, heads_here, busiest_s, usual_s, whole_s)
 
 
 def _head_in_layers(dims: Dims) -> Column:
@@ -210,7 +200,7 @@ def _passes(dims: Dims, layout: Any, work: Work) -> Passes:
     computed_s = work.layer_s - work.overhead_s
     equal_order = (dims.equal_order > 0) & (layout.full + layout.selective == 0)
     matmul, again = work.matmul_s / computed_s, work.recompute_s / computed_s
-    return Passes.of(matmul, again, dims.products, waiting_share(dims), equal_order)
+    return Passes.of(matmul, again, dims.products, dims.waiting, equal_order)
 
 
 def _floats(candidates: Candidates, dims: Dims) -> SimpleNamespace:

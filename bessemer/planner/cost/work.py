@@ -24,7 +24,7 @@ from bessemer.formulas.parameters import (
     num_dense_layers,
     total_params,
 )
-from bessemer.formulas.passes import pass_lengths
+from bessemer.formulas.passes import pass_lengths, waiting_share
 from bessemer.formulas.schedule import EQUAL
 from bessemer.formulas.shape import ModelShape
 
@@ -67,6 +67,7 @@ class Dims:
     products: Column  # of each matrix: three, forwards and backwards; about two where it is frozen
     head_products: Column
     learned: Column  # share of the weights that have gradients
+    waiting: Column  # share of matmuls whose weights' gradient a zero-bubble pipeline may leave for later
     equal_order: Column  # 1: without recomputation a zero-bubble pipeline has the order of equal passes
 
 
@@ -99,21 +100,12 @@ def dims_of(shape: ModelShape, context: int) -> Dims:
         "irregular": bool(shape.experts and shape.sliding_window and shape.full_every),
         "keys": mean_causal_keys(shape, context),
         "row_tokens": context,
+        "waiting": waiting_share(shape),
         "equal_order": pass_lengths(shape, context, "none") == EQUAL,
         **_learning(shape),
     }
     values |= _latent(shape) if shape.mla_kv_rank else _grouped(shape)
     return Dims(**{field.name: float(values[field.name]) for field in fields(Dims)})
-
-
-def waiting_share(dims: Dims) -> Column:
-    """Of a mean layer's matmuls, those whose weights' gradient a zero-bubble pipeline may leave for later:
-    not those of experts (model/moe.py), nor of frozen weights."""
-    routed = dims.routed_layers / dims.layers
-    waiting = dims.attention_split + dims.attention_whole
-    waiting = waiting + (1.0 - routed) * dims.ffn_weights + routed * dims.shared_weights
-    experts = routed * dims.chosen * dims.expert_weights
-    return np.where(dims.learned < 1.0, 0.0, waiting / (waiting + experts))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from bessemer.formulas.layout import SCHEDULES, V_SHAPED
 from bessemer.formulas.memory.parts import Memory, Workload, kept_per_token
 from bessemer.formulas.memory.rollout import asked_bytes
 from bessemer.formulas.parameters import num_dense_layers
@@ -22,6 +21,7 @@ from bessemer.planner.cost.memory import (
     needed_bytes,
     stage_bytes,
 )
+from bessemer.planner.cost.memory_parts import is_v_shaped
 from bessemer.planner.cost.time import StepTimes, step_times
 from bessemer.planner.search.power import board_share, kilowatts
 from bessemer.planner.search.question import Question
@@ -32,7 +32,6 @@ _EAGER_VECTOR = 2.0
 # Of the kept activations: a first stage may have a layer less than the mean.
 _SURELY = 0.8
 _CHUNK = 4096  # candidates that are asked of at once, at the most
-_V_SHAPED = [SCHEDULES.index(name) for name in V_SHAPED]
 
 
 class Field:
@@ -214,7 +213,7 @@ def eager(question: Question, candidates: Candidates) -> np.ndarray:
     """What is not compiled: planner/rules/stage.py."""
     if not question.compiles:
         return np.ones(len(candidates), bool)
-    shaped = np.isin(candidates.schedule, _V_SHAPED) & (candidates.pipeline > 1)
+    shaped = is_v_shaped(candidates)
     return shaped | (candidates.recompute == RECOMPUTE.index("selective"))
 
 

@@ -22,7 +22,7 @@ from bessemer.formulas.shape import ModelShape
 from bessemer.planner.cost.candidates import RECOMPUTE, Candidates
 from bessemer.planner.cost.pipeline import Passes, simulate
 from bessemer.planner.cost.time import StepTimes
-from bessemer.planner.cost.work import dims_of, waiting_share
+from bessemer.planner.cost.work import dims_of
 from bessemer.planner.rules.stage import eager_only
 from bessemer.planner.search.costed import Field, Room, eager, own_times, run_hours, run_kwh
 from bessemer.planner.search.question import Question
@@ -160,7 +160,7 @@ def played(question: Question, one: Candidates, layout: Layout) -> StepTimes:
     again = parts["recompute_s"] / sum(parts[name] for name in _COMPUTE)
     lengths = pass_lengths(question.shape, question.context, RECOMPUTE[int(one.recompute[0])])
     dims = dims_of(question.shape, question.context)
-    passes = Passes.of(matmul_share, again, dims.products, waiting_share(dims), lengths == EQUAL)
+    passes = Passes.of(matmul_share, again, dims.products, dims.waiting, lengths == EQUAL)
     shares = float(passes.forward), float(passes.weight)
     whole_s = played_s(layout, count, stage_s, busiest_s, shares, send_s, head_s, lengths)
     # What is waited for is the bubble, and what sends add: with rows in flight most of them hide.

@@ -1,42 +1,46 @@
 """Why the other layouts of a CPU's processes were not chosen: of each combination of axes the best one."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
-from bessemer.formulas.layout import AXES, Layout
+from bessemer.formulas.layout import AXES
 from bessemer.formulas.shape import ModelShape
 from bessemer.planner.calibrated.step_time import step_seconds
 from bessemer.planner.compiling import as_run
 from bessemer.planner.limits import usable_bytes
 from bessemer.planner.machine.facts import Facts
+from bessemer.planner.plan import StagePlan
 from bessemer.planner.predict import device_bytes
 from bessemer.planner.search.processes import ChosenProcesses, Way
 from bessemer.planner.search.rejected import PART_WORDS, Rejected
 from bessemer.units import format_bytes
+
+_Each = TypeVar("_Each", StagePlan, Way)
 
 
 def rejected_processes(chosen: ChosenProcesses, shape: ModelShape, facts: Facts) -> list[Rejected]:
     """First what does not fit, then what is slower."""
     rows = []
     # Of a layout that stands twice the first is as the recipe has it, the second with everything recomputed.
-    for layouts in _alike(dict.fromkeys(stage.layout for stage in chosen.too_large)):
-        stage = next(stage for stage in chosen.too_large if stage.layout == layouts[0])
+    for stages in _alike(chosen.too_large):
+        stage, count = stages[0], len({each.layout for each in stages})
         needed, usable = device_bytes(shape, stage, facts), usable_bytes(facts)
         reason = f"its ranks need {format_bytes(needed)}, more than fits in the {format_bytes(usable)} "
         reason += "that they may take"
-        rows.append(Rejected(stage.layout, stage.micro_batch, stage.recompute, reason, len(layouts)))
-    for layouts in _alike([way.layout for way in chosen.ranked[1:]]):
-        way = next(way for way in chosen.ranked[1:] if way.layout == layouts[0])
+        rows.append(Rejected(stage.layout, stage.micro_batch, stage.recompute, reason, count))
+    for ways in _alike(chosen.ranked[1:]):
+        way = ways[0]
         reason = _slower(way, chosen.ranked[0], shape, facts)
-        rows.append(Rejected(way.layout, way.stage.micro_batch, way.stage.recompute, reason, len(layouts)))
+        rows.append(Rejected(way.layout, way.stage.micro_batch, way.stage.recompute, reason, len(ways)))
     return rows
 
 
-def _alike(layouts: Iterable[Layout]) -> list[list[Layout]]:
-    """With the same axes, in the order in which they stand."""
-    groups: dict[tuple[str, ...], list[Layout]] = {}
-    for layout in layouts:
-        axes = tuple(axis for axis in AXES if getattr(layout, axis) > 1)
-        groups.setdefault(axes, []).append(layout)
+def _alike(found: Iterable[_Each]) -> list[list[_Each]]:
+    """Those whose layouts have the same axes, in the order in which they stand."""
+    groups: dict[tuple[str, ...], list[_Each]] = {}
+    for each in found:
+        axes = tuple(axis for axis in AXES if getattr(each.layout, axis) > 1)
+        groups.setdefault(axes, []).append(each)
     return list(groups.values())
 
 

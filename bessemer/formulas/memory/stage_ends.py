@@ -11,9 +11,8 @@ from bessemer.formulas.shape import ModelShape
 
 def given_bytes(shape: ModelShape, work: Workload, layers: range = range(1)) -> int:
     """Of a token that came from the stage before. layers: of the stage."""
-    recomputes = (
-        work.recompute == "selective" or work.recomputed_of(layers) > 0
-    )  # and keeps what it was given
+    # Then it keeps what it was given.
+    recomputes = work.recompute == "selective" or work.recomputed_of(layers) > 0
     copied = work.size == 2 and not work.compiled  # a norm computes in fp32, and keeps that
     return work.size * shape.hidden if copied and not recomputes else 0
 

@@ -5,26 +5,15 @@ busiest rank's passes. What a stack sends after the last backward pass hides beh
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bessemer.planner.cost.exchange import Links, gather_s
-from bessemer.planner.cost.pipeline import DUALPIPEV, ZBV
+from bessemer.planner.cost.pipeline import DUALPIPEV, ZBV, Stage
 from bessemer.planner.cost.work import Dims, expert_ways
 
 Column = Any
-
-
-class Stage(Protocol):
-    """The busiest rank of a pipeline."""
-
-    @property
-    def layers(self) -> Column: ...
-    @property
-    def heads(self) -> Column: ...
-    @property
-    def busiest_s(self) -> Column: ...
 
 
 @dataclass(frozen=True)
